@@ -1,0 +1,1 @@
+"""The pure middle of tightfit: frozen values and functions, standard library only."""

@@ -1,0 +1,118 @@
+"""Budgets: limits on what an assignment may cost, by how much one is broken, and whether any assignment can keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from app.domain.cost import Costs, count
+from app.domain.device import DeviceProfile, Evidence
+from app.domain.graph import ModelGraph
+from app.domain.space import SearchSpace, cheapest, widest
+
+
+@dataclass(frozen=True)
+class Limit:
+    """An upper bound on one metric: absolute (`max`), or relative to a reference network of the same graph."""
+
+    metric: str
+    max: float | None = None
+    relative: float | None = None
+    relative_to: Literal["w8a8", "float"] = "w8a8"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Absolute limits by metric, in the metric's unit."""
+
+    limits: Mapping[str, float]
+
+    def violation(self, costs: Costs) -> float:
+        """Return the sum over limits of the relative excess (0 when every limit is kept)."""
+        return sum(self.violations(costs).values())
+
+    def violations(self, costs: Costs) -> dict[str, float]:
+        """Return by metric the relative excess max(0, value / limit - 1)."""
+        return {
+            metric: max(0.0, (costs.value(metric) - limit) / max(limit, 1e-12)) for metric, limit in self.limits.items()
+        }
+
+    def is_met(self, costs: Costs) -> bool:
+        """Tell whether every limit is kept."""
+        return all(costs.value(metric) <= limit for metric, limit in self.limits.items())
+
+
+@dataclass(frozen=True)
+class BudgetRow:
+    """One line of the budget table: limit, value, slack = limit - value, and the evidence behind the value."""
+
+    metric: str
+    limit: float
+    value: float
+    evidence: Evidence
+    met: bool
+
+    @property
+    def slack(self) -> float:
+        """Return how much of the limit is left (negative when broken)."""
+        return self.limit - self.value
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as JSON."""
+        return {
+            "metric": self.metric,
+            "limit": self.limit,
+            "value": self.value,
+            "slack": self.slack,
+            "evidence": self.evidence,
+            "met": self.met,
+        }
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The smallest value each limited metric can reach, and which limits lie below it."""
+
+    smallest: Mapping[str, float]
+    unreachable: tuple[str, ...]
+
+    @property
+    def feasible(self) -> bool:
+        """Tell whether every single limit can be kept."""
+        return not self.unreachable
+
+
+def resolve(limits: tuple[Limit, ...], graph: ModelGraph, device: DeviceProfile) -> Budget:
+    """Turn limits into absolute figures. A later limit on the same metric tightens an earlier one."""
+    references = {"w8a8": count(graph, widest(graph, 8), device), "float": count(graph, widest(graph, 32), device)}
+    absolute: dict[str, float] = {}
+    for limit in limits:
+        value = _absolute(limit, references)
+        absolute[limit.metric] = min(value, absolute.get(limit.metric, value))
+    return Budget(absolute)
+
+
+def reach(graph: ModelGraph, space: SearchSpace, device: DeviceProfile, budget: Budget) -> Reach:
+    """Return the smallest reachable value per limit: costs never fall with more channels or bits, so the cheapest
+    assignment bounds every metric at once."""
+    floor = count(graph, cheapest(graph, space), device)
+    smallest = {metric: floor.value(metric) for metric in budget.limits}
+    broken = tuple(metric for metric, limit in budget.limits.items() if smallest[metric] > limit)
+    return Reach(smallest, broken)
+
+
+def table(budget: Budget, values: Mapping[str, float], evidence: Mapping[str, Evidence]) -> tuple[BudgetRow, ...]:
+    """Return the budget table for values counted or measured elsewhere (default evidence: modelled)."""
+    return tuple(
+        BudgetRow(metric, limit, values[metric], evidence.get(metric, "modelled"), values[metric] <= limit)
+        for metric, limit in budget.limits.items()
+    )
+
+
+def _absolute(limit: Limit, references: Mapping[str, Costs]) -> float:
+    if limit.relative is None:
+        assert limit.max is not None, "a limit is absolute or relative"
+        return limit.max
+    scaled = limit.relative * references[limit.relative_to].value(limit.metric)
+    return scaled if limit.max is None else min(limit.max, scaled)

@@ -1,0 +1,171 @@
+"""Device profiles: what a device may compute, how fast, from which memory; frozen and versioned.
+
+The record follows Vela's, AIMET's and MCT's platform files: legal bit pairs per op kind, throughput per pair with an
+efficiency per op kind, memory pools with bandwidth, overheads, power, and the evidence behind the figures. Validation
+with field-level messages lives at the rim; these values are assumed valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Pair = tuple[int, int]
+Evidence = Literal["modelled", "interpolated", "measured"]
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Peak of one (weight bits, activation bits) pair in giga-MACs per second, and efficiency per op kind in (0, 1]."""
+
+    weight_bits: int
+    activation_bits: int
+    gmacs: float
+    efficiency: Mapping[str, float] = field(default_factory=dict)
+
+    def rate(self, kind: str) -> float:
+        """Return the MACs per second that layers of `kind` reach."""
+        return self.gmacs * 1e9 * self.efficiency.get(kind, self.efficiency.get("default", 0.5))
+
+
+@dataclass(frozen=True)
+class MemoryPool:
+    """Capacity in bytes (None: not a limit) and bandwidth in gigabytes per second."""
+
+    bytes: int | None
+    gbps: float
+
+
+@dataclass(frozen=True)
+class Overheads:
+    """Fixed times: microseconds per inference and per layer, nanoseconds per requantized element."""
+
+    per_inference_us: float = 0.0
+    per_layer_us: float = 0.0
+    requant_ns_per_element: float = 0.0
+
+
+@dataclass(frozen=True)
+class Power:
+    """Picojoules per MAC for each "WxA" pair and per byte moved; zero where the profile does not say."""
+
+    pj_per_mac: Mapping[str, float] = field(default_factory=dict)
+    pj_per_byte: float = 0.0
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """One immutable revision of a device profile.
+
+    `pairs` lists legal (weight bits, activation bits) per op kind, with "default" for kinds not listed.
+    `storage_bits` maps a weight bit-width to the width it is stored at (absent: packed at its own width).
+    """
+
+    name: str
+    unit: str
+    pairs: Mapping[str, tuple[Pair, ...]]
+    compute: tuple[Throughput, ...]
+    activation_pool: MemoryPool
+    weight_store: MemoryPool
+    overheads: Overheads = Overheads()
+    power: Power = Power()
+    channel_multiple: Mapping[str, int] = field(default_factory=lambda: {"default": 1})
+    storage_bits: Mapping[int, int] = field(default_factory=dict)
+    per_channel_weights: tuple[str, ...] = ("conv", "depthwise", "linear")
+    input_bits: int = 8
+    output_bits: int = 32
+    evidence: str = "datasheet"
+    sources: tuple[str, ...] = ()
+
+    @property
+    def activation_bits(self) -> tuple[int, ...]:
+        """Every activation bit-width some op kind accepts, widest first."""
+        return tuple(sorted({a for pairs in self.pairs.values() for _, a in pairs}, reverse=True))
+
+    def pairs_for(self, kind: str) -> tuple[Pair, ...]:
+        """Return the legal (weight, activation) bit pairs of an op kind."""
+        return self.pairs.get(kind) or self.pairs.get("default", ())
+
+    def channel_multiple_for(self, weight_bits: int) -> int:
+        """Return the channel multiple that layers with `weight_bits` are padded to."""
+        return self.channel_multiple.get(f"w{weight_bits}", self.channel_multiple.get("default", 1))
+
+    def stored_bits(self, weight_bits: int) -> int:
+        """Return the width in bits at which a weight of `weight_bits` is stored."""
+        return self.storage_bits.get(weight_bits, weight_bits)
+
+    def throughput(self, weight_bits: int, activation_bits: int) -> Throughput:
+        """Return the slowest-that-fits compute entry: the narrowest pair not narrower than the one asked for.
+
+        Bits below the smallest computed width save bytes, not time. Falls back to the widest entry (float).
+        """
+        fitting = [
+            entry
+            for entry in self.compute
+            if entry.weight_bits >= weight_bits and entry.activation_bits >= activation_bits
+        ]
+        if not fitting:
+            return max(self.compute, key=lambda entry: (entry.weight_bits, entry.activation_bits))
+        return min(fitting, key=lambda entry: (entry.weight_bits * entry.activation_bits, -entry.gmacs))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the profile record as users write it; `from_json` is its inverse."""
+        return {
+            "name": self.name,
+            "unit": self.unit,
+            "compute": [
+                {"w": e.weight_bits, "a": e.activation_bits, "gmacs": e.gmacs, "eff": dict(e.efficiency)}
+                for e in self.compute
+            ],
+            "memory": {
+                "activation_pool": {"bytes": self.activation_pool.bytes, "gbps": self.activation_pool.gbps},
+                "weight_store": {"bytes": self.weight_store.bytes, "gbps": self.weight_store.gbps},
+            },
+            "rules": self._rules_json(),
+            "overheads": {
+                "per_inference_us": self.overheads.per_inference_us,
+                "per_layer_us": self.overheads.per_layer_us,
+                "requant_ns_per_elem": self.overheads.requant_ns_per_element,
+            },
+            "power": {"pj_per_mac": dict(self.power.pj_per_mac), "pj_per_byte": self.power.pj_per_byte},
+            "evidence": {"kind": self.evidence, "sources": list(self.sources)},
+        }
+
+    def _rules_json(self) -> dict[str, Any]:
+        return {
+            "pairs": {kind: [list(pair) for pair in pairs] for kind, pairs in self.pairs.items()},
+            "per_channel_weights": list(self.per_channel_weights),
+            "channel_multiple": dict(self.channel_multiple),
+            "storage_bits": {str(bits): stored for bits, stored in self.storage_bits.items()},
+            "forced_bits": {"input": self.input_bits, "output": self.output_bits},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> DeviceProfile:
+        """Build a profile from a record that the rim has validated."""
+        rules, memory, over = data["rules"], data["memory"], data.get("overheads", {})
+        power, evidence = data.get("power", {}), data.get("evidence", {})
+        return cls(
+            name=data["name"],
+            unit=data.get("unit", "cpu"),
+            pairs={kind: tuple((w, a) for w, a in pairs) for kind, pairs in rules["pairs"].items()},
+            compute=tuple(Throughput(e["w"], e["a"], e["gmacs"], dict(e.get("eff", {}))) for e in data["compute"]),
+            activation_pool=_pool(memory["activation_pool"]),
+            weight_store=_pool(memory["weight_store"]),
+            overheads=Overheads(
+                over.get("per_inference_us", 0.0), over.get("per_layer_us", 0.0), over.get("requant_ns_per_elem", 0.0)
+            ),
+            power=Power(dict(power.get("pj_per_mac", {})), power.get("pj_per_byte", 0.0)),
+            channel_multiple=dict(rules.get("channel_multiple", {"default": 1})),
+            storage_bits={int(bits): stored for bits, stored in rules.get("storage_bits", {}).items()},
+            per_channel_weights=tuple(rules.get("per_channel_weights", ("conv", "depthwise", "linear"))),
+            input_bits=rules.get("forced_bits", {}).get("input", 8),
+            output_bits=rules.get("forced_bits", {}).get("output", 32),
+            evidence=evidence.get("kind", "datasheet"),
+            sources=tuple(evidence.get("sources", ())),
+        )
+
+
+def _pool(data: Mapping[str, Any]) -> MemoryPool:
+    return MemoryPool(data.get("bytes"), data["gbps"])

@@ -1,0 +1,159 @@
+"""The torch-free picture of a network: weighted layers, channel groups, activations and when they live.
+
+Everything a cost, a bound or the dashboard needs to know about a network, and nothing it takes torch to know. The
+worker draws the picture from the BatchNorm-folded canonical graph; names are node and module names of that graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+LayerKind = Literal["conv", "depthwise", "linear"]
+
+
+@dataclass(frozen=True)
+class Width:
+    """How many channels (or columns) a tensor dimension has, as a function of what each channel group keeps.
+
+    `terms` holds (channel group id, columns per channel): a residual group counts once, a concat has one term per
+    branch, a linear layer behind a flatten has H*W columns per channel. `fixed` columns are never removed.
+    """
+
+    terms: tuple[tuple[str, int], ...] = ()
+    fixed: int = 0
+
+    def kept(self, keep: Mapping[str, int]) -> int:
+        """Return the number of columns left when group `g` keeps `keep[g]` channels."""
+        return self.fixed + sum(keep[group] * columns for group, columns in self.terms)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weighted operation (convolution or linear) with its BatchNorm folded in.
+
+    `weight_shape` is (out, in / groups, *kernel); `positions` is the number of output positions per picture (H*W;
+    1 for a linear layer on a vector); `input` and `output` name the activations whose grids its operands lie on
+    (`output` is None where the result stays float, as at a network output).
+    """
+
+    name: str
+    kind: LayerKind
+    weight_shape: tuple[int, ...]
+    groups: int
+    positions: int
+    in_width: Width
+    out_width: Width
+    input: str
+    output: str | None
+    bias: bool = True
+    step: int = 0
+
+    @property
+    def kernel_size(self) -> int:
+        """Product of the kernel's extents (1 for a linear layer)."""
+        size = 1
+        for extent in self.weight_shape[2:]:
+            size *= extent
+        return size
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that must be removed together: one search dimension.
+
+    `producers` are layers whose output channels, `consumers` layers whose input columns belong to the group.
+    `frozen` is None for a prunable group, else the reason shown to the user.
+    """
+
+    id: str
+    channels: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    frozen: str | None = None
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A tensor that carries a quantizer (or the float network output), with its life in execution steps.
+
+    Bytes are `width.kept(keep) * positions * bits / 8` from `first_step` (produced) to `last_step` (last read),
+    both inclusive, at batch 1. `role` tells the network's inputs and outputs from what lies between.
+    """
+
+    id: str
+    width: Width
+    positions: int
+    first_step: int
+    last_step: int
+    role: Literal["input", "hidden", "output"] = "hidden"
+    unsigned: bool = False
+
+
+@dataclass(frozen=True)
+class ModelGraph:
+    """The whole picture. `layers` and `activations` are in execution order."""
+
+    layers: tuple[Layer, ...]
+    groups: tuple[ChannelGroup, ...]
+    activations: tuple[Activation, ...]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    parameters: int
+    op_counts: Mapping[str, int]
+
+    @cached_property
+    def layer(self) -> Mapping[str, Layer]:
+        """Layers by name."""
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def group(self) -> Mapping[str, ChannelGroup]:
+        """Channel groups by id."""
+        return {group.id: group for group in self.groups}
+
+    @cached_property
+    def activation(self) -> Mapping[str, Activation]:
+        """Activations by id."""
+        return {activation.id: activation for activation in self.activations}
+
+    @property
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        """The groups that are not frozen."""
+        return tuple(group for group in self.groups if group.frozen is None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dict; `from_json` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelGraph:
+        """Rebuild the picture that `to_json` wrote."""
+        return cls(
+            layers=tuple(_layer(item) for item in data["layers"]),
+            groups=tuple(_group(item) for item in data["groups"]),
+            activations=tuple(_activation(item) for item in data["activations"]),
+            input_shape=tuple(data["input_shape"]),
+            output_shape=tuple(data["output_shape"]),
+            parameters=data["parameters"],
+            op_counts=dict(data["op_counts"]),
+        )
+
+
+def _width(data: Mapping[str, Any]) -> Width:
+    return Width(tuple((group, columns) for group, columns in data["terms"]), data["fixed"])
+
+
+def _layer(data: Mapping[str, Any]) -> Layer:
+    widths = {key: _width(data[key]) for key in ("in_width", "out_width")}
+    return Layer(**{**data, **widths, "weight_shape": tuple(data["weight_shape"])})
+
+
+def _group(data: Mapping[str, Any]) -> ChannelGroup:
+    return ChannelGroup(**{**data, "producers": tuple(data["producers"]), "consumers": tuple(data["consumers"])})
+
+
+def _activation(data: Mapping[str, Any]) -> Activation:
+    return Activation(**{**data, "width": _width(data["width"])})

@@ -1,0 +1,35 @@
+"""Prefixed, time-sortable identifiers: `mdl_01k0...`."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+
+PREFIXES = {
+    "model": "mdl",
+    "dataset": "dst",
+    "device": "dev",
+    "search": "srh",
+    "trial": "trl",
+    "candidate": "cnd",
+    "artefact": "art",
+    "schedule": "sch",
+    "key": "key",
+}
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32
+_LENGTH = 26
+_PATTERN = re.compile(rf"[a-z]{{3}}_[{_ALPHABET}]{{{_LENGTH}}}\Z")
+
+
+def new_id(noun: str) -> str:
+    """Return a fresh id for a noun in `PREFIXES`: 48 bits of milliseconds, then 80 random bits (as in a ULID)."""
+    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    digits = (_ALPHABET[(number >> shift) & 31] for shift in range(5 * (_LENGTH - 1), -1, -5))
+    return f"{PREFIXES[noun]}_{''.join(digits)}"
+
+
+def is_id(text: str, noun: str) -> bool:
+    """Tell whether `text` has the shape of an id of `noun`."""
+    return text.startswith(PREFIXES[noun] + "_") and _PATTERN.match(text) is not None

@@ -1,0 +1,172 @@
+"""The search space a device and a request leave open, and one point of it: the assignment."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.domain.device import DeviceProfile
+from app.domain.graph import ChannelGroup, ModelGraph
+
+KEEP_RATIOS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Chosen kept channels per channel group, weight bits per layer and activation bits per activation.
+
+    32 bits stand for "left float": the baseline is an assignment like any other.
+    """
+
+    keep: Mapping[str, int]
+    weight_bits: Mapping[str, int]
+    activation_bits: Mapping[str, int]
+
+    def to_json(self) -> dict[str, dict[str, int]]:
+        """Return a JSON-ready dict with sorted keys (equal assignments give equal text)."""
+        return {
+            "keep": dict(sorted(self.keep.items())),
+            "weight_bits": dict(sorted(self.weight_bits.items())),
+            "activation_bits": dict(sorted(self.activation_bits.items())),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Assignment:
+        """Rebuild what `to_json` wrote."""
+        return cls(dict(data["keep"]), dict(data["weight_bits"]), dict(data["activation_bits"]))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON text: the assignment's identity in caches."""
+        return hashlib.sha256(json.dumps(self.to_json(), separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class SpaceSpec:
+    """What a request says about the space: bounds and name patterns (fnmatch) to freeze."""
+
+    min_keep: float = 0.125
+    prune: bool = True
+    weight_bits: tuple[int, ...] | None = None
+    activation_bits: tuple[int, ...] | None = None
+    freeze: tuple[str, ...] = ()
+    fixed_bits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Legal choices: kept channels per group, (weight, input activation) bit pairs per layer, bits per activation.
+
+    Choices are sorted from the largest (the least compression) down. A layer's pair is legal when
+    (weight bits, bits of its input activation) is in `pairs[layer]`.
+    """
+
+    keep: Mapping[str, tuple[int, ...]]
+    weight_bits: Mapping[str, tuple[int, ...]]
+    activation_bits: Mapping[str, tuple[int, ...]]
+    pairs: Mapping[str, frozenset[tuple[int, int]]]
+
+    @property
+    def size_log10(self) -> float:
+        """Decimal logarithm of the number of assignments (bit-pair rules not deducted)."""
+        choices = [*self.keep.values(), *self.weight_bits.values(), *self.activation_bits.values()]
+        return sum(math.log10(len(options)) for options in choices)
+
+
+def build_space(graph: ModelGraph, device: DeviceProfile, spec: SpaceSpec = SpaceSpec()) -> SearchSpace:
+    """Return the space for `graph` on `device` under `spec`.
+
+    Raises ValueError naming the layer or activation for which no legal bit-width is left.
+    """
+    pairs = {layer.name: _layer_pairs(device, spec, layer.name, layer.kind) for layer in graph.layers}
+    activation_bits = {}
+    for activation in graph.activations:
+        readers = [layer.name for layer in graph.layers if layer.input == activation.id]
+        legal = _activation_choices(device, spec, activation.role, [pairs[name] for name in readers])
+        if not legal:
+            raise ValueError(f"no activation bit-width is legal for {activation.id!r}, read by {readers}")
+        activation_bits[activation.id] = legal
+    weight_bits = {}
+    for layer in graph.layers:
+        inputs = set(activation_bits[layer.input])
+        legal = _descending(w for w, a in pairs[layer.name] if a in inputs)
+        if not legal:
+            raise ValueError(f"no (weight, activation) bit pair is legal for layer {layer.name!r}")
+        weight_bits[layer.name] = legal
+    keep = {group.id: keep_choices(group, device, spec) for group in graph.groups}
+    return SearchSpace(keep, weight_bits, activation_bits, pairs)
+
+
+def keep_choices(group: ChannelGroup, device: DeviceProfile, spec: SpaceSpec) -> tuple[int, ...]:
+    """Return the legal numbers of kept channels of `group`, full width first.
+
+    Counts are rounded to the device's channel multiple where the group is wide enough to have a choice left.
+    """
+    if group.frozen is not None or not spec.prune or _matches(spec.freeze, [group.id, *group.producers]):
+        return (group.channels,)
+    multiple = device.channel_multiple_for(8)
+    if group.channels < 2 * multiple:
+        multiple = 1
+    floor = max(1, math.ceil(spec.min_keep * group.channels))
+    counts = {max(multiple, round(ratio * group.channels / multiple) * multiple) for ratio in KEEP_RATIOS}
+    legal = {count for count in counts if floor <= count <= group.channels}
+    return _descending(legal | {group.channels})
+
+
+def widest(graph: ModelGraph, bits: int) -> Assignment:
+    """Return the unpruned assignment with `bits` everywhere: 8 gives the W8A8 reference, 32 the float baseline."""
+    return Assignment(
+        keep={group.id: group.channels for group in graph.groups},
+        weight_bits={layer.name: bits for layer in graph.layers},
+        activation_bits={item.id: bits for item in graph.activations},
+    )
+
+
+def cheapest(graph: ModelGraph, space: SearchSpace) -> Assignment:
+    """Return the assignment with the fewest kept channels and the fewest bits everywhere (a bound, pair rules apart)."""
+    return Assignment(
+        keep={group.id: min(space.keep[group.id]) for group in graph.groups},
+        weight_bits={layer.name: min(space.weight_bits[layer.name]) for layer in graph.layers},
+        activation_bits={item.id: min(space.activation_bits[item.id]) for item in graph.activations},
+    )
+
+
+def _layer_pairs(device: DeviceProfile, spec: SpaceSpec, name: str, kind: str) -> frozenset[tuple[int, int]]:
+    for pattern, pair in spec.fixed_bits.items():
+        if fnmatch.fnmatchcase(name, pattern):
+            return frozenset({pair})
+    legal = device.pairs_for(kind)
+    return frozenset(
+        (w, a)
+        for w, a in legal
+        if (spec.weight_bits is None or w in spec.weight_bits)
+        and (spec.activation_bits is None or a in spec.activation_bits or a == device.input_bits)
+    )
+
+
+def _activation_choices(
+    device: DeviceProfile, spec: SpaceSpec, role: str, readers: list[frozenset[tuple[int, int]]]
+) -> tuple[int, ...]:
+    if role == "output":
+        return (device.output_bits,)
+    if role == "input":
+        return (device.input_bits,)
+    legal = set(device.activation_bits)
+    if spec.activation_bits is not None:
+        legal &= set(spec.activation_bits)
+    for pairs in readers:
+        legal &= {a for _, a in pairs}
+    return _descending(legal)
+
+
+def _matches(patterns: Iterable[str], names: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+
+def _descending(values: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted(set(values), reverse=True))
