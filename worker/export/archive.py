@@ -1,0 +1,95 @@
+"""The checkpoint's container: one zip of stored entries with fixed time stamps, so that equal contents give equal bytes.
+
+Reading trusts nothing: only the known entries, stored, each under a cap, read without executing anything.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+WEIGHTS, GRAPH, MANIFEST = "weights.safetensors", "graph.json", "manifest.json"
+CAPS = {WEIGHTS: 1 << 30, GRAPH: 16 << 20, MANIFEST: 4 << 20}
+_NEW_YEAR_1980 = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold
+_READABLE = 0o644 << 16
+
+Tensors = dict[str, NDArray[Any]]
+
+
+class CheckpointRefused(ValueError):
+    """A file that is not a sound checkpoint. `slug` names the reason, the text says what was found."""
+
+    def __init__(self, detail: str, slug: str = "invalid-archive") -> None:
+        super().__init__(detail)
+        self.slug = slug
+
+
+def write_archive(tensors: Tensors, graph: Mapping[str, Any], manifest: Mapping[str, Any]) -> bytes:
+    """Return the archive as bytes; the same contents always give the same bytes."""
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
+    entries = {WEIGHTS: save_tensors(contiguous), GRAPH: _json(graph), MANIFEST: _json(manifest)}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in entries.items():
+            entry = zipfile.ZipInfo(name, _NEW_YEAR_1980)
+            entry.external_attr, entry.create_system = _READABLE, 3
+            archive.writestr(entry, content)
+    return buffer.getvalue()
+
+
+def read_archive(data: bytes) -> tuple[Tensors, dict[str, Any], dict[str, Any]]:
+    """Return tensors, graph and manifest. Raises CheckpointRefused for anything but a sound archive."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            _check_entries(archive.infolist())
+            weights, graph, manifest = (archive.read(name) for name in (WEIGHTS, GRAPH, MANIFEST))
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, ValueError) as error:
+        if isinstance(error, CheckpointRefused):
+            raise
+        raise CheckpointRefused(f"the file is not a sound zip archive: {error}") from error
+    return _tensors(weights), _object(graph, GRAPH), _object(manifest, MANIFEST)
+
+
+def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
+    names = sorted(entry.filename for entry in entries)
+    if names != sorted(CAPS):
+        raise CheckpointRefused(f"the archive holds {names[:8]}, not exactly {sorted(CAPS)}")
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            raise CheckpointRefused(f"entry {entry.filename} is compressed; entries must be stored")
+        if entry.file_size > CAPS[entry.filename]:
+            raise CheckpointRefused(f"entry {entry.filename} has {entry.file_size} bytes", "model-too-large")
+
+
+def _tensors(data: bytes) -> Tensors:
+    try:
+        return dict(load_tensors(data))
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise CheckpointRefused(f"{WEIGHTS} is not a sound safetensors file: {error}", "invalid-tensor") from error
+
+
+def _object(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointRefused(f"{name} is not sound JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointRefused(f"{name} holds no JSON object")
+    return value
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, indent=1, allow_nan=False).encode()
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")

@@ -1,0 +1,56 @@
+"""Lossless bit packing of signed integers at 2 to 8 bits.
+
+Offset binary: the integer q is stored as the code q + 2^(bits-1). Codes follow each other in one stream, the least
+significant bit first, padded with zero bits to a whole byte.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MIN_BITS, MAX_BITS = 2, 8
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Return the bytes that `count` integers of `bits` bits take."""
+    return -(-count * bits // 8)
+
+
+def pack(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """Return the bit stream of `values` (any shape, C order) as bytes.
+
+    Raises ValueError for a width outside 2..8 or a value outside [-2^(bits-1), 2^(bits-1) - 1].
+    """
+    offset = _offset(bits)
+    flat = values.reshape(-1).astype(np.int64)
+    if flat.size and (flat.min() < -offset or flat.max() >= offset):
+        raise ValueError(f"values reach from {flat.min()} to {flat.max()}: they do not fit into {bits} bits")
+    codes = (flat + offset).astype(np.uint8)
+    planes = np.unpackbits(codes[:, None], axis=1, count=bits, bitorder="little")
+    return np.packbits(planes.reshape(-1), bitorder="little")
+
+
+def unpack(stream: NDArray[np.uint8], bits: int, shape: Sequence[int]) -> NDArray[np.int8]:
+    """Return the integers that `pack` wrote, in `shape`.
+
+    Raises ValueError when the stream's length does not belong to the shape, or padding bits are set.
+    """
+    offset, count = _offset(bits), math.prod(shape)
+    if stream.dtype != np.uint8 or stream.ndim != 1 or stream.size != packed_bytes(count, bits):
+        raise ValueError(f"{stream.size} bytes do not hold {count} integers of {bits} bits")
+    planes = np.unpackbits(stream, bitorder="little")
+    if planes[count * bits :].any():
+        raise ValueError("padding bits of a packed stream are set")
+    codes = np.packbits(planes[: count * bits].reshape(count, bits), axis=1, bitorder="little")
+    return (codes.reshape(-1).astype(np.int16) - offset).astype(np.int8).reshape(tuple(shape))
+
+
+def _offset(bits: int) -> int:
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise ValueError(f"{bits} bits cannot be packed: {MIN_BITS} to {MAX_BITS} can")
+    return 1 << (bits - 1)

@@ -1,0 +1,39 @@
+"""Facts about this machine that a measured figure is worth nothing without."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import onnxruntime
+
+HOST_PROFILE = "onnxruntime-cpu"
+_TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
+
+
+def describe() -> dict[str, object]:
+    """Return processor, integer-dot-product features, core count and runtime version as JSON."""
+    info = _cpuinfo()
+    return {
+        "processor": info.get("model name", platform.machine()),
+        "machine": platform.machine(),
+        "features": [flag for flag in _TELLING_FLAGS if flag in info.get("flags", "").split()],
+        "cores": os.cpu_count(),
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def is_host(device_name: str) -> bool:
+    """Tell whether a device profile stands for the machine the worker runs on, so that its latency can be measured."""
+    return device_name == HOST_PROFILE
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Return the first processor's entries of /proc/cpuinfo (nothing where there is no such file)."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return {}
+    first = path.read_text(errors="replace").split("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}

@@ -1,0 +1,72 @@
+"""Latency in ONNX Runtime: one thread, batch 1, interleaved runs.
+
+The minimum over interleaved runs repeats within a percent even on a busy machine, where medians drift several-fold;
+both are reported, and networks are compared by their minima from the same rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+WARM_UP, ROUNDS, MAX_SECONDS = 5, 60, 10.0
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one batch-1 inference over `runs` interleaved runs."""
+
+    min_ms: float
+    median_ms: float
+    runs: int
+
+    def to_json(self) -> dict[str, float]:
+        """Return the figures as JSON."""
+        return {"min_ms": self.min_ms, "median_ms": self.median_ms, "runs": self.runs}
+
+
+def open_session(model: bytes) -> ort.InferenceSession:
+    """Open a model for one thread on the CPU with the default optimisations.
+
+    Raises whatever onnxruntime raises for a file it cannot run (its exceptions share no public base class).
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # a refused file is reported through the exception
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def measure(
+    models: Mapping[str, bytes], input_shape: tuple[int, ...], rounds: int = ROUNDS, max_seconds: float = MAX_SECONDS
+) -> dict[str, Latency]:
+    """Time several models against each other on one random picture of `input_shape` (without the batch axis).
+
+    Every round runs each model once, in an order shuffled per round; stops after `rounds` or `max_seconds`.
+    """
+    rng = np.random.default_rng(0)
+    picture = rng.standard_normal((1, *input_shape)).astype(np.float32)
+    sessions = {name: open_session(model) for name, model in models.items()}
+    for session in sessions.values():
+        for _ in range(WARM_UP):
+            _run_ms(session, picture)
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    deadline = time.monotonic() + max_seconds
+    for index in range(rounds):
+        if index and time.monotonic() > deadline:
+            break
+        for name in rng.permutation(list(sessions)):
+            times[str(name)].append(_run_ms(sessions[str(name)], picture))
+    return {name: Latency(min(runs), statistics.median(runs), len(runs)) for name, runs in times.items()}
+
+
+def _run_ms(session: ort.InferenceSession, picture: NDArray[np.float32]) -> float:
+    feed = {session.get_inputs()[0].name: picture}
+    start = time.perf_counter()
+    session.run(None, feed)
+    return (time.perf_counter() - start) * 1e3
