@@ -1,0 +1,60 @@
+"""The command line: `tightfit NOUN VERB`. Starts quickly; heavy modules are imported by the verbs that need them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.commands import candidates, data, devices, keys, models, searches
+
+app = typer.Typer(
+    name="tightfit",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Fit a trained network into a device's budget. Exit codes: 0 feasible, 3 best effort, 1 error, 2 wrong usage.",
+)
+app.add_typer(models.app, name="model")
+app.add_typer(data.app, name="data")
+app.add_typer(devices.app, name="device")
+app.add_typer(searches.app, name="search")
+app.add_typer(candidates.app, name="candidate")
+app.add_typer(candidates.artefacts, name="artefact")
+app.add_typer(keys.app, name="key")
+
+DataDir = Annotated[Path | None, typer.Option(help="Data folder (env TIGHTFIT_DATA_DIR).")]
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (env TIGHTFIT_HOST).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port (env TIGHTFIT_PORT).")] = None,
+    data_dir: DataDir = None,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes beside the service.")] = 1,
+) -> None:
+    """Run the service, the dashboard and a worker; prints the dashboard's link. Ctrl-C stops them."""
+    from app import supervisor
+    from app.settings import Settings
+
+    given = {"host": host, "port": port, "data_dir": data_dir}
+    settings = Settings(**{key: value for key, value in given.items() if value is not None})
+    raise typer.Exit(supervisor.serve(settings, workers=workers) or 0)
+
+
+@app.command()
+def worker(data_dir: DataDir = None) -> None:
+    """Run one worker in the foreground (the service may run elsewhere on the same database)."""
+    import os
+    import subprocess
+    import sys
+
+    environment = dict(os.environ)
+    if data_dir is not None:
+        environment["TIGHTFIT_DATA_DIR"] = str(data_dir)
+    raise typer.Exit(subprocess.run([sys.executable, "-m", "worker"], env=environment, check=False).returncode)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,93 @@
+"""tightfit candidate and tightfit artefact: what a search found, and its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.commands.base import ERROR, Session, verb
+from app.commands.show import candidate_summary, table, upload_bar
+from app.commands.words import amount
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(no_args_is_help=True, help="Candidates: show, export.")
+artefacts = typer.Typer(no_args_is_help=True, help="Artefacts: download with a digest check.")
+
+SUFFIXES = {"onnx": ".onnx", "checkpoint": ".zip", "report": ".json"}
+
+
+@verb(app, "show")
+def show(
+    session: Session,
+    candidate: Annotated[str, typer.Argument(help="Id of the candidate.")],
+    layers: Annotated[bool, typer.Option("--layers", help="Show every layer.")] = False,
+) -> None:
+    """Show a candidate: budget table, quality, verification, artefacts."""
+    found = session.client.get(f"/v1/candidates/{candidate}")
+
+    def draw(console: Console) -> None:
+        candidate_summary(console, found)
+        if layers:
+            console.print(layer_table(found))
+
+    session.answer(found, draw)
+
+
+@verb(app, "export")
+def export(
+    session: Session,
+    candidate: Annotated[str, typer.Argument(help="Id of the candidate.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", file_okay=False, help="Download into this folder.")] = None,
+) -> None:
+    """Export a candidate, verify it, and download its files if a folder is named."""
+    found = session.client.export_candidate(candidate)
+    paths = [str(_download(session, artefact, out)) for artefact in found["artefacts"]] if out else []
+
+    def draw(console: Console) -> None:
+        candidate_summary(console, found)
+        for path in paths:
+            console.print(f"  wrote {path}")
+
+    session.answer({**found, "files": paths}, draw)
+    if found["verification"] != "verified":
+        raise typer.Exit(ERROR)
+
+
+@verb(artefacts, "get")
+def get(
+    session: Session,
+    artefact: Annotated[str, typer.Argument(help="Id of the artefact.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File or folder to write to.")] = None,
+) -> None:
+    """Download an artefact; the file appears only when its SHA-256 is right."""
+    found = session.client.get(f"/v1/artefacts/{artefact}")
+    path = _download(session, found, out)
+    session.answer({**found, "path": str(path)}, lambda console: console.print(f"wrote {path}"))
+
+
+def layer_table(candidate: Any) -> Any:
+    """Return the per-layer table of a candidate: kept channels, bits, MACs, bytes, modelled time."""
+    rows = [
+        (
+            layer["name"],
+            f"{layer['out_channels']}/{layer.get('channels', layer['out_channels'])}",
+            layer["weight_bits"],
+            layer["input_bits"],
+            amount("macs", layer["macs"]),
+            amount("weight_bytes", layer["weight_bytes"]),
+            amount("latency_ms", layer["latency_ms"]),
+        )
+        for layer in candidate.get("layers") or []
+    ]
+    return table("Layers", ("layer", "channels", "w bits", "a bits", "MACs", "bytes", "latency"), rows)
+
+
+def _download(session: Session, artefact: Any, out: Path | None) -> Path:
+    name = artefact.get("filename") or artefact["id"] + SUFFIXES.get(artefact["kind"], "")
+    target = Path(name) if out is None else out / name if out.is_dir() or not out.suffix else out
+    with upload_bar(session.console, target.name) as progress:
+        return session.client.download(artefact["id"], target, progress)

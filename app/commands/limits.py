@@ -1,0 +1,88 @@
+"""Limits as people write them: `bops<=1/16`, `weight_bytes<=30kB`, `latency_ms<=2`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from app.domain.cost import METRICS
+
+ALIASES = {
+    "latency": "latency_ms",
+    "size": "weight_bytes",
+    "weights": "weight_bytes",
+    "memory": "peak_activation_bytes",
+    "peak_activation": "peak_activation_bytes",
+    "energy": "energy_mj",
+}
+_BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 1024.0, "mib": 1024.0**2, "gib": 1024.0**3}
+_COUNTS = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+UNITS: dict[str, dict[str, float]] = {
+    "weight_bytes": _BYTES,
+    "peak_activation_bytes": _BYTES,
+    "latency_ms": {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3},
+    "energy_mj": {"uj": 1e-3, "mj": 1.0, "j": 1e3},
+    "macs": _COUNTS,
+    "bops": _COUNTS,
+}
+_LIMIT = re.compile(r"\s*([a-z_]+)\s*(?:<=|=|≤)\s*(.+?)(?:\s+of\s+(w8a8|float))?\s*\Z")
+_NUMBER = r"[0-9]+(?:[_0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+"
+_RATIO = re.compile(rf"({_NUMBER})\s*/\s*({_NUMBER})\Z")
+_SHARE = re.compile(rf"({_NUMBER})\s*([%x])\Z")
+_AMOUNT = re.compile(rf"({_NUMBER})\s*([A-Za-z]*)\Z")
+
+
+def parse_limit(text: str) -> dict[str, Any]:
+    """Return one limit of a request.
+
+    A ratio (`1/16`), a share (`25%`) or a multiple (`0.5x`) is relative to the unpruned W8A8 network, or with
+    `of float` to the float one; anything else is an amount with an optional unit. Raises ValueError saying what is
+    wrong.
+    """
+    match = _LIMIT.match(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a limit: write METRIC<=VALUE, like bops<=1/16 or weight_bytes<=30kB")
+    metric = ALIASES.get(match[1], match[1])
+    if metric not in METRICS:
+        raise ValueError(f"{match[1]!r} is not a metric: use one of {', '.join(METRICS)}")
+    relative = _relative(match[2])
+    if relative is None:
+        if match[3]:
+            raise ValueError(f"{text!r}: 'of {match[3]}' needs a ratio, a share or a multiple")
+        return {"metric": metric, "max": _positive(_amount(metric, match[2]), text)}
+    limit = {"metric": metric, "relative": _positive(relative, text)}
+    return {**limit, "relative_to": match[3]} if match[3] else limit
+
+
+def parse_limits(texts: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the limits of a request, in the order given."""
+    return [parse_limit(text) for text in texts]
+
+
+def _relative(text: str) -> float | None:
+    if ratio := _RATIO.match(text):
+        bottom = float(ratio[2])
+        if bottom == 0:
+            raise ValueError(f"{text!r} divides by zero")
+        return float(ratio[1]) / bottom
+    if share := _SHARE.match(text):
+        return float(share[1]) / (100.0 if share[2] == "%" else 1.0)
+    return None
+
+
+def _amount(metric: str, text: str) -> float:
+    match = _AMOUNT.match(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not an amount of {metric}")
+    units = UNITS[metric]
+    unit = match[2].lower()
+    if unit and unit not in units:
+        raise ValueError(f"{match[2]!r} is not a unit of {metric}: use one of {', '.join(units)}")
+    return float(match[1]) * units.get(unit, 1.0)
+
+
+def _positive(value: float, text: str) -> float:
+    if not value > 0:
+        raise ValueError(f"{text!r}: a limit is greater than zero")
+    return value

@@ -1,0 +1,82 @@
+"""tightfit model: push, list, show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.commands.base import Session, verb
+from app.commands.show import listing, table, upload_bar
+from app.commands.words import amount
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(no_args_is_help=True, help="Networks: upload, list, look inside.")
+
+FileArgument = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)]
+
+
+@verb(app, "push")
+def push(
+    session: Session,
+    file: FileArgument,
+    name: Annotated[str | None, typer.Option(help="Name of the model (default: the file's).")] = None,
+    format: Annotated[str | None, typer.Option(help="onnx or pt2 (default: told by the content).")] = None,
+) -> None:
+    """Upload an ONNX or torch.export .pt2 file and wait until it is read."""
+    with upload_bar(session.console, file.name) as progress:
+        model = session.client.push_model(file, name, format, progress)
+    session.answer(model, lambda console: _summary(console, model))
+
+
+@verb(app, "list")
+def list_models(session: Session) -> None:
+    """List the models."""
+    models = list(session.client.items("/v1/models"))
+    columns = ("id", "name", "state", "format", "file", "parameters")
+    session.answer(models, listing(columns, models, _row))
+
+
+@verb(app, "show")
+def show(session: Session, model: Annotated[str, typer.Argument(help="Id or name.")]) -> None:
+    """Show the layers and channel groups of a model."""
+    found = session.client.find("models", model)
+    session.answer(found, lambda console: _details(console, found))
+
+
+def _row(model: Any) -> tuple[object, ...]:
+    parameters = (model.get("graph") or {}).get("parameters", model.get("parameters"))
+    size = amount("weight_bytes", model.get("bytes"))
+    return model["id"], model["name"], model["state"], model.get("format") or "–", size, amount("macs", parameters)
+
+
+def _summary(console: Console, model: Any) -> None:
+    graph = model["graph"]
+    console.print(f"{model['id']}  {model['name']}  {model['state']}", style="bold")
+    shape = "x".join(map(str, graph["input_shape"]))
+    groups = [group for group in graph["groups"] if group["frozen"] is None]
+    console.print(
+        f"{amount('macs', graph['parameters'])} parameters in {len(graph['layers'])} layers, input {shape}, "
+        f"{len(groups)} of {len(graph['groups'])} channel groups prunable"
+    )
+
+
+def _details(console: Console, model: Any) -> None:
+    if model.get("problem"):
+        console.print(f"{model['state']}: {model['problem'].get('detail')}", style="red")
+    if not model.get("graph"):
+        return
+    _summary(console, model)
+    layers = [
+        (item["name"], item["kind"], "x".join(map(str, item["weight_shape"])), item["positions"], item["groups"])
+        for item in model["graph"]["layers"]
+    ]
+    console.print(table("Layers", ("layer", "kind", "weight", "positions", "groups"), layers))
+    groups = [
+        (item["id"], item["channels"], ", ".join(item["producers"]), item["frozen"] or "prunable")
+        for item in model["graph"]["groups"]
+    ]
+    console.print(table("Channel groups", ("group", "channels", "producers", "state"), groups))

@@ -1,0 +1,204 @@
+"""tightfit search: run, watch, show, list, cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.commands.base import Session, verb
+from app.commands.devices import read_record
+from app.commands.limits import parse_limit, parse_limits
+from app.commands.show import best_line, listing, progress_line, search_bar, search_summary
+from app.commands.words import exit_code
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from app.client import Client
+
+app = typer.Typer(no_args_is_help=True, help="Searches: run, watch, show, list, cancel.")
+
+SearchArgument = Annotated[str, typer.Argument(help="Id or name of the search.")]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `search run`; they go over what the file says."""
+
+    file: Annotated[
+        Path | None,
+        typer.Option("-f", "--file", exists=True, dir_okay=False, help="The request as YAML or JSON."),
+    ] = None
+    name: Annotated[str | None, typer.Option(help="Name of the search.")] = None
+    model: Annotated[str | None, typer.Option(help="Id or name of the model.")] = None
+    data: Annotated[str | None, typer.Option(help="Id or name of the dataset.")] = None
+    device: Annotated[str | None, typer.Option(help="Id or name of the device profile.")] = None
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="A limit, such as 'bops<=1/16', 'weight_bytes<=30kB', 'latency_ms<=2'; repeatable."),
+    ] = None
+    trials: Annotated[int | None, typer.Option(min=1, help="Number of trials.")] = None
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the search.")] = None
+    sampler: Annotated[str | None, typer.Option(help="tpe, nsga2 or random.")] = None
+    min_keep: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Smallest keep ratio.")] = None
+    prune: Annotated[bool | None, typer.Option("--prune/--no-prune", help="Remove channels or only bits.")] = None
+    freeze: Annotated[list[str] | None, typer.Option(help="Layers never pruned (pattern); repeatable.")] = None
+    max_wall_s: Annotated[float | None, typer.Option(min=1.0, help="Stop after so many seconds.")] = None
+    export_top: Annotated[int | None, typer.Option(min=0, help="How many candidates to export.")] = None
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Names of a request, still to be looked up."""
+
+    model: str
+    data: Any
+    device: str
+    rest: dict[str, Any] = field(default_factory=dict)
+
+
+@verb(app, "run")
+def run(
+    session: Session,
+    request: Request,
+    detach: Annotated[bool, typer.Option("--detach", help="Queue it and return at once.")] = False,
+) -> None:
+    """Search for the best network inside a budget, and wait for the end.
+
+    Leaves with 0 when a candidate keeps every limit, 3 when none does, 1 on failure. Ctrl-C detaches; the search
+    goes on.
+    """
+    names = read_request(request)
+    search = session.client.create_search(resolve(session.client, names))
+    if detach:
+        session.answer(search, lambda console: console.print(search["id"]))
+        return
+    _follow(session, search["id"])
+
+
+@verb(app, "watch")
+def watch(session: Session, search: SearchArgument) -> None:
+    """Follow a search to its end; exit code as for run."""
+    _follow(session, session.client.find("searches", search)["id"])
+
+
+@verb(app, "show")
+def show(session: Session, search: SearchArgument) -> None:
+    """Show where a search stands, or its result; exit code 0, also while it is running."""
+    found = session.client.find("searches", search)
+
+    def draw(console: Console) -> None:
+        console.print(f"{found['id']}  {found['name']}  {found['state']}  {progress_line(found)}")
+        search_summary(console, found, best_candidate(session.client, found))
+
+    session.answer(found, draw)
+
+
+@verb(app, "list")
+def list_searches(session: Session) -> None:
+    """List the searches, newest first."""
+    searches = list(session.client.items("/v1/searches"))
+    session.answer(searches, listing(("id", "name", "state", "outcome", "progress", "best"), searches, _row))
+
+
+@verb(app, "cancel")
+def cancel(session: Session, search: SearchArgument) -> None:
+    """Stop a search; what it measured so far is kept."""
+    found = session.client.cancel_search(session.client.find("searches", search)["id"])
+    session.answer(found, lambda console: console.print(f"{found['id']}  {found['state']}"))
+
+
+def read_request(request: Request) -> _Names:
+    """Merge the file and the options of `search run`. Raises typer.BadParameter when something is missing or wrong."""
+    body: dict[str, Any] = read_record(request.file) if request.file else {}
+    model = request.model or body.pop("model", None) or body.pop("model_id", None)
+    device = request.device or body.pop("device", None) or body.pop("device_id", None)
+    data = request.data or body.pop("data", None) or body.pop("dataset", None)
+    for key in ("model", "model_id", "device", "device_id", "data", "dataset"):
+        body.pop(key, None)
+    for option, value in (("--model", model), ("--data", data), ("--device", device)):
+        if not value:
+            raise typer.BadParameter(f"{option} is missing; name it as an option or in the file")
+    try:
+        rest = merged(body, request)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if not rest.get("limits"):
+        raise typer.BadParameter("--limit is missing: say at least one, such as --limit 'bops<=1/16'")
+    return _Names(str(model), data, str(device), rest)
+
+
+def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
+    """Return the request's body, options over file, without the parts that name other resources."""
+    limits = parse_limits(request.limit) if request.limit else [_limit(item) for item in body.get("limits", [])]
+    space = _over(
+        body.get("space"), {"min_keep": request.min_keep, "prune": request.prune, "freeze": request.freeze or None}
+    )
+    search = _over(
+        body.get("search"),
+        {
+            "trials": request.trials,
+            "seed": request.seed,
+            "sampler": request.sampler,
+            "max_wall_s": request.max_wall_s,
+        },
+    )
+    own = {"name": request.name, "export_top": request.export_top}
+    whole = _over(body, {**own, "limits": limits, "space": space or None, "search": search or None})
+    return {**whole, "name": whole.get("name") or "search"}
+
+
+def resolve(client: Client, names: _Names) -> dict[str, Any]:
+    """Return the body of POST /v1/searches: names looked up, ids in their place."""
+    data = names.data if isinstance(names.data, Mapping) else {"all": names.data}
+    return {
+        **names.rest,
+        "model_id": client.find("models", names.model)["id"],
+        "dataset": {role: client.find("datasets", str(name))["id"] for role, name in data.items()},
+        "device_id": client.find("devices", names.device)["id"],
+    }
+
+
+def best_candidate(client: Client, search: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the best candidate of a search in full, or None while there is none."""
+    best = search.get("best") or {}
+    id = best.get("candidate_id") or best.get("id")
+    if id is None:
+        found = client.candidates(search["id"])
+        id = found[0]["id"] if found else None
+    return None if id is None else client.get(f"/v1/candidates/{id}")
+
+
+def _follow(session: Session, id: str) -> None:
+    try:
+        with search_bar(session.console) as show_progress:
+            search = session.client.wait_search(id, show_progress)
+    except KeyboardInterrupt:
+        session.console.print(f"detached; the search goes on: tightfit search watch {id}")
+        raise typer.Exit(130) from None
+    candidate = best_candidate(session.client, search)
+    session.answer({**search, "candidate": candidate}, lambda console: search_summary(console, search, candidate))
+    raise typer.Exit(exit_code(search))
+
+
+def _limit(item: Any) -> dict[str, Any]:
+    return parse_limit(item) if isinstance(item, str) else dict(item)
+
+
+def _over(below: Any, above: Mapping[str, Any]) -> dict[str, Any]:
+    return {**(below or {}), **{key: value for key, value in above.items() if value is not None}}
+
+
+def _row(search: Any) -> tuple[object, ...]:
+    return (
+        search["id"],
+        search["name"],
+        search["state"],
+        search.get("outcome") or "–",
+        progress_line(search),
+        best_line(search),
+    )

@@ -1,0 +1,150 @@
+"""Tables and progress for people. Rich is imported when something is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from app.commands.words import amount, duration, label, percent, verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Json = Mapping[str, Any]
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """Return a plain table; numbers are written by the caller. Cells are text, never markup."""
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        drawn.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    return drawn
+
+
+def listing(columns: Sequence[str], items: Sequence[Json], cells: Callable[[Json], Sequence[object]]) -> Any:
+    """Return a drawing function for a list of resources."""
+
+    def draw(console: Console) -> None:
+        if not items:
+            console.print("nothing here yet", style="dim")
+            return
+        console.print(table("", columns, [cells(item) for item in items]))
+
+    return draw
+
+
+def budget_table(rows: Sequence[Json]) -> Table:
+    """Return the budget table: limit, value, slack, evidence and whether the limit is kept."""
+    from rich.text import Text
+
+    cells = [
+        (
+            label(row["metric"]),
+            amount(row["metric"], row["limit"]),
+            amount(row["metric"], row["value"]),
+            f"{amount(row['metric'], row['slack'])} ({percent(row['slack'] / row['limit'], 0)})",
+            row.get("evidence", "modelled"),
+            Text("kept", style="green") if row["met"] else Text("broken", style="bold red"),
+        )
+        for row in rows
+    ]
+    return table("Budget", ("metric", "limit", "value", "slack", "evidence", "verdict"), cells)
+
+
+def search_summary(console: Console, search: Json, candidate: Json | None) -> None:
+    """Print the end of a search: the verdict, the best candidate's budget table and where to go from there."""
+    style = "bold green" if search.get("outcome") == "feasible" else "bold yellow"
+    console.print(verdict(search), style=style)
+    if candidate is not None:
+        candidate_summary(console, candidate)
+
+
+def candidate_summary(console: Console, candidate: Json) -> None:
+    """Print a candidate: budget table, metrics, verification, artefacts."""
+    console.print(budget_table(candidate.get("budget") or []))
+    console.print(table("Quality", ("set", "accuracy", "agreement", "KL"), quality_rows(candidate)))
+    console.print(f"candidate {candidate['id']}  verification: {candidate.get('verification', 'unverified')}")
+    for artefact in candidate.get("artefacts") or []:
+        size = amount("weight_bytes", artefact["bytes"])
+        console.print(f"  {artefact['kind']:<10} {size:>9}  tightfit artefact get {artefact['id']}")
+
+
+def quality_rows(candidate: Json) -> list[tuple[str, str, str, str]]:
+    """Return (set, accuracy, agreement, KL) for each set of pictures the candidate was measured on."""
+    rows = []
+    for name, metrics in (candidate.get("metrics") or {}).items():
+        if isinstance(metrics, Mapping):
+            kl = metrics.get("kl")
+            shown = "–" if kl is None else f"{kl:.4f}"
+            rows.append((name, percent(metrics.get("accuracy")), percent(metrics.get("agreement")), shown))
+    return rows
+
+
+def progress_line(search: Json) -> str:
+    """Return what a search is doing, in one line: stage, n/N, best so far."""
+    progress = search.get("progress") or {}
+    best = best_line(search)
+    parts = [
+        str(search.get("stage") or search.get("state")),
+        f"{progress.get('done', 0)}/{progress.get('total') or '?'}",
+    ]
+    return "  ".join([*parts, *([best] if best else [])])
+
+
+def best_line(search: Json) -> str:
+    """Return the best candidate so far in a few words, or nothing."""
+    best = search.get("best") or {}
+    metrics = best.get("metrics") or {}
+    if "evaluation" in metrics and isinstance(metrics["evaluation"], Mapping):
+        metrics = metrics["evaluation"]
+    if metrics.get("accuracy") is not None:
+        return f"best {percent(metrics['accuracy'])}"
+    return f"best KL {metrics['kl']:.4f}" if metrics.get("kl") is not None else ""
+
+
+@contextmanager
+def upload_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar for bytes sent or received; yields the callback that moves it."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@contextmanager
+def search_bar(console: Console) -> Iterator[Callable[[Json], None]]:
+    """Show the progress of a search; yields the callback that takes the search as it is now."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description:<11}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[eta]}"),
+        TextColumn("{task.fields[best]}", style="green"),
+    )
+    with Progress(*columns, console=console) as bars:
+        task = bars.add_task("queued", total=1, best="", eta="")
+
+        def show(search: Json) -> None:
+            progress, eta = search.get("progress") or {}, search.get("eta_s")
+            bars.update(
+                task,
+                description=str(search.get("stage") or search["state"]),
+                completed=progress.get("done") or 0,
+                total=progress.get("total") or 1,
+                best=best_line(search),
+                eta="" if eta is None else f"about {duration(eta)} left",
+            )
+
+        yield show

@@ -1,0 +1,84 @@
+"""Numbers and verdicts as text: pure functions, shared by the command line and the dashboard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+LABELS = {
+    "macs": "MACs",
+    "bops": "BOPs",
+    "weight_bytes": "Weight bytes",
+    "peak_activation_bytes": "Peak activation bytes",
+    "latency_ms": "Latency",
+    "energy_mj": "Energy",
+}
+
+
+def label(metric: str) -> str:
+    """Return the name of a metric as headings write it."""
+    return LABELS.get(metric, metric)
+
+
+def amount(metric: str, value: float | None) -> str:
+    """Return a value with its unit, three significant digits."""
+    if value is None:
+        return "–"
+    if metric.endswith("bytes"):
+        return scaled(value, ("B", "kB", "MB", "GB"))
+    if metric == "latency_ms":
+        return f"{value:.3g} ms" if abs(value) >= 0.1 else f"{value * 1e3:.3g} µs"
+    if metric == "energy_mj":
+        return f"{value:.3g} mJ" if abs(value) >= 0.1 else f"{value * 1e3:.3g} µJ"
+    return scaled(value, ("", "k", "M", "G", "T", "P"))
+
+
+def scaled(value: float, units: tuple[str, ...]) -> str:
+    """Return `value` with three significant digits and the decimal unit that fits."""
+    size, step = abs(value), 0
+    while size >= 999.5 and step < len(units) - 1:
+        size, step = size / 1e3, step + 1
+    shown = value / 1e3**step
+    digits = f"{shown:.0f}" if step == 0 and float(shown).is_integer() else f"{shown:.3g}"
+    return f"{digits} {units[step]}".strip()
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """Return a share as per cent."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time span as people say it."""
+    if seconds is None:
+        return "–"
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def verdict(search: Mapping[str, Any]) -> str:
+    """Return what became of a search, in one sentence."""
+    state, outcome = search.get("state"), search.get("outcome")
+    if state == "failed":
+        reason = (search.get("problem") or {}).get("detail") or (search.get("error") or "")
+        return f"The search failed. {reason}".strip()
+    if state == "cancelled":
+        return "The search was cancelled."
+    if state != "completed":
+        return f"The search is {state}."
+    if outcome == "feasible":
+        return "Inside the budget: every limit is kept."
+    if outcome == "best_effort":
+        return "Best effort: no measured candidate keeps every limit; this one breaks them least."
+    return "Nothing could be measured."
+
+
+def exit_code(search: Mapping[str, Any]) -> int:
+    """Return the exit code that tells scripts what became of a search: 0 feasible, 3 best effort, 1 anything else."""
+    if search.get("state") != "completed":
+        return 1
+    return {"feasible": 0, "best_effort": 3}.get(str(search.get("outcome")), 1)

@@ -1,0 +1,143 @@
+"""The command line where no service is needed: usage, start-up, requests, datasets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from app.cli import app
+from app.commands.datamake import guess_layout, parse_size
+from app.commands.searches import Request, read_request
+
+ROOT = Path(__file__).resolve().parents[2]
+VERBS = [
+    "model push", "model list", "model show", "data make", "data push", "data list", "device list", "device push",
+    "device show", "search run", "search watch", "search show", "search list", "search cancel", "candidate show",
+    "candidate export", "artefact get", "key create", "key list", "key revoke",
+]  # fmt: skip
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+    monkeypatch.setenv("TIGHTFIT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("TIGHTFIT_KEY", "tf_none")
+    monkeypatch.setattr("app.client._RETRIES", 1)
+    return CliRunner()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verb_when_asked_for_help_then_offers_json(runner: CliRunner, verb: str) -> None:
+    result = runner.invoke(app, [*verb.split(), "--help"])
+    assert result.exit_code == 0
+    assert "--json" in result.stdout
+
+
+def test_list_when_no_service_answers_then_leaves_with_1_and_a_named_problem(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["model", "list", "--json"])
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["problem"]["slug"] == "unreachable"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["search", "run", "--model", "m", "--data", "d", "--device", "x", "--limit", "speed<=1"],
+        ["search", "run", "--model", "m", "--data", "d", "--device", "x"],
+        ["search", "run", "--model", "m", "--device", "x", "--limit", "bops<=1/8"],
+        ["model", "push", "absent.onnx"],
+        ["model", "frobnicate"],
+        ["search", "run", "--trials", "0"],
+    ],
+)
+def test_verb_when_used_wrongly_then_leaves_with_2(runner: CliRunner, arguments: list[str]) -> None:
+    assert runner.invoke(app, arguments).exit_code == 2
+
+
+def test_cli_when_started_then_neither_torch_nor_the_service_is_imported() -> None:
+    heavy = ("torch", "numpy", "fastapi", "sqlalchemy", "pydantic", "rich", "httpx", "yaml")
+    code = f"import app.cli, sys; print([m for m in {heavy!r} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_request_when_options_and_file_meet_then_options_win(tmp_path: Path) -> None:
+    file = tmp_path / "search.yaml"
+    file.write_text(
+        "name: nightly\nmodel: a\ndata: {calibration: c, evaluation: e, holdout: h}\ndevice: d\n"
+        "limits: ['bops<=1/16', {metric: latency_ms, max: 2}]\nsearch: {trials: 10, seed: 3}\nspace: {min_keep: 0.25}\n"
+    )
+    names = read_request(Request(file=file, device="esp32s3", trials=60))
+    assert (names.model, names.device) == ("a", "esp32s3")
+    assert names.data == {"calibration": "c", "evaluation": "e", "holdout": "h"}
+    assert names.rest == {
+        "name": "nightly",
+        "limits": [{"metric": "bops", "relative": 0.0625}, {"metric": "latency_ms", "max": 2}],
+        "search": {"trials": 60, "seed": 3},
+        "space": {"min_keep": 0.25},
+    }
+
+
+def test_request_when_the_file_is_a_list_then_is_wrong_usage(tmp_path: Path) -> None:
+    file = tmp_path / "search.yaml"
+    file.write_text("- 1\n")
+    with pytest.raises(typer.BadParameter, match="not a mapping"):
+        read_request(Request(file=file))
+
+
+def test_data_make_when_given_picture_folders_then_writes_labelled_uint8(runner: CliRunner, tmp_path: Path) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for index in range(3):
+            Image.new("RGB", (10 + index, 8), (number * 200, index, 7)).save(tmp_path / "in" / name / f"{index}.png")
+    out = tmp_path / "out.npz"
+    wrong = runner.invoke(app, ["data", "make", str(tmp_path / "in"), "-o", str(out)])
+    assert wrong.exit_code == 2
+    assert "--size" in wrong.stderr
+    result = runner.invoke(app, ["data", "make", str(tmp_path / "in"), "-o", str(out), "--size", "8x6", "--json"])
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert (record["rows"], record["shape"], record["classes"]) == (6, [6, 8, 3], ["cat", "dog"])
+    assert record["spec"] == {"layout": "NHWC", "scale": 1 / 255}
+    with np.load(out) as made:
+        assert made["x"].dtype == np.uint8
+        assert made["y"].tolist() == [0, 0, 0, 1, 1, 1]
+        assert made["x"][3:, 0, 0, 0].tolist() == [200, 200, 200]
+
+
+def test_data_make_when_given_arrays_then_pairs_them_with_labels(runner: CliRunner, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((4, 1, 5, 5), np.float32))
+    np.save(tmp_path / "y.npy", np.array([0, 1, 0, 1]))
+    np.save(tmp_path / "short.npy", np.array([0]))
+    arguments = ["data", "make", str(tmp_path / "x.npy"), "-o", str(tmp_path / "out.npz"), "--json", "--labels"]
+    result = runner.invoke(app, [*arguments, str(tmp_path / "y.npy")])
+    assert json.loads(result.stdout)["spec"] == {"layout": "NCHW"}
+    assert runner.invoke(app, [*arguments, str(tmp_path / "short.npy")]).exit_code == 2
+
+
+def test_data_make_when_array_holds_objects_then_never_unpickles(runner: CliRunner, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    result = runner.invoke(app, ["data", "make", str(tmp_path / "x.npy"), "-o", str(tmp_path / "o.npz")])
+    assert result.exit_code == 2
+    assert not (tmp_path / "o.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((9, 32, 32, 3), "NHWC"), ((9, 3, 32, 32), "NCHW"), ((9, 1, 8, 8), "NCHW"), ((9, 64), "NCHW")],
+)
+def test_layout_when_guessed_then_follows_the_channel_axis(shape: tuple[int, ...], layout: str) -> None:
+    assert guess_layout(shape) == layout
+
+
+def test_size_when_malformed_then_says_how_to_write_it() -> None:
+    assert parse_size("32X24") == (32, 24)
+    with pytest.raises(ValueError, match="WIDTHxHEIGHT"):
+        parse_size("32")
