@@ -1,4 +1,4 @@
-"""The checkpoint's container: one zip of stored entries with fixed time stamps, so that equal contents give equal bytes.
+"""The checkpoint's container: a zip of stored entries with fixed time stamps: equal contents give equal bytes.
 
 Reading trusts nothing: only the known entries, stored, each under a cap, read without executing anything.
 """
