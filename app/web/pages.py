@@ -1,0 +1,214 @@
+"""The dashboard's pages and the fragments they refresh."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Response
+from fastapi.responses import JSONResponse, RedirectResponse
+
+from app.domain.cost import METRICS
+from app.web import charts, view
+from app.web.login import signed_in
+from app.web.read import Reader, reader
+from app.web.render import page
+
+Json = dict[str, Any]
+Read = Annotated[Reader, Depends(reader)]
+Axis = Annotated[str, Query(alias="x", pattern="^(latency_ms|weight_bytes|bops)$")]
+
+EVENT_NAMES = "state stage progress trial best baseline candidate artefact export verification outcome done"
+_FINISHED = ("completed", "cancelled", "failed")
+
+router = APIRouter(include_in_schema=False, dependencies=[Depends(signed_in)])
+
+
+@router.get("/")
+def home() -> Response:
+    """Go to the searches."""
+    return RedirectResponse("/searches", 303)
+
+
+@router.get("/models")
+def models(read: Read) -> Response:
+    """Show the models and the place to drop a new one."""
+    return page("models.html", here="/models", **_models(read))
+
+
+@router.get("/web/models")
+def models_table(read: Read) -> Response:
+    """Refresh the table of models."""
+    return page("_models.html", **_models(read))
+
+
+@router.get("/models/{id}")
+def model(id: str, read: Read) -> Response:
+    """Show a model: facts, layers, channel groups."""
+    found = read.model(id)
+    rows = view.layer_rows(found["graph"]) if found.get("graph") else []
+    macs = sum(row["macs"] for row in rows)
+    return page("model.html", here="/models", model=found, layers=rows, total_macs=macs)
+
+
+@router.get("/web/models/{id}")
+def model_pending(id: str, read: Read) -> Response:
+    """Tell whether a model has been read meanwhile."""
+    return page("_model_pending.html", model=read.model(id))
+
+
+@router.get("/datasets")
+def datasets(read: Read) -> Response:
+    """Show the datasets and the place to drop a new one."""
+    return page("datasets.html", here="/datasets", **_datasets(read))
+
+
+@router.get("/web/datasets")
+def datasets_table(read: Read) -> Response:
+    """Refresh the table of datasets."""
+    return page("_datasets.html", **_datasets(read))
+
+
+@router.get("/devices")
+def devices(read: Read) -> Response:
+    """Show the device profiles."""
+    return page("devices.html", here="/devices", devices=read.devices())
+
+
+@router.get("/searches")
+def searches(read: Read) -> Response:
+    """Show the searches."""
+    return page("searches.html", here="/searches", **_searches(read))
+
+
+@router.get("/web/searches")
+def searches_table(read: Read) -> Response:
+    """Refresh the table of searches."""
+    return page("_searches.html", **_searches(read))
+
+
+@router.get("/searches/new")
+def new_search(read: Read, model: str | None = None) -> Response:
+    """Show the form of a new search."""
+    ready = {noun: [item for item in items if item["state"] == "ready"] for noun, items in _uploads(read).items()}
+    return page("new.html", here="/searches", **ready, devices=read.devices(), chosen=model, metrics=METRICS)
+
+
+@router.get("/searches/{id}")
+def search(id: str, read: Read, axis: Axis = "bops") -> Response:
+    """Show a search: progress or verdict, Pareto front, history, trials."""
+    return page(
+        "search.html",
+        here="/searches",
+        axis=axis,
+        event_names=EVENT_NAMES,
+        **_status(read, id),
+        **_trials(read, id),
+    )
+
+
+@router.get("/web/searches/{id}/status")
+def search_status(id: str, read: Read) -> Response:
+    """Refresh the head of a search."""
+    return page("_search_status.html", **_status(read, id))
+
+
+@router.get("/web/searches/{id}/trials")
+def search_trials(id: str, read: Read) -> Response:
+    """Refresh the trial table."""
+    return page("_trials.html", **_trials(read, id))
+
+
+@router.get("/web/searches/{id}/pareto.json")
+def pareto(id: str, read: Read, axis: Axis = "bops") -> Response:
+    """Return the Pareto figure over one cost axis."""
+    trials = read.trials(id)
+    found = read.search(id)
+    points = view.points(trials, _chosen(found))
+    limit = view.limits_of(found).get(axis)
+    return JSONResponse(charts.pareto(points, axis, limit, view.quality_name(trials)))
+
+
+@router.get("/web/searches/{id}/history.json")
+def history(id: str, read: Read) -> Response:
+    """Return the best-so-far figure."""
+    trials = read.trials(id)
+    return JSONResponse(charts.history(view.points(trials), view.quality_name(trials)))
+
+
+@router.get("/candidates/{id}")
+def candidate(id: str, read: Read) -> Response:
+    """Show a candidate: budget, quality, layers, verification, downloads."""
+    found = read.candidate(id)
+    owner = read.search(found["search_id"])
+    return page(
+        "candidate.html",
+        here="/searches",
+        candidate={"rank": None, "artefacts": [], "created_at": None, **found},
+        search_name=owner["name"],
+        quality=view.quality_rows(found, owner.get("baseline") or {}),
+        rows=view.candidate_layers(found),
+        checks=view.check_facts(found.get("report") or {}),
+    )
+
+
+@router.get("/web/candidates/{id}/layers.json")
+def candidate_layers(id: str, read: Read) -> Response:
+    """Return the per-layer figure."""
+    return JSONResponse(charts.layers(view.bars(view.candidate_layers(read.candidate(id)))))
+
+
+@router.get("/system")
+def system(read: Read) -> Response:
+    """Show workers, storage and versions."""
+    return page("system.html", here="/system", workers=read.workers(), facts=read.system())
+
+
+def _models(read: Reader) -> Json:
+    found = read.models()
+    return {"models": found, "pending": _pending(found)}
+
+
+def _datasets(read: Reader) -> Json:
+    found = read.datasets()
+    return {"datasets": found, "pending": _pending(found)}
+
+
+def _searches(read: Reader) -> Json:
+    found = read.searches()
+    return {"searches": found, "pending": any(item["state"] not in _FINISHED for item in found)}
+
+
+def _pending(items: list[Json]) -> bool:
+    return any(item["state"] == "inspecting" for item in items)
+
+
+def _uploads(read: Reader) -> dict[str, list[Json]]:
+    return {"models": read.models(), "datasets": read.datasets()}
+
+
+def _status(read: Reader, id: str) -> Json:
+    found = read.search(id)
+    best, baseline = found.get("best") or {}, found.get("baseline") or {}
+    return {
+        "search": found,
+        "finished": found["state"] in _FINISHED,
+        "stages": view.stages(found),
+        "best_id": best.get("candidate_id") or best.get("id"),
+        "best_quality": view.quality_text(best),
+        "best_costs": best.get("costs") or {},
+        "baseline_quality": view.quality_text(baseline) if baseline else "",
+        "model_name": read.name("models", found["model_id"]),
+        "device_name": read.name("devices", found["device_id"]),
+    }
+
+
+def _trials(read: Reader, id: str) -> Json:
+    trials = read.trials(id)
+    chosen = _chosen(read.search(id))
+    return {"trials": view.trial_rows(trials, chosen), "quality": view.quality_name(trials).capitalize()}
+
+
+def _chosen(search: Json) -> int | None:
+    best = search.get("best") or {}
+    idx = best.get("trial_idx", best.get("idx"))
+    return None if idx is None else int(idx)

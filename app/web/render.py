@@ -1,0 +1,61 @@
+"""Templates to HTML answers under a strict content security policy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastapi import Response
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from app.commands.candidates import SUFFIXES
+from app.commands.devices import pairs_text
+from app.commands.words import amount, duration, label, percent, verdict
+from app.web import view
+from app.web.assets import plotly_style_ids, plotly_version, static_url
+
+CSP = (
+    "default-src 'none'; script-src 'self'; "
+    "style-src 'self' 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='; style-src-attr 'unsafe-inline'; "
+    "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": CSP,
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+def _environment() -> Environment:
+    loader = FileSystemLoader(Path(__file__).with_name("templates"))
+    made = Environment(
+        loader=loader, autoescape=select_autoescape(), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters.update(
+        amount=lambda value, metric: amount(metric, value),
+        best_accuracy=view.best_accuracy,
+        brief=view.brief,
+        duration=duration,
+        filename=lambda item: item.get("filename") or item["id"] + SUFFIXES.get(item["kind"], ""),
+        label=label,
+        limits=view.limits_of,
+        moment=view.moment,
+        pairs=lambda device: pairs_text(device["profile"]).split(),
+        percent=percent,
+        pretty=lambda value: json.dumps(value, indent=2),
+        verdict=verdict,
+    )
+    made.globals.update(static=static_url, plotly_version=plotly_version(), plotly_style_ids=plotly_style_ids())
+    return made
+
+
+_TEMPLATES = _environment()
+
+
+def page(template: str, status: int = 200, /, here: str = "", **values: Any) -> Response:
+    """Render a template; `here` is the entry of the navigation to mark."""
+    text = _TEMPLATES.get_template(template).render(here=here, **values)
+    return Response(text, status, HEADERS, media_type="text/html; charset=utf-8")

@@ -1,0 +1,73 @@
+// The new-search form: builds the body of POST /v1/searches, shows it as curl, and sends it.
+import { call, show } from "./api.js";
+
+const form = document.getElementById("new-search");
+const limits = form.querySelector(".limits");
+const template = document.getElementById("limit-row");
+
+function addLimit(metric, kind, value) {
+  const row = template.content.firstElementChild.cloneNode(true);
+  if (metric) row.querySelector("[name=metric]").value = metric;
+  if (kind) row.querySelector("[name=kind]").value = kind;
+  if (value) row.querySelector("[name=value]").value = value;
+  row.querySelector("button").addEventListener("click", () => { row.remove(); write(); });
+  limits.append(row);
+}
+
+// 1/16, 0.0625 and plain numbers.
+function number(text) {
+  const [top, bottom] = text.split("/").map(Number);
+  return bottom === undefined ? top : top / bottom;
+}
+
+function body() {
+  const value = (name) => form.elements[name]?.value ?? "";
+  const made = {
+    name: value("name") || "search",
+    model_id: value("model"),
+    dataset: { all: value("data") },
+    device_id: value("device"),
+    limits: [],
+    space: { prune: form.elements.prune.checked, min_keep: Number(value("min_keep")) },
+    search: { trials: Number(value("trials")), seed: Number(value("seed")) },
+    export_top: 1,
+  };
+  for (const row of limits.children) {
+    const text = row.querySelector("[name=value]").value.trim();
+    if (!text) continue;
+    const kind = row.querySelector("[name=kind]").value;
+    const limit = { metric: row.querySelector("[name=metric]").value };
+    if (kind === "max") limit.max = number(text);
+    else { limit.relative = number(text); limit.relative_to = kind; }
+    made.limits.push(limit);
+  }
+  return made;
+}
+
+function write() {
+  const text = JSON.stringify(body(), null, 2);
+  document.getElementById("curl").textContent =
+    `curl -X POST ${location.origin}/v1/searches \\\n  -H "Authorization: Bearer $KEY" -H "Content-Type: application/json" \\\n  -H "Idempotency-Key: $(uuidgen)" -d '${text}'`;
+}
+
+form.addEventListener("input", write);
+document.getElementById("add-limit").addEventListener("click", () => { addLimit(); write(); });
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const box = document.getElementById("problem");
+  box.hidden = true;
+  const button = form.querySelector("[type=submit]");
+  button.disabled = true;
+  try {
+    const search = await call("POST", "/v1/searches", body());
+    location.href = `/searches/${search.id}`;
+  } catch (error) {
+    button.disabled = false;
+    show(box, error);
+    box.scrollIntoView({ block: "nearest" });
+  }
+});
+addLimit("bops", "w8a8", "1/16");
+addLimit("weight_bytes", "max", "");
+addLimit("latency_ms", "max", "");
+write();

@@ -1,0 +1,81 @@
+"""View models, by numbers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from app.web import view
+
+
+def test_layer_rows_when_made_then_shares_add_up_to_one() -> None:
+    graph = {
+        "layers": [
+            {"name": "stem", "weight_shape": [16, 3, 3, 3], "positions": 1024},
+            {"name": "head", "weight_shape": [10, 64], "positions": 1},
+        ]
+    }
+    rows = view.layer_rows(graph)
+    assert [row["macs"] for row in rows] == [442_368, 640]
+    assert sum(row["share"] for row in rows) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "wanted"),
+    [
+        ({"full": {"accuracy": 0.8, "kl": 0.1}}, ("accuracy", 0.8)),
+        ({"evaluation": {"agreement": 0.9, "kl": 0.1}}, ("agreement", 0.9)),
+        ({"kl": 0.25}, ("KL", -0.25)),
+        ({"full": {"metrics": {"accuracy": 0.7}}}, ("accuracy", 0.7)),
+        ({}, ("KL", None)),
+    ],
+)
+def test_quality_when_metrics_differ_then_the_most_telling_is_shown(
+    metrics: dict[str, object], wanted: tuple[str, float | None]
+) -> None:
+    assert view.quality_of({"metrics": metrics}) == wanted
+
+
+def test_limits_when_written_either_way_then_are_absolute_by_metric() -> None:
+    assert view.limits_of({"budget": {"limits": {"bops": 10}}}) == {"bops": 10.0}
+    assert view.limits_of({"budget": {"limits": [{"metric": "bops", "max": 10}, {"metric": "macs"}]}}) == {"bops": 10.0}
+    assert view.limits_of({}) == {}
+
+
+def test_stages_when_searching_then_earlier_ones_are_done() -> None:
+    marks = dict(view.stages({"state": "running", "stage": "search"}))
+    assert (marks["baseline"], marks["search"], marks["verify"]) == ("done", "now", "later")
+    assert set(dict(view.stages({"state": "completed", "stage": "verify"})).values()) == {"done"}
+
+
+def test_quality_rows_when_baseline_is_known_then_tell_the_change() -> None:
+    candidate = {"metrics": {"evaluation": {"accuracy": 0.95}, "holdout": {"accuracy": 0.94, "kl": 0.02}, "junk": 1}}
+    baseline = {"metrics": {"evaluation": {"accuracy": 0.97}, "holdout": {"accuracy": 0.96}}}
+    rows = view.quality_rows(candidate, baseline)
+    assert [row["name"] for row in rows] == ["evaluation", "holdout"]
+    assert [row["delta"] for row in rows] == pytest.approx([-0.02, -0.02])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(10, "just now"), (180, "3 min ago"), (7200, "2 h ago"), (90_000, "2026-01-01 00:00")]
+)
+def test_moment_when_recent_then_is_relative(seconds: int, text: str) -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    assert view.moment(at.isoformat(), datetime.fromtimestamp(at.timestamp() + seconds, UTC)) == text
+
+
+def test_trial_rows_when_listed_then_newest_comes_first_and_failures_say_why() -> None:
+    trials = [
+        {"idx": 0, "kind": "baseline", "state": "done", "metrics": {"full": {"accuracy": 0.9}}, "costs": {"bops": 1}},
+        {"idx": 1, "kind": "sampled", "state": "failed", "problem": {"detail": "out of memory"}},
+    ]
+    rows = view.trial_rows(trials, 0)
+    assert [row["idx"] for row in rows] == [1, 0]
+    assert rows[0]["problem"] == "out of memory"
+    assert rows[1]["chosen"]
+    assert [point.idx for point in view.points(trials)] == [0]
+
+
+def test_brief_when_long_floats_then_four_digits() -> None:
+    assert view.brief([0.49139968, 1]) == "[0.4914, 1]"
