@@ -1,0 +1,29 @@
+"""The typed refusal of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+CONVERSION_HINT = (
+    "Only formats that cannot execute code are read. Export the network first:\n"
+    "    program = torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim('batch')},))\n"
+    "    torch.export.save(program, 'model.pt2')    # or: torch.onnx.export(model, (example,), 'model.onnx')"
+)
+
+
+class NetworkRefused(Exception):
+    """A network that will not be read: `slug` names the problem, `errors` lists where it was found."""
+
+    def __init__(self, slug: str, detail: str, errors: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__(f"{slug}: {detail}")
+        self.slug = slug
+        self.detail = detail
+        self.errors = list(errors)
+
+
+def unsupported(counts: dict[str, int], nodes: Sequence[tuple[str, str]]) -> NetworkRefused:
+    """Return the refusal for operators the table does not know: counts by type, and (node, type) pairs."""
+    listed = ", ".join(f"{name} ({count}x)" for name, count in sorted(counts.items()))
+    errors = [{"pointer": f"/graph/{node}", "code": "unsupported-operator", "detail": kind} for node, kind in nodes]
+    return NetworkRefused("unsupported-operator", f"operators that tightfit does not read yet: {listed}", errors[:50])

@@ -1,0 +1,174 @@
+"""The ONNX reader: protobuf in, canonical graph out, nothing executed, nothing opened but the uploaded bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, fx
+
+from worker.graph.build import Builder, Value, identifier
+from worker.graph.errors import NetworkRefused, unsupported
+from worker.graph.folding import FOLDS, fold
+from worker.graph.ops import OnnxCall, by_onnx_type
+
+MIN_OPSET = 11
+MAX_NODES = 20_000
+MAX_PARAMETERS = 500_000_000
+
+
+def read_onnx(data: bytes) -> fx.GraphModule:
+    """Return the canonical graph of a serialized ONNX model.
+
+    Raises NetworkRefused (invalid-onnx, external-data-refused, unsupported-operator, model-too-large, invalid-graph).
+    """
+    model = _parse(data)
+    _check(model)
+    return _Reader(model.graph).read()
+
+
+def _parse(data: bytes) -> onnx.ModelProto:
+    try:
+        model = onnx.ModelProto.FromString(data)
+    except Exception as error:  # protobuf raises its own, backend-dependent, error classes
+        raise NetworkRefused("invalid-onnx", f"not an ONNX model: {str(error)[:200]}") from error
+    if not model.graph.node or not model.graph.output or not model.opset_import:
+        raise NetworkRefused("invalid-onnx", "the file holds no graph with nodes and outputs")
+    return model
+
+
+def _check(model: onnx.ModelProto) -> None:
+    graph = model.graph
+    if len(graph.node) > MAX_NODES:
+        raise NetworkRefused("model-too-large", f"{len(graph.node)} nodes; at most {MAX_NODES} are read")
+    opset = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
+    if opset < MIN_OPSET:
+        raise NetworkRefused("invalid-onnx", f"opset {opset}; at least {MIN_OPSET} is needed")
+    outside = [t.name for t in _tensors(graph) if t.external_data or t.data_location == onnx.TensorProto.EXTERNAL]
+    if outside:
+        raise NetworkRefused("external-data-refused", f"weights must be inside the file; outside: {outside[:5]}")
+    if model.functions:
+        names = Counter(function.name for function in model.functions)
+        raise unsupported(dict(names), [(function.name, "local function") for function in model.functions])
+    unknown = [(node.name or node.output[0], _type(node)) for node in graph.node if not _known(node)]
+    if unknown:
+        raise unsupported(dict(Counter(kind for _, kind in unknown)), unknown)
+
+
+def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    found = list(graph.initializer)
+    for node in graph.node:
+        found += [attribute.t for attribute in node.attribute if attribute.type == onnx.AttributeProto.TENSOR]
+    return found
+
+
+def _type(node: onnx.NodeProto) -> str:
+    return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+
+
+def _known(node: onnx.NodeProto) -> bool:
+    has_graph = any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)
+    return not has_graph and (_type(node) in FOLDS or by_onnx_type(_type(node)) is not None)
+
+
+class _Reader:
+    """One pass over the nodes in file order (ONNX demands topological order)."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self.builder = Builder()
+        self.values: dict[str, Value] = {}
+        self.uses = Counter(name for node in graph.node for name in node.input)
+        self.uses.update(output.name for output in graph.output)
+
+    def read(self) -> fx.GraphModule:
+        self._initializers()
+        self._inputs()
+        for node in self.graph.node:
+            self._node(node)
+        if len(self.graph.output) != 1:
+            raise NetworkRefused("unsupported-operator", f"{len(self.graph.output)} outputs; one is read so far")
+        self.builder.output(self._value(self.graph.output[0].name, "output"))
+        return self.builder.finish()
+
+    def _initializers(self) -> None:
+        total = 0
+        for proto in self.graph.initializer:
+            tensor = _tensor(proto)
+            total += tensor.numel()
+            self.values[proto.name] = tensor
+        if total > MAX_PARAMETERS:
+            raise NetworkRefused("model-too-large", f"{total} parameters; at most {MAX_PARAMETERS} are read")
+
+    def _inputs(self) -> None:
+        real = [item for item in self.graph.input if item.name not in self.values]
+        if len(real) != 1:
+            raise NetworkRefused("unsupported-operator", f"{len(real)} inputs; one is read so far")
+        tensor = real[0].type.tensor_type
+        sizes = [dim.dim_value for dim in tensor.shape.dim]
+        if tensor.elem_type != onnx.TensorProto.FLOAT or len(sizes) < 2 or any(size < 1 for size in sizes[1:]):
+            raise NetworkRefused(
+                "dynamic-shape-unsupported",
+                f"input {real[0].name!r} must be float32 with every dimension but the batch fixed; found {sizes}",
+            )
+        self.values[real[0].name] = self.builder.input(real[0].name, sizes[1:])
+
+    def _node(self, node: onnx.NodeProto) -> None:
+        inputs = tuple(self._value(name, node.name) if name else None for name in node.input)
+        call = OnnxCall(
+            node.op_type,
+            node.name or node.output[0],
+            inputs,
+            {attribute.name: _attribute(attribute) for attribute in node.attribute},
+            _module_name(node),
+            tuple(self.uses[name] for name in node.input),
+        )
+        value = fold(self.builder, call)
+        if value is None:
+            reader = by_onnx_type(node.op_type)
+            if reader is None:
+                raise unsupported({node.op_type: 1}, [(call.name, node.op_type)])
+            value = self._guarded(reader, call)
+        self.values[node.output[0]] = value
+
+    def _guarded(self, reader: Any, call: OnnxCall) -> Value:
+        try:
+            result: Value = reader(self.builder, call)
+        except NetworkRefused:
+            raise
+        except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
+            raise NetworkRefused("invalid-graph", f"{call.op_type} {call.name!r}: {str(error)[:200]}") from error
+        return result
+
+    def _value(self, name: str, reader: str) -> Value:
+        if name not in self.values:
+            raise NetworkRefused("invalid-graph", f"{reader!r} reads {name!r}, which nothing before it produces")
+        return self.values[name]
+
+
+def _tensor(proto: onnx.TensorProto) -> Tensor:
+    try:
+        array = np.array(numpy_helper.to_array(proto))
+        return torch.from_numpy(array)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise NetworkRefused("invalid-tensor", f"initializer {proto.name!r}: {str(error)[:200]}") from error
+
+
+def _attribute(attribute: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, onnx.TensorProto):
+        return _tensor(value)
+    return value
+
+
+def _module_name(node: onnx.NodeProto) -> str:
+    """Name a parametric op after its weight ("layer1.0.conv1.weight" -> layer1_0_conv1), else after the node."""
+    if len(node.input) > 1 and node.input[1].endswith(".weight"):
+        return identifier(node.input[1].removesuffix(".weight"))
+    return identifier(node.name or node.output[0])

@@ -1,0 +1,299 @@
+"""Our own reader of torch.export archives: zip, JSON and raw buffers; nothing in the file can run.
+
+`torch.export.load` unpickles and evaluates what a crafted file holds; this reader never calls it. It reads
+`models/model.json` (a graph of aten calls), `data/weights/model_weights_config.json` (dtype, sizes, strides, offset)
+and the raw little-endian buffers, and ignores every other entry.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from worker.graph.build import Builder, Value, identifier
+from worker.graph.errors import CONVERSION_HINT, NetworkRefused, unsupported
+from worker.graph.ops import ATEN
+from worker.graph.ops.shapes import BATCH
+
+MAX_ENTRIES = 20_000
+MAX_NODES = 20_000
+MAX_JSON = 64 << 20
+MAX_ELEMENTS = 500_000_000
+
+# torch.serialization's ScalarType numbers, as the schema of torch.export stores them
+DTYPES = {
+    1: torch.uint8,
+    2: torch.int8,
+    3: torch.int16,
+    4: torch.int32,
+    5: torch.int64,
+    6: torch.float16,
+    7: torch.float32,
+    8: torch.float64,
+    12: torch.bool,
+    13: torch.bfloat16,
+}
+SYMBOLIC = {"aten.sym_size.int", "aten.sym_size.default"}
+IGNORED = {
+    "aten._assert_scalar.default",
+    "aten.sym_constrain_range_for_size.default",
+    "aten._assert_tensor_metadata.default",
+}
+
+
+def read_pt2(data: bytes) -> fx.GraphModule:
+    """Return the canonical graph of a torch.export archive (static or symbolic batch).
+
+    Raises NetworkRefused (invalid-archive, unsafe-format, unsupported-operator, invalid-tensor, invalid-graph,
+    dynamic-shape-unsupported, model-too-large).
+    """
+    archive = _Archive(data)
+    try:
+        return _Reader(archive).read()
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise NetworkRefused("invalid-graph", f"the program is not laid out as expected: {error!r}"[:300]) from error
+
+
+class _Archive:
+    """A zip of stored entries, checked before anything is read."""
+
+    def __init__(self, data: bytes) -> None:
+        self.size = len(data)
+        try:
+            self.zip = zipfile.ZipFile(io.BytesIO(data))
+        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            raise NetworkRefused("invalid-archive", f"a broken zip archive: {error}") from error
+        self.entries = {info.filename: info for info in self.zip.infolist()}
+        self._check()
+        self.root = next(name for name in self.entries if name.endswith("models/model.json"))[
+            : -len("models/model.json")
+        ]
+
+    def _check(self) -> None:
+        infos = self.zip.infolist()
+        if len(infos) > MAX_ENTRIES or len(self.entries) != len(infos):
+            raise NetworkRefused("invalid-archive", "too many entries, or two of one name")
+        end = 0
+        for info in sorted(infos, key=lambda item: item.header_offset):
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+                raise NetworkRefused("compressed-entry", f"entry {info.filename!r} is compressed; torch.export stores")
+            if info.header_offset < end:
+                raise NetworkRefused("overlapping-entries", f"entry {info.filename!r} overlaps another")
+            if info.filename.startswith(("/", "\\")) or ".." in info.filename.split("/") or info.flag_bits & 1:
+                raise NetworkRefused("invalid-archive", f"entry {info.filename!r} has an illegal name or is encrypted")
+            end = info.header_offset + 30 + info.file_size
+
+    def read(self, name: str) -> bytes:
+        info = self.entries.get(self.root + name)
+        if info is None:
+            raise NetworkRefused("invalid-archive", f"entry {name!r} is missing")
+        try:
+            return self.zip.read(info)
+        except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+            raise NetworkRefused("invalid-archive", f"entry {name!r}: {error}") from error
+
+    def json(self, name: str) -> Any:
+        data = self.read(name)
+        if len(data) > MAX_JSON:
+            raise NetworkRefused("model-too-large", f"entry {name!r} has {len(data)} bytes")
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise NetworkRefused("invalid-archive", f"entry {name!r} is not JSON: {str(error)[:100]}") from error
+
+    def tensors(self, folder: str) -> dict[str, Tensor]:
+        """Return the tensors that a weights or constants index lists."""
+        name = {
+            "weights": "data/weights/model_weights_config.json",
+            "constants": "data/constants/model_constants_config.json",
+        }
+        if self.root + name[folder] not in self.entries:
+            return {}
+        found, elements = {}, 0
+        for key, item in self.json(name[folder])["config"].items():
+            if item.get("use_pickle"):
+                raise NetworkRefused(
+                    "unsafe-format",
+                    f"{folder[:-1]} {key!r} is stored as a pickle. {CONVERSION_HINT}",
+                    [{"pointer": f"/{folder}/{key}", "code": "use_pickle", "detail": "pickled tensor"}],
+                )
+            if item.get("tensor_meta") is None:
+                raise NetworkRefused("unsafe-format", f"{folder[:-1]} {key!r} is not a tensor")
+            found[key] = self._tensor(key, f"data/{folder}/{item['path_name']}", item["tensor_meta"])
+            elements += found[key].numel()
+        if elements > MAX_ELEMENTS:
+            raise NetworkRefused("model-too-large", f"{elements} parameters; at most {MAX_ELEMENTS} are read")
+        return found
+
+    def _tensor(self, key: str, path: str, meta: Any) -> Tensor:
+        dtype = DTYPES.get(meta["dtype"])
+        sizes = [_integer(size) for size in meta["sizes"]]
+        strides = [_integer(stride) for stride in meta["strides"]]
+        offset = _integer(meta["storage_offset"])
+        if dtype is None or len(sizes) != len(strides) or min([0, offset, *sizes, *strides]) < 0:
+            raise NetworkRefused("invalid-tensor", f"tensor {key!r}: illegal dtype, sizes, strides or offset")
+        numel, last = 1, offset
+        for size, stride in zip(sizes, strides, strict=True):
+            numel *= size
+            last += (size - 1) * stride
+        if numel > MAX_ELEMENTS:
+            raise NetworkRefused("invalid-tensor", f"tensor {key!r} claims {numel} elements")
+        if numel == 0:
+            return torch.empty(sizes, dtype=dtype)
+        buffer = self.read(path)
+        held = len(buffer) // dtype.itemsize
+        if last >= held or numel > held:
+            raise NetworkRefused(
+                "invalid-tensor", f"tensor {key!r}: {held} stored elements, but index {last} is addressed"
+            )
+        flat = torch.frombuffer(bytearray(buffer[: held * dtype.itemsize]), dtype=dtype)
+        return flat.as_strided(sizes, strides, offset).clone()
+
+
+def _integer(value: Any) -> int:
+    """Return a plain integer from the schema's `{"as_int": n}`; anything symbolic or textual is refused."""
+    found = value.get("as_int") if isinstance(value, dict) else value
+    if not isinstance(found, int) or isinstance(found, bool):
+        raise NetworkRefused("dynamic-shape-unsupported", "a stored tensor must have fixed sizes")
+    return found
+
+
+class _Reader:
+    """Replays the aten calls of the program through the op table."""
+
+    def __init__(self, archive: _Archive) -> None:
+        program = archive.json("models/model.json")
+        module = program["graph_module"]
+        self.graph = module["graph"]
+        self.signature = module["signature"]
+        self.tensors = {**archive.tensors("constants"), **archive.tensors("weights")}
+        self.builder = Builder()
+        self.values: dict[str, Any] = {}
+        self.names: dict[str, str] = {}
+
+    def read(self) -> fx.GraphModule:
+        self._check_targets()
+        self._inputs()
+        for node in self.graph["nodes"]:
+            self._node(node)
+        outputs = [item["user_output"] for item in self.signature["output_specs"] if "user_output" in item]
+        if len(outputs) != 1 or "as_tensor" not in outputs[0]["arg"]:
+            raise NetworkRefused("unsupported-operator", f"{len(outputs)} outputs; one tensor is read so far")
+        self.builder.output(self.values[outputs[0]["arg"]["as_tensor"]["name"]])
+        return self.builder.finish()
+
+    def _check_targets(self) -> None:
+        nodes = self.graph["nodes"]
+        if len(nodes) > MAX_NODES:
+            raise NetworkRefused("model-too-large", f"{len(nodes)} nodes; at most {MAX_NODES} are read")
+        bad = [(_label(node), _target(node)) for node in nodes if not _known(_target(node))]
+        if bad:
+            raise unsupported(dict(Counter(target for _, target in bad)), bad)
+
+    def _inputs(self) -> None:
+        users = []
+        for item in self.signature["input_specs"]:
+            kind, spec = next(iter(item.items()))
+            if kind == "user_input":
+                users.append(spec["arg"]["as_tensor"]["name"])
+            elif kind in ("parameter", "buffer", "tensor_constant"):
+                self._held(spec, kind)
+            else:
+                raise NetworkRefused("unsupported-operator", f"an input of kind {kind!r}")
+        if len(users) != 1:
+            raise NetworkRefused("unsupported-operator", f"{len(users)} inputs; one is read so far")
+        sizes = [size.get("as_int") for size in self.graph["tensor_values"][users[0]]["sizes"]]
+        if len(sizes) < 2 or any(not isinstance(size, int) or size < 1 for size in sizes[1:]):
+            raise NetworkRefused("dynamic-shape-unsupported", f"every dimension but the batch must be fixed: {sizes}")
+        self.values[users[0]] = self.builder.input(users[0], sizes[1:])
+
+    def _held(self, spec: Any, kind: str) -> None:
+        """Bind a parameter, buffer or constant to its value; counters that nothing reads may be missing."""
+        key = spec.get({"parameter": "parameter_name", "buffer": "buffer_name"}.get(kind, "tensor_constant_name"))
+        name = spec["arg"]["name"]
+        if key in self.tensors:
+            self.values[name] = self.tensors[key]
+            self.names[name] = str(key)
+
+    def _node(self, node: Any) -> None:
+        target = _target(node)
+        outputs = node["outputs"]
+        if target in IGNORED:
+            return
+        if target in SYMBOLIC:
+            self._sym_size(node)
+            return
+        args = [self._argument(item["arg"], _label(node)) for item in node["inputs"]]
+        tensors = [arg for arg in args if isinstance(arg, fx.Node)]
+        if not tensors and not any(isinstance(arg, list) for arg in args):
+            raise NetworkRefused("unsupported-operator", f"{target} on constants only ({_label(node)!r})")
+        value: Value = ATEN[target](self.builder, self._name(node), args)
+        self.values[
+            outputs[0]["as_tensor"]["name"] if "as_tensor" in outputs[0] else outputs[0]["as_tensors"][0]["name"]
+        ] = value
+
+    def _sym_size(self, node: Any) -> None:
+        value = self._argument(node["inputs"][0]["arg"], _label(node))
+        dim = int(node["inputs"][1]["arg"]["as_int"])
+        size = BATCH if dim == 0 else self.builder.shape(value)[dim]
+        self.values[_symbol(node["outputs"][0]["as_sym_int"])] = size
+
+    def _name(self, node: Any) -> str:
+        """Name a parametric op after its weight, any other after its result."""
+        for item in node["inputs"]:
+            held = self.names.get((item["arg"].get("as_tensor") or {}).get("name", ""), "")
+            if held.endswith(".weight"):
+                return identifier(held.removesuffix(".weight"))
+        return _label(node)
+
+    def _argument(self, arg: Any, label: str) -> Any:
+        kind, value = next(iter(arg.items()))
+        if kind == "as_tensor":
+            return self._lookup(value["name"], label)
+        if kind == "as_tensors":
+            return [self._lookup(item["name"], label) for item in value]
+        if kind == "as_none":
+            return None
+        if kind in ("as_int", "as_float", "as_bool", "as_string", "as_ints", "as_floats", "as_bools"):
+            return value
+        if kind == "as_sym_int":
+            return self._size(value)
+        if kind == "as_sym_ints":
+            return [self._size(item) for item in value]
+        if kind in ("as_scalar_type", "as_memory_format", "as_layout", "as_device"):
+            return None
+        raise NetworkRefused("unsupported-operator", f"{label!r} takes an argument of kind {kind!r}")
+
+    def _lookup(self, name: str, label: str) -> Any:
+        if name not in self.values:
+            raise NetworkRefused("invalid-graph", f"{label!r} reads {name!r}, which nothing before it produces")
+        return self.values[name]
+
+    def _size(self, value: Any) -> int:
+        if isinstance(value.get("as_int"), int):
+            return int(value["as_int"])
+        return int(self._lookup(_symbol(value), "a size"))
+
+
+def _symbol(value: Any) -> str:
+    return str(value.get("as_name", ""))
+
+
+def _target(node: Any) -> str:
+    return str(node["target"]).removeprefix("torch.ops.")
+
+
+def _label(node: Any) -> str:
+    outputs = node.get("outputs") or [{}]
+    first = outputs[0]
+    return str((first.get("as_tensor") or {}).get("name") or node["target"])
+
+
+def _known(target: str) -> bool:
+    return target in ATEN or target in SYMBOLIC or target in IGNORED
