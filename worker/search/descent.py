@@ -1,0 +1,183 @@
+"""Coordinate descent on the Lagrangian: the loss plus a price on every limit, minimised block by block, exactly.
+
+Every limit is a row whose cost is a sum over layers and activations: peak activation bytes become one row per set of
+activations alive together. Blocks of one colour share no layer or activation, so all of them move at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from app.domain.budget import Budget
+from worker.search.compiled import ADDITIVE, Bools, CompiledCosts, Floats, Ints
+from worker.search.sensitivity import SensitivityTable
+
+PEAK = "peak_activation_bytes"
+_TRAFFIC = ("latency_ms", "energy_mj")
+_TILT = 1e-9  # of two choices with equal loss, prefer the less compressed one
+_ILLEGAL = 1e30  # finite, so that multiplying it by "not touched" gives 0
+_TIGHTEN = 1e-12  # keeps sums of floats, added in another order, inside the limit
+
+
+class Descent:
+    """The problem for one budget and one table: rows of limits, losses, colours, and the block moves."""
+
+    def __init__(
+        self, costs: CompiledCosts, budget: Budget, table: SensitivityTable, multipliers: Mapping[str, float]
+    ) -> None:
+        self.costs = costs
+        self.metrics = tuple(metric for metric in ADDITIVE if metric in budget.limits)
+        self._live = costs.live_sets() if PEAK in budget.limits else np.zeros((0, costs.sites))
+        limits = [budget.limits[metric] - costs.overhead.get(metric, 0.0) for metric in self.metrics]
+        limits += [budget.limits[PEAK]] * len(self._live) if len(self._live) else []
+        self._impossible = any(limit <= 0 for limit in limits)
+        self._limits = np.maximum(np.array(limits, float), 1e-12)
+        self._layer_rows = len(self.metrics)
+        self.losses = self._losses(table, multipliers)
+        self._columns = np.arange(len(costs.coordinates))
+        self._traffic = any(metric in self.metrics for metric in _TRAFFIC)
+        self._touch()
+        self.group_colours = _colours(self._group_conflicts, costs.sizes)
+        self._site_layers = self._site_touch()
+        self.site_colours = _colours(self._site_layers, np.full(costs.sites, 2))
+
+    @property
+    def rows(self) -> int:
+        """Return the number of limits (one per set of live activations for the peak)."""
+        return len(self._limits)
+
+    def _losses(self, table: SensitivityTable, multipliers: Mapping[str, float]) -> Floats:
+        """Return (coordinates, depth) losses, infinite beyond a coordinate's last choice."""
+        losses = np.full(self.costs.choices.shape, np.inf)
+        for index, item in enumerate(self.costs.coordinates):
+            factor = multipliers.get(f"{item.kind}:{item.name}", 1.0)
+            losses[index, : len(item.choices)] = [
+                factor * table.increment(item.kind, item.name, value) for value in item.choices
+            ]
+        finite = np.where(np.isfinite(losses), losses, 0.0)
+        self.scale = float(finite.max(axis=1).sum()) or 1.0
+        return losses + _TILT * self.scale * np.arange(losses.shape[1])
+
+    def _touch(self) -> None:
+        """Note which layers and activations each group changes: what it is charged for, and what it must not share."""
+        c = self.costs
+        acts: Bools = c.act.T > 0
+        layers: Bools = ((c.ins + c.outs) > 0).T
+        if self._traffic:
+            layers = layers | acts[:, c.in_site] | (acts[:, c.out_site] & (c.out_site >= 0))
+        self._group_layers, self._group_acts = layers.astype(float), acts.astype(float)
+        self._group_conflicts: Bools = np.concatenate([layers, acts], axis=1) if len(self._live) else layers
+
+    def _site_touch(self) -> Bools:
+        """Return which layers' costs an activation's bits change: its readers, and with traffic its producer."""
+        c, sites = self.costs, np.arange(self.costs.sites)[:, None]
+        touched: Bools = (c.in_site == sites) | (self._traffic & (c.out_site == sites))
+        return touched
+
+    def ratios(self, states: Ints) -> Floats:
+        """Return cost / limit of every row for states (n, coordinates): (n, rows). Kept when at most 1."""
+        values = self.costs.values(states)
+        layers = self.costs.layer_costs(values, self.metrics).sum(axis=1)
+        live = self.costs.activation_bytes(values) @ self._live.T if len(self._live) else np.zeros((len(states), 0))
+        return np.concatenate([layers, live], axis=1) / self._limits
+
+    def fits(self, ratios: Floats) -> Bools:
+        """Tell for each state's ratios whether every limit is kept."""
+        exact: Bools = (ratios <= 1.0 - _TIGHTEN * self._slackened()).all(axis=-1)
+        return exact & (not self._impossible)
+
+    def _slackened(self) -> Floats:
+        return np.array([metric in _TRAFFIC for metric in self.metrics] + [False] * len(self._live), float)
+
+    def loss(self, states: Ints) -> Floats:
+        """Return the table's loss of states (n, coordinates), without the base."""
+        total: Floats = self.losses[self._columns, states].sum(axis=1)
+        return total
+
+    def descend(self, start: Ints, prices: Floats, sweeps: int = 12) -> Ints:
+        """Return a state that no block move improves under `prices` (rows,), each in loss per limit."""
+        state = start.copy()
+        for _ in range(sweeps):
+            before = state.copy()
+            for colour in self.site_colours:
+                self._move_sites(state, colour, prices / self._limits)
+            for colour in self.group_colours:
+                self._move_groups(state, colour, prices / self._limits)
+            if np.array_equal(before, state):
+                break
+        return state
+
+    def _penalties(self, states: Ints, prices: Floats) -> tuple[Floats, Floats]:
+        """Return the priced cost per layer (n, layers) and per activation (n, activations)."""
+        values = self.costs.values(states)
+        layers = self.costs.layer_costs(values, self.metrics) @ prices[: self._layer_rows]
+        if not len(self._live):
+            return layers, np.zeros((len(states), self.costs.sites))
+        return layers, self.costs.activation_bytes(values) * (prices[self._layer_rows :] @ self._live)
+
+    def _move_groups(self, state: Ints, colour: Ints, prices: Floats) -> None:
+        depth = int(self.costs.sizes[colour].max())
+        states = np.repeat(state[None, :], depth, axis=0)
+        states[:, colour] = np.minimum(np.arange(depth)[:, None], self.costs.sizes[colour] - 1)
+        layers, acts = self._penalties(states, prices)
+        scores = layers @ self._group_layers[colour].T + acts @ self._group_acts[colour].T
+        scores += self.losses[colour, :depth].T
+        self._take(state, colour, scores)
+
+    def _move_sites(self, state: Ints, colour: Ints, prices: Floats) -> None:
+        """Choose the bits of activations together with the weight bits of the layers that read them."""
+        c = self.costs
+        first_site, readers = c.groups + c.layers, np.isin(c.in_site, colour)
+        reading = np.flatnonzero(readers)
+        depth = int(c.sizes[first_site + colour].max())
+        wide = int(c.sizes[c.groups + reading].max()) if len(reading) else 1
+        states = np.repeat(state[None, :], depth * wide, axis=0)
+        levels, widths = np.divmod(np.arange(depth * wide), wide)
+        states[:, first_site + colour] = np.minimum(levels[:, None], c.sizes[first_site + colour] - 1)
+        states[:, c.groups + reading] = np.minimum(widths[:, None], c.sizes[c.groups + reading] - 1)
+        layers, acts = self._penalties(states, prices)
+        grid = layers.reshape(depth, wide, c.layers)
+        best, choice = self._best_weights(grid, reading)
+        own = grid[:, 0, :].copy()
+        own[:, reading] = best
+        touched = self._site_layers[colour].astype(float)
+        scores = own @ touched.T + acts.reshape(depth, wide, -1)[:, 0, colour]
+        self._take(state, first_site + colour, scores + self.losses[first_site + colour, :depth].T)
+        state[c.groups + reading] = choice[state[first_site + c.in_site[reading]], np.arange(len(reading))]
+
+    def _best_weights(self, grid: Floats, reading: Ints) -> tuple[Floats, Ints]:
+        """Return per activation choice and reading layer the best legal weight choice: its score and its index."""
+        c = self.costs
+        depth, wide = grid.shape[:2]
+        scores = grid[:, :, reading] + self.losses[c.groups + reading, :wide].T[None]
+        scores = np.where(c.legal[reading, :wide, :depth].transpose(2, 1, 0), scores, _ILLEGAL)
+        choice = scores.argmin(axis=1)
+        best: Floats = np.take_along_axis(scores, choice[:, None, :], axis=1)[:, 0, :]
+        return best, choice
+
+    def _take(self, state: Ints, columns: Ints, scores: Floats) -> None:
+        """Move each column to its best level (scores: (depth, columns)) unless the current one is as good."""
+        best = scores.argmin(axis=0)
+        row = np.arange(len(columns))
+        better = scores[best, row] < scores[state[columns], row] - 1e-12 * self.scale
+        state[columns] = np.where(better, best, state[columns])
+
+
+def _colours(touches: Bools, sizes: Ints) -> list[Ints]:
+    """Return classes of rows that share nothing they touch; rows with a single choice are left out."""
+    colours: list[tuple[list[int], Bools]] = []
+    for row in _movable(touches, sizes):
+        for members, taken in colours:
+            if not (taken & touches[row]).any():
+                members.append(row)
+                taken |= touches[row]
+                break
+        else:
+            colours.append(([row], touches[row].copy()))
+    return [np.array(members, dtype=np.intp) for members, _ in colours]
+
+
+def _movable(touches: Bools, sizes: Ints) -> Iterable[int]:
+    return (row for row in range(len(touches)) if sizes[row] > 1)

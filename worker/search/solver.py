@@ -1,0 +1,150 @@
+"""The allocation: the assignment with the least predicted loss that keeps every limit at once.
+
+Prices on the limits (a Lagrangian) are found by bisection for one limit and by multiplicative updates for several;
+coordinate descent minimises under given prices; swaps then close the gap that prices alone leave. Where nothing is
+found so, the cheapest assignment is improved greedily: a feasible answer exists whenever that one is feasible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from app.domain.budget import Budget
+from app.domain.cost import count
+from app.domain.device import DeviceProfile
+from app.domain.graph import ModelGraph
+from app.domain.space import Assignment, SearchSpace
+from worker.search.compiled import CompiledCosts, Floats, Ints
+from worker.search.descent import Descent
+from worker.search.sensitivity import SensitivityTable
+from worker.search.swaps import improve
+
+_BISECTIONS = 12
+_UPDATES = 16
+_POLISHED = 3
+
+
+class Solver:
+    """Allocates for one (graph, space, device); compiled once, asked often."""
+
+    def __init__(self, graph: ModelGraph, space: SearchSpace, device: DeviceProfile) -> None:
+        self._graph, self._device = graph, device
+        self.costs = CompiledCosts(graph, space, device)
+
+    def solve(
+        self, budget: Budget, table: SensitivityTable, multipliers: Mapping[str, float] | None = None
+    ) -> Assignment | None:
+        """Return the allocation for `budget`, or None where no feasible assignment was found.
+
+        `multipliers` scale the losses of single dimensions, by "kind:name" (kind: keep, weight or activation).
+        """
+        descent = Descent(self.costs, budget, table, multipliers or {})
+        found = _explore(descent) or _from_the_bottom(descent)
+        polished = [improve(descent, state) for state in found[:_POLISHED]]
+        for state in sorted(polished, key=lambda item: float(descent.loss(item[None])[0])):
+            assignment = self.costs.assignment(state)
+            if budget.is_met(count(self._graph, assignment, self._device)):
+                return assignment
+        return None
+
+    def least_violating(self, budget: Budget, table: SensitivityTable) -> Assignment:
+        """Return an assignment that breaks the limits as little as the descent can manage."""
+        descent = Descent(self.costs, budget, table, {})
+        return self.costs.assignment(_least_violating(descent))
+
+
+def allocate(
+    graph: ModelGraph,
+    space: SearchSpace,
+    device: DeviceProfile,
+    budget: Budget,
+    table: SensitivityTable,
+    multipliers: Mapping[str, float] | None = None,
+) -> Assignment | None:
+    """Solve once; see `Solver.solve`. Keep a `Solver` where many budgets or tables are tried."""
+    return Solver(graph, space, device).solve(budget, table, multipliers)
+
+
+def cheapest_state(descent: Descent) -> Ints:
+    """Return the fewest channels and bits, with bit pairs made legal at the cheapest activation bits."""
+    state = descent.costs.sizes - 1
+    return descent.descend(state, np.full(max(descent.rows, 1), 1e9 * descent.scale)[: descent.rows], sweeps=1)
+
+
+def _explore(descent: Descent) -> list[Ints]:
+    """Return feasible states found by moving the prices, best first."""
+    pool: dict[bytes, tuple[float, Ints]] = {}
+    widest = np.zeros_like(descent.costs.sizes)
+    free = descent.descend(widest, np.zeros(descent.rows))
+    if _note(descent, free, pool):
+        return [free]
+    direction = np.ones(descent.rows)
+    for start in (free, descent.costs.sizes - 1):
+        prices = _bisect(descent, direction, start, pool)
+        if descent.rows > 1:
+            direction = _balance(descent, prices, pool)
+    if descent.rows > 1:
+        _bisect(descent, direction, free, pool)
+    return [state for _, state in sorted(pool.values(), key=lambda item: item[0])]
+
+
+def _note(descent: Descent, state: Ints, pool: dict[bytes, tuple[float, Ints]]) -> bool:
+    """Keep a feasible state; tell whether it is one."""
+    feasible = bool(descent.fits(descent.ratios(state[None]))[0]) and bool(descent.costs.is_legal(state[None])[0])
+    if feasible:
+        pool[state.tobytes()] = (float(descent.loss(state[None])[0]), state)
+    return feasible
+
+
+def _bisect(
+    descent: Descent, direction: Floats, start: Ints, pool: dict[bytes, tuple[float, Ints]]
+) -> Floats:
+    """Scale `direction` by bisection to the lowest prices that keep every limit; return those prices."""
+    direction = direction / direction.max()
+    low, high = np.log(descent.scale) - 14.0, np.log(descent.scale) + 6.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        state = descent.descend(start, direction * np.exp(middle))
+        if _note(descent, state, pool):
+            high = middle
+        else:
+            low = middle
+    prices: Floats = direction * np.exp(high)
+    return prices
+
+
+def _balance(descent: Descent, prices: Floats, pool: dict[bytes, tuple[float, Ints]]) -> Floats:
+    """Raise the prices of broken limits and lower those of kept ones until they settle; return the last prices."""
+    state = descent.costs.sizes - 1
+    for step in range(_UPDATES):
+        state = descent.descend(state, prices)
+        _note(descent, state, pool)
+        ratios = np.clip(descent.ratios(state[None])[0], 0.05, 20.0)
+        prices = np.maximum(prices * ratios ** (2.0 / (1.0 + step / 4)), 1e-12 * descent.scale)
+    return prices
+
+
+def _from_the_bottom(descent: Descent) -> list[Ints]:
+    """Return the cheapest state, or the least violating one, where it is feasible."""
+    for state in (cheapest_state(descent), _least_violating(descent)):
+        if descent.fits(descent.ratios(state[None]))[0] and descent.costs.is_legal(state[None])[0]:
+            return [state]
+    return []
+
+
+def _least_violating(descent: Descent) -> Ints:
+    """Push on the broken limits alone until they stop giving way; return the state with the least excess."""
+    best = state = cheapest_state(descent)
+    prices = np.full(descent.rows, 1e3 * descent.scale)
+    for _ in range(_UPDATES):
+        ratios = descent.ratios(state[None])[0]
+        prices = np.where(ratios > 1, prices * 4, prices)
+        state = descent.descend(state, prices)
+        best = min(best, state, key=lambda item: _excess(descent, item))
+    return best
+
+
+def _excess(descent: Descent, state: Ints) -> float:
+    return float(np.maximum(descent.ratios(state[None])[0] - 1, 0).sum())
