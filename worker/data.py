@@ -1,0 +1,225 @@
+"""Datasets: one npz (no objects) or safetensors file with `x` and optional `y`, read under caps, split by a seed."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Array = np.ndarray[Any, Any]
+Role = Literal["calibration", "evaluation", "holdout"]
+MAX_EXPANDED = 4 << 30
+MAX_HEADER = 8 << 20
+SHARES: tuple[tuple[Role, float], ...] = (("calibration", 0.2), ("evaluation", 0.4), ("holdout", 0.4))
+
+
+class DatasetRefused(Exception):
+    """A dataset that will not be used; `slug` names the problem, `errors` says where."""
+
+    def __init__(self, detail: str, errors: Sequence[dict[str, Any]] = (), slug: str = "invalid-dataset") -> None:
+        super().__init__(f"{slug}: {detail}")
+        self.slug, self.detail, self.errors = slug, detail, list(errors)
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """How stored numbers become network inputs: (x * scale - mean) / std per channel, moved to channels first."""
+
+    layout: str = "NCHW"
+    scale: float = 1.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> DatasetSpec:
+        """Read the fields the service stores (others are ignored)."""
+        return cls(
+            data.get("layout") or "NCHW",
+            float(data.get("scale") or 1.0),
+            tuple(data.get("mean") or ()),
+            tuple(data.get("std") or ()),
+        )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`inputs` as stored [rows, ...]; `labels` int64 [rows] or None."""
+
+    inputs: Array
+    labels: Array | None
+    spec: DatasetSpec
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def tensor(self, rows: Array | None = None) -> Tensor:
+        """Return normalised float32 inputs, channels first, of all or the given rows."""
+        chosen = self.inputs if rows is None else self.inputs[rows]
+        x = torch.from_numpy(np.ascontiguousarray(chosen)).float()
+        if x.dim() == 3 and self.spec.layout in ("NCHW", "NHWC", "NHW"):
+            x = x.unsqueeze(1)
+        elif self.spec.layout == "NHWC":
+            x = x.permute(0, 3, 1, 2)
+        x = x * self.spec.scale
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        if self.spec.mean:
+            x = x - torch.tensor(self.spec.mean).reshape(shape)
+        if self.spec.std:
+            x = x / torch.tensor(self.spec.std).reshape(shape)
+        if x.dim() == 4:
+            return x.contiguous(memory_format=torch.channels_last)
+        return x.contiguous()
+
+    def input_shape(self) -> tuple[int, ...]:
+        """Return the shape of one normalised input."""
+        return tuple(self.tensor(np.arange(1))[0].shape)
+
+    def info(self) -> dict[str, Any]:
+        """Return rows, shape, dtype and classes for the record."""
+        return {
+            "rows": len(self),
+            "shape": list(self.input_shape()),
+            "dtype": str(self.inputs.dtype),
+            "has_labels": self.labels is not None,
+            "classes": None if self.labels is None else int(self.labels.max()) + 1,
+        }
+
+
+@dataclass(frozen=True)
+class RoleData:
+    """Normalised inputs and labels of one role."""
+
+    inputs: Tensor
+    labels: Tensor | None
+
+    def head(self, count: int) -> RoleData:
+        """Return the first `count` rows."""
+        return RoleData(self.inputs[:count], None if self.labels is None else self.labels[:count])
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def read_dataset(path: Path, spec: DatasetSpec) -> Dataset:
+    """Read and check a dataset file. Raises DatasetRefused naming the first bad row where there is one."""
+    arrays = _read_npz(path) if path.read_bytes()[:2] == b"PK" else _read_safetensors(path)
+    if "x" not in arrays:
+        raise DatasetRefused(f"no array named 'x'; found {sorted(arrays)}", [_error("/x", "missing")])
+    inputs, labels = arrays["x"], arrays.get("y")
+    _check_inputs(inputs)
+    dataset = Dataset(inputs, None if labels is None else _checked_labels(labels, len(inputs)), spec)
+    try:
+        dataset.input_shape()
+    except RuntimeError as error:
+        raise DatasetRefused(
+            f"mean or std does not fit the channels: {error}", [_error("/spec/mean", "shape")]
+        ) from error
+    return dataset
+
+
+def _read_npz(path: Path) -> dict[str, Array]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(info.file_size for info in archive.infolist())
+        if total > MAX_EXPANDED:
+            raise DatasetRefused(f"{total} bytes expanded; at most {MAX_EXPANDED}", slug="dataset-too-large")
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files if name in ("x", "y")}
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
+        slug = (
+            "unsafe-format" if "pickle" in str(error).lower() or "object" in str(error).lower() else "invalid-dataset"
+        )
+        raise DatasetRefused(f"not a plain npz file: {str(error)[:200]}", slug=slug) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Array]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 16 or length > min(MAX_HEADER, len(data)):
+        raise DatasetRefused("neither an npz nor a safetensors file", slug="unrecognised-format")
+    try:
+        json.loads(data[8 : 8 + length])
+        return dict(load(data))
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
+        raise DatasetRefused(f"not a valid safetensors file: {str(error)[:200]}") from error
+
+
+def _check_inputs(x: Array) -> None:
+    if x.dtype.kind not in "uif" or x.dtype.itemsize > 8:
+        raise DatasetRefused(f"'x' has dtype {x.dtype}; numbers are needed", [_error("/x", "dtype")])
+    if x.ndim < 2 or len(x) == 0 or 0 in x.shape:
+        raise DatasetRefused(f"'x' has shape {x.shape}; at least one row is needed", [_error("/x", "shape")])
+    if x.dtype.kind == "f":
+        bad = ~np.isfinite(x.reshape(len(x), -1)).all(1)
+        if bad.any():
+            first = int(np.flatnonzero(bad)[0])
+            raise DatasetRefused(f"row {first} of 'x' is not finite", [_error(f"/x/{first}", "not-finite")])
+
+
+def _checked_labels(y: Array, rows: int) -> Array:
+    if y.dtype.kind not in "ui":
+        raise DatasetRefused(f"'y' has dtype {y.dtype}; integer classes are needed", [_error("/y", "dtype")])
+    if y.shape != (rows,):
+        raise DatasetRefused(f"'y' has shape {y.shape}; ({rows},) is needed", [_error("/y", "shape")])
+    if int(y.min()) < 0:
+        first = int(np.flatnonzero(y < 0)[0])
+        raise DatasetRefused(f"row {first} of 'y' is negative", [_error(f"/y/{first}", "out-of-range")])
+    return y.astype(np.int64)
+
+
+def check_against(dataset: Dataset, input_shape: Sequence[int], classes: int | None) -> None:
+    """Raise DatasetRefused where inputs don't fit the model's input or labels its outputs."""
+    if dataset.input_shape() != tuple(input_shape):
+        raise DatasetRefused(
+            f"one input has shape {dataset.input_shape()}, the network takes {tuple(input_shape)}",
+            [_error("/x", "shape")],
+        )
+    if dataset.labels is not None and classes is not None and int(dataset.labels.max()) >= classes:
+        first = int(np.flatnonzero(dataset.labels >= classes)[0])
+        raise DatasetRefused(
+            f"row {first} of 'y' names class {int(dataset.labels[first])} of {classes}",
+            [_error(f"/y/{first}", "out-of-range")],
+        )
+
+
+def split(dataset: Dataset, seed: int) -> dict[Role, Array]:
+    """Return row indices per role: 20 % calibration, 40 % evaluation, 40 % hold-out, stratified by label."""
+    rng = np.random.default_rng(seed)
+    parts: dict[Role, list[Array]] = {role: [] for role, _ in SHARES}
+    labels = np.zeros(len(dataset), np.int64) if dataset.labels is None else dataset.labels
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        first, second = round(0.2 * len(rows)), round(0.6 * len(rows))
+        for (role, _), part in zip(SHARES, np.split(rows, [first, second]), strict=True):
+            parts[role].append(part)
+    return {role: rng.permutation(np.concatenate(found)) for role, found in parts.items()}
+
+
+def role_data(dataset: Dataset, rows: Array | None = None) -> RoleData:
+    """Return the normalised inputs and labels of rows (all where None)."""
+    labels = None
+    if dataset.labels is not None:
+        labels = torch.from_numpy(dataset.labels if rows is None else dataset.labels[rows])
+    return RoleData(dataset.tensor(rows), labels)
+
+
+def save_npz(path: Path, x: Array, y: Array | None) -> None:
+    """Write a dataset file."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, x=x, **({} if y is None else {"y": y}))
+    path.write_bytes(buffer.getvalue())
+
+
+def _error(pointer: str, code: str) -> dict[str, str]:
+    return {"pointer": pointer, "code": code, "detail": code}

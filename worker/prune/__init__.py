@@ -1,0 +1,1 @@
+"""Pruning: which channels go, and how their consumers are refitted."""

@@ -1,0 +1,1 @@
+"""Quantization: grids, observers, rounding, and the simulated network."""

@@ -1,0 +1,196 @@
+"""From an assignment to a network: slice, refit, round and re-centre layer by layer in one pass over calibration data.
+
+Layers are handled in execution order, each on what the already compressed ones before it really produce:
+1. channels are removed (importance), the kept weights refitted by least squares onto the float outputs;
+2. weights are rounded with error feedback below 8 bits, to the nearest integer otherwise;
+3. each output channel's mean and variance are matched to the float network's: BatchNorm re-estimation, for networks
+   whose BatchNorm is folded; the mean alone is the empirical bias correction of Nagel et al. 2019, section 4.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from app.domain.device import DeviceProfile
+from app.domain.graph import Layer, ModelGraph
+from app.domain.space import Assignment
+from worker.graph.slicing import Slicer
+from worker.prune.reconstruct import DAMP, Moments, moments, patches, refit
+from worker.quant.grids import round_weight, weight_scales
+from worker.quant.network import CompressedNetwork, QuantizedLayer, is_float, run
+from worker.quant.reference import FloatReference, LayerReference
+from worker.quant.rounding import round_with_feedback
+
+Repair = Literal["sequential", "fast", "none"]
+REPAIRS: tuple[Repair, ...] = ("sequential", "fast")
+MAX_FEEDBACK = 2304
+FAST_PICTURES = 128
+VARIANCE_RATIO = (0.5, 2.0)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """Weights [o, d] (or [c, 1, k]) on their grid, scales [o], integers, before the bias."""
+
+    integers: Tensor | None
+    scale: Tensor | None
+    weight: Tensor
+
+
+class Compressor:
+    """Turns assignments into compressed networks; equal assignments give equal networks."""
+
+    def __init__(self, slicer: Slicer, graph: ModelGraph, reference: FloatReference, device: DeviceProfile) -> None:
+        self.slicer = slicer
+        self.graph = graph
+        self.reference = reference
+        self.device = device
+
+    def compress(self, assignment: Assignment, repair: Repair = "sequential") -> CompressedNetwork:
+        """Return the network of an assignment. "sequential" refits each layer on its real inputs, "fast" from the
+        float network's cached moments with fewer pictures, "none" only slices and rounds."""
+        kept = self.reference.scores.kept(assignment.keep)
+        job = _Job(self, assignment, kept, repair)
+        pictures = self.reference.pictures
+        run(job.module, pictures[:FAST_PICTURES] if repair == "fast" else pictures, job.before, job.after)
+        return CompressedNetwork(job.module, job.layers, job.grids, self.graph.input_shape, assignment, kept)
+
+
+class _Job:
+    """The state of one compression pass."""
+
+    def __init__(
+        self, owner: Compressor, assignment: Assignment, kept: dict[str, tuple[int, ...]], repair: Repair
+    ) -> None:
+        self.owner = owner
+        self.repair = repair
+        self.assignment = assignment
+        self.kept = kept
+        self.module = owner.slicer.sliced(kept)
+        self.layers: dict[str, QuantizedLayer] = {}
+        self.grids = {
+            site: owner.reference.observers[site].grid(bits)
+            for site, bits in assignment.activation_bits.items()
+            if not is_float(bits)
+        }
+
+    def after(self, name: str, value: Tensor) -> Tensor:
+        grid = self.grids.get(name)
+        return value if grid is None else grid.fake_quantize_(value)
+
+    def before(self, node: fx.Node, source: Tensor) -> None:
+        layer = self.owner.graph.layer.get(node.name)
+        if layer is None:
+            return
+        leaf: Any = self.module.get_submodule(node.name)
+        float_reference = self.owner.reference.layers[node.name]
+        rows, columns = self.owner.slicer.columns(node.name, self.kept)
+        inputs = patches(leaf, source, float_reference.positions)
+        prior = _matrix(leaf, float_reference.depthwise)
+        if self.repair == "none":
+            fitted, bias = self._round(layer, prior, None), leaf.bias.detach()
+        else:
+            targets = _targets(float_reference, rows, len(inputs))
+            stats = self._stats(float_reference, inputs, targets, (rows, columns))
+            weight = refit(stats, prior, DAMP) if self._changed(layer, columns) else prior
+            fitted, bias = _match(self._round(layer, weight, stats.gram), inputs, targets)
+        self._install(layer, leaf, fitted, bias)
+
+    def _changed(self, layer: Layer, columns: Tensor) -> bool:
+        """Tell whether a refit can help: inputs were removed or carry errors."""
+        full = layer.in_width.kept({group.id: group.channels for group in self.owner.graph.groups})
+        return len(columns) < full or self.repair == "sequential"
+
+    def _stats(self, ref: LayerReference, inputs: Tensor, targets: Tensor, index: tuple[Tensor, Tensor]) -> Moments:
+        if self.repair == "sequential":
+            return moments(inputs, targets)
+        rows, columns = index
+        if ref.depthwise:
+            return Moments(ref.stats.gram[rows], ref.stats.cross[rows], ref.stats.mean_x[rows], ref.stats.mean_y[rows])
+        spread = _spread(columns, inputs.shape[1])
+        return Moments(
+            ref.stats.gram[spread][:, spread],
+            ref.stats.cross[rows][:, spread],
+            ref.stats.mean_x[spread],
+            ref.stats.mean_y[rows],
+        )
+
+    def _round(self, layer: Layer, weight: Tensor, gram: Tensor | None) -> _Fitted:
+        bits = self.assignment.weight_bits[layer.name]
+        if is_float(bits):
+            return _Fitted(None, None, weight)
+        scale = weight_scales(weight, bits, layer.kind in self.owner.device.per_channel_weights)
+        scale = scale.expand(weight.shape[0]).contiguous()
+        if gram is not None and weight.dim() == 2 and bits < 8 and weight.shape[1] <= MAX_FEEDBACK:
+            integers = round_with_feedback(weight, scale, bits, gram)
+        else:
+            integers = round_weight(weight, scale, bits)
+        return _Fitted(integers, scale, integers * scale.reshape(-1, *[1] * (weight.dim() - 1)))
+
+    def _install(self, layer: Layer, leaf: Any, fitted: _Fitted, bias: Tensor) -> None:
+        shape = leaf.weight.shape
+        weight = fitted.weight.reshape(shape).contiguous()
+        if fitted.scale is not None:
+            bias = self._bias_on_grid(layer, bias, fitted.scale)
+        if weight.dim() == 4:
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        leaf.weight = nn.Parameter(weight, requires_grad=False)
+        leaf.bias = nn.Parameter(bias.clone(), requires_grad=False)
+        self.layers[layer.name] = QuantizedLayer(
+            layer.name,
+            self.assignment.weight_bits[layer.name],
+            bias.numpy().astype(np.float32),
+            None
+            if fitted.integers is None
+            else _integers(fitted.integers.reshape(shape), self.assignment.weight_bits[layer.name]),
+            None if fitted.scale is None else fitted.scale.numpy().astype(np.float32),
+            fitted.weight.reshape(shape).numpy().copy() if fitted.integers is None else None,
+        )
+
+    def _bias_on_grid(self, layer: Layer, bias: Tensor, scale: Tensor) -> Tensor:
+        """Round the bias to the int32 grid of the accumulator, scale_x * scale_w, as runtimes store it."""
+        grid = self.grids.get(layer.input)
+        if grid is None:
+            return bias
+        step = scale.double() * grid.scale
+        return (torch.round(bias.double() / step).clamp(-(2**31), 2**31 - 1) * step).float()
+
+
+def _matrix(leaf: Any, depthwise: bool) -> Tensor:
+    weight: Tensor = leaf.weight.detach()
+    return weight.reshape(weight.shape[0], 1, -1) if depthwise else weight.reshape(weight.shape[0], -1)
+
+
+def _targets(ref: LayerReference, rows: Tensor, count: int) -> Tensor:
+    return ref.outputs[:count][:, rows]
+
+
+def _spread(columns: Tensor, width: int) -> Tensor:
+    """Return the matrix columns of kept input channels: each channel owns `width / len(columns)` of them."""
+    kernel = width // len(columns)
+    return (columns[:, None] * kernel + torch.arange(kernel)[None]).reshape(-1)
+
+
+def _match(fitted: _Fitted, inputs: Tensor, targets: Tensor) -> tuple[_Fitted, Tensor]:
+    """Match each output channel's variance (through its scale) and mean (through the bias) to the targets."""
+    if inputs.dim() == 3:
+        outputs = (inputs * fitted.weight.squeeze(1)).sum(-1)
+    else:
+        outputs = inputs @ fitted.weight.T
+    ratio = (targets.std(0) / outputs.std(0).clamp_min(1e-8)).clamp(*VARIANCE_RATIO)
+    ratio = torch.where(outputs.std(0) > 1e-6, ratio, torch.ones_like(ratio))
+    shape = (-1, *[1] * (fitted.weight.dim() - 1))
+    scale = None if fitted.scale is None else (fitted.scale * ratio).float()
+    weight = fitted.weight * ratio.reshape(shape)
+    if fitted.integers is not None and scale is not None:
+        weight = fitted.integers * scale.reshape(shape)
+    return _Fitted(fitted.integers, scale, weight), targets.mean(0) - outputs.mean(0) * ratio
+
+
+def _integers(values: Tensor, bits: int) -> np.ndarray[Any, Any]:
+    return values.numpy().astype(np.int8 if bits <= 8 else np.int16)

@@ -1,0 +1,126 @@
+"""The simulated network: sliced, quantized, runnable in torch, and exactly what is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from app.domain.space import Assignment
+from worker.graph.write_onnx import operands
+from worker.quant.grids import FLOAT_BITS, ActivationGrid
+
+BeforeLayer = Callable[[fx.Node, Tensor], None]
+AfterNode = Callable[[str, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One layer as it is stored.
+
+    `weight_int` [out, in / groups, *kernel] holds integers of `bits` (int8 up to 8 bits, int16 above), `weight_scale`
+    [out] float32, `bias` [out] float32. A float layer (32 bits) has no integers but `weight_float`.
+    """
+
+    name: str
+    bits: int
+    bias: np.ndarray[Any, np.dtype[np.float32]]
+    weight_int: np.ndarray[Any, Any] | None = None
+    weight_scale: np.ndarray[Any, np.dtype[np.float32]] | None = None
+    weight_float: np.ndarray[Any, np.dtype[np.float32]] | None = None
+
+
+@dataclass(frozen=True)
+class CompressedNetwork:
+    """A sliced network whose weights are dequantised integers, with the grids of its activations.
+
+    `module` is the canonical graph; `grids` maps quantizer sites (node names) to grids; sites without an entry stay
+    float. `input_shape` is without the batch.
+    """
+
+    module: fx.GraphModule
+    layers: Mapping[str, QuantizedLayer]
+    grids: Mapping[str, ActivationGrid]
+    input_shape: tuple[int, ...]
+    assignment: Assignment
+    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs of the simulation for a batch of normalised inputs."""
+        return run(self.module, x, after=self._after)
+
+    def _after(self, name: str, value: Tensor) -> Tensor:
+        grid = self.grids.get(name)
+        return value if grid is None else grid.fake_quantize_(value)
+
+    def input_scale(self, site: str) -> float | None:
+        """Return the scale of the grid a layer reads from, or None where it is float."""
+        grid = self.grids.get(site)
+        return None if grid is None else grid.scale
+
+
+def run(module: fx.GraphModule, x: Tensor, before: BeforeLayer | None = None, after: AfterNode | None = None) -> Tensor:
+    """Execute a canonical graph node by node, values dropped after their last reader.
+
+    `before(node, input)` is called ahead of each leaf module and may change it; `after(name, value)` may replace the
+    value of any other node, in place where it likes: nothing else holds it.
+    """
+    last = _last_uses(module)
+    values: dict[str, Tensor] = {}
+    leaves: dict[str, Any] = dict(module.named_children())
+    result = x
+    with torch.no_grad():
+        for node in module.graph.nodes:
+            if node.op == "output":
+                result = values[node.args[0].name]
+                break
+            values[node.name] = _value(module, node, values, leaves, x, before)
+            if after is not None and node.op != "get_attr":
+                values[node.name] = after(node.name, values[node.name])
+            for gone in last.get(node.name, ()):
+                del values[gone]
+    return result
+
+
+def _value(
+    module: fx.GraphModule,
+    node: fx.Node,
+    values: dict[str, Tensor],
+    leaves: dict[str, Any],
+    x: Tensor,
+    before: BeforeLayer | None,
+) -> Tensor:
+    if node.op == "placeholder":
+        return x.clone()
+    if node.op == "get_attr":
+        return getattr(module, str(node.target))  # type: ignore[no-any-return]
+    if node.op == "call_module":
+        source = values[node.args[0].name]  # type: ignore[union-attr]
+        if before is not None:
+            before(node, source)
+        return leaves[str(node.target)](source)  # type: ignore[no-any-return]
+    args = fx.node.map_arg(node.args, lambda item: values[item.name])
+    value = node.target(*args, **node.kwargs)  # type: ignore[operator]
+    # an in-place quantizer behind a view would change the producer's value too
+    return value.clone() if any(value.data_ptr() == v.data_ptr() for v in values.values()) else value  # type: ignore[no-any-return]
+
+
+def _last_uses(module: fx.GraphModule) -> dict[str, list[str]]:
+    """Return, by node, the values that no later node reads."""
+    found: dict[str, str] = {}
+    for node in module.graph.nodes:
+        for source in operands(node):
+            found[source.name] = node.name
+    gone: dict[str, list[str]] = {}
+    for name, reader in found.items():
+        gone.setdefault(reader, []).append(name)
+    return gone
+
+
+def is_float(bits: int) -> bool:
+    """Tell whether a bit-width means "left float"."""
+    return bits >= FLOAT_BITS

@@ -1,0 +1,148 @@
+"""Evaluating assignments: compress, run, compare with the float network."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from app.domain.candidate import Fidelity, Measurement
+from app.domain.device import DeviceProfile
+from app.domain.graph import ModelGraph
+from app.domain.space import Assignment, widest
+from worker.data import Role, RoleData
+from worker.graph.groups import channel_plan
+from worker.graph.picture import draw
+from worker.graph.read import input_shape, read_network
+from worker.graph.rewrite import fold_batchnorm
+from worker.graph.slicing import Slicer
+from worker.quant.compressor import Compressor, Repair
+from worker.quant.network import CompressedNetwork, is_float, run
+from worker.quant.reference import FloatReference
+
+BATCH = 128
+CACHED_NETWORKS = 8
+
+
+@dataclass(frozen=True)
+class EvaluatorOptions:
+    """How many pictures each stage looks at."""
+
+    calibration: int = 512
+    screen: int = 256
+    full: int = 2048
+    holdout: int = 100_000
+
+
+class Evaluator:
+    """Measures assignments of one network on one dataset; results depend on the arguments alone, not on their order."""
+
+    def __init__(
+        self,
+        folded: fx.GraphModule,
+        graph: ModelGraph,
+        compressor: Compressor,
+        data: Mapping[Role, RoleData],
+        options: EvaluatorOptions,
+    ) -> None:
+        self.folded = folded
+        self.graph = graph
+        self.compressor = compressor
+        self.options = options
+        self._sets: dict[Fidelity, RoleData] = {
+            "screen": data["evaluation"].head(options.screen),
+            "full": data["evaluation"].head(options.full),
+            "holdout": data["holdout"].head(options.holdout),
+        }
+        self._float: dict[Fidelity, Tensor] = {}
+        self._networks: OrderedDict[tuple[str, Repair], CompressedNetwork] = OrderedDict()
+
+    def baseline(self, fidelity: Fidelity = "full") -> Measurement:
+        """Measure the float network."""
+        return self.evaluate(widest(self.graph, 32), fidelity)
+
+    def evaluate(
+        self, assignment: Assignment, fidelity: Fidelity = "full", repair: Repair = "sequential"
+    ) -> Measurement:
+        """Measure one assignment: `kl` to the float outputs, `agreement` of top-1 with them, `accuracy` with labels."""
+        start = time.perf_counter()
+        pictures = self._sets[fidelity]
+        wanted = self.float_outputs(fidelity)
+        outputs = wanted if self._is_baseline(assignment) else self.outputs(self.compress(assignment, repair), fidelity)
+        metrics = _metrics(outputs, wanted, pictures.labels)
+        return Measurement(metrics, fidelity, len(pictures), time.perf_counter() - start)
+
+    def compress(self, assignment: Assignment, repair: Repair = "sequential") -> CompressedNetwork:
+        """Return the compressed network of an assignment (the last few are kept)."""
+        key = (assignment.digest, repair)
+        if key not in self._networks:
+            self._networks[key] = self.compressor.compress(assignment, repair)
+            if len(self._networks) > CACHED_NETWORKS:
+                self._networks.popitem(last=False)
+        return self._networks[key]
+
+    def outputs(self, network: CompressedNetwork, fidelity: Fidelity) -> Tensor:
+        """Return the simulation's outputs [pictures, classes] on a fidelity's pictures."""
+        return torch.cat([network.forward(x) for x in self._sets[fidelity].inputs.split(BATCH)])
+
+    def float_outputs(self, fidelity: Fidelity) -> Tensor:
+        """Return the float network's outputs on a fidelity's pictures (computed once)."""
+        if fidelity not in self._float:
+            batches = self._sets[fidelity].inputs.split(BATCH)
+            self._float[fidelity] = torch.cat([run(self.folded, x) for x in batches])
+        return self._float[fidelity]
+
+    def pictures(self, fidelity: Fidelity) -> RoleData:
+        """Return the pictures a fidelity looks at."""
+        return self._sets[fidelity]
+
+    def _is_baseline(self, assignment: Assignment) -> bool:
+        bits = [*assignment.weight_bits.values(), *assignment.activation_bits.values()]
+        whole = all(assignment.keep[group.id] == group.channels for group in self.graph.groups)
+        return whole and all(is_float(width) for width in bits)
+
+
+def _metrics(outputs: Tensor, wanted: Tensor, labels: Tensor | None) -> dict[str, float]:
+    outputs, wanted = outputs.flatten(1), wanted.flatten(1)
+    kl = F.kl_div(F.log_softmax(outputs, 1), F.log_softmax(wanted, 1), reduction="batchmean", log_target=True)
+    top, metrics = outputs.argmax(1), {"kl": max(0.0, float(kl))}
+    metrics["agreement"] = float((top == wanted.argmax(1)).float().mean())
+    if labels is not None:
+        metrics["accuracy"] = float((top == labels).float().mean())
+    return metrics
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network ready for compression: folded graph, picture and slicer."""
+
+    folded: fx.GraphModule
+    graph: ModelGraph
+    slicer: Slicer
+
+
+def open_network(data: bytes, format: str | None = None) -> Opened:
+    """Read a network's bytes into a folded graph, its picture and its slicer. Raises NetworkRefused."""
+    module = read_network(data, format)
+    shape = input_shape(module)
+    folded = fold_batchnorm(module).to(memory_format=torch.channels_last)
+    plan = channel_plan(folded, shape)
+    return Opened(folded, draw(folded, plan, shape), Slicer(folded, plan))
+
+
+def open_evaluator(
+    network: Opened,
+    data: Mapping[Role, RoleData],
+    device: DeviceProfile,
+    options: EvaluatorOptions = EvaluatorOptions(),
+) -> Evaluator:
+    """Return an evaluator: runs the float network once over the calibration pictures."""
+    pictures = data["calibration"].head(options.calibration).inputs
+    reference = FloatReference(network.folded, network.slicer.plan, pictures)
+    compressor = Compressor(network.slicer, network.graph, reference, device)
+    return Evaluator(network.folded, network.graph, compressor, data, options)
