@@ -217,7 +217,10 @@ def role_data(dataset: Dataset, rows: Array | None = None) -> RoleData:
 def save_npz(path: Path, x: Array, y: Array | None) -> None:
     """Write a dataset file."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, x=x, **({} if y is None else {"y": y}))
+    if y is None:
+        np.savez_compressed(buffer, x=x)
+    else:
+        np.savez_compressed(buffer, x=x, y=y)
     path.write_bytes(buffer.getvalue())
 
 

@@ -178,10 +178,8 @@ def _spread(columns: Tensor, width: int) -> Tensor:
 
 def _match(fitted: _Fitted, inputs: Tensor, targets: Tensor) -> tuple[_Fitted, Tensor]:
     """Match each output channel's variance (through its scale) and mean (through the bias) to the targets."""
-    if inputs.dim() == 3:
-        outputs = (inputs * fitted.weight.squeeze(1)).sum(-1)
-    else:
-        outputs = inputs @ fitted.weight.T
+    depthwise = inputs.dim() == 3
+    outputs = (inputs * fitted.weight.squeeze(1)).sum(-1) if depthwise else inputs @ fitted.weight.T
     ratio = (targets.std(0) / outputs.std(0).clamp_min(1e-8)).clamp(*VARIANCE_RATIO)
     ratio = torch.where(outputs.std(0) > 1e-6, ratio, torch.ones_like(ratio))
     shape = (-1, *[1] * (fitted.weight.dim() - 1))

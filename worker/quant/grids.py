@@ -1,4 +1,4 @@
-"""Integer grids: symmetric per-channel weights, asymmetric unsigned activations; the rounding of ONNX QuantizeLinear."""
+"""Integer grids: symmetric per-channel weights, asymmetric unsigned activations; rounded as ONNX does."""
 
 from __future__ import annotations
 

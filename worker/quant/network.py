@@ -99,7 +99,7 @@ def _value(
     if node.op == "get_attr":
         return getattr(module, str(node.target))  # type: ignore[no-any-return]
     if node.op == "call_module":
-        source = values[node.args[0].name]  # type: ignore[union-attr]
+        source = values[operands(node)[0].name]
         if before is not None:
             before(node, source)
         return leaves[str(node.target)](source)  # type: ignore[no-any-return]

@@ -37,4 +37,5 @@ def _inverse_factor(gram: Tensor) -> Tensor:
     """Return the upper Cholesky factor of the inverse of a positive definite matrix."""
     lower = torch.linalg.cholesky(gram.double())
     inverse = torch.cholesky_inverse(lower)
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor.float()

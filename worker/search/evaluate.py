@@ -88,12 +88,12 @@ class Evaluator:
 
     def outputs(self, network: CompressedNetwork, fidelity: Fidelity) -> Tensor:
         """Return the simulation's outputs [pictures, classes] on a fidelity's pictures."""
-        return torch.cat([network.forward(x) for x in self._sets[fidelity].inputs.split(BATCH)])
+        return torch.cat([network.forward(x) for x in torch.split(self._sets[fidelity].inputs, BATCH)])
 
     def float_outputs(self, fidelity: Fidelity) -> Tensor:
         """Return the float network's outputs on a fidelity's pictures (computed once)."""
         if fidelity not in self._float:
-            batches = self._sets[fidelity].inputs.split(BATCH)
+            batches = torch.split(self._sets[fidelity].inputs, BATCH)
             self._float[fidelity] = torch.cat([run(self.folded, x) for x in batches])
         return self._float[fidelity]
 
@@ -130,9 +130,17 @@ def open_network(data: bytes, format: str | None = None) -> Opened:
     """Read a network's bytes into a folded graph, its picture and its slicer. Raises NetworkRefused."""
     module = read_network(data, format)
     shape = input_shape(module)
-    folded = fold_batchnorm(module).to(memory_format=torch.channels_last)
+    folded = fold_batchnorm(module)
+    _channels_last(folded)
     plan = channel_plan(folded, shape)
     return Opened(folded, draw(folded, plan, shape), Slicer(folded, plan))
+
+
+def _channels_last(module: fx.GraphModule) -> None:
+    """Lay convolution weights out as the CPU kernels like them best."""
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def open_evaluator(
