@@ -1,4 +1,4 @@
-"""Lossless bit packing of signed integers at 2 to 8 bits.
+"""Lossless bit packing of signed integers at 2 to 16 bits.
 
 Offset binary: the integer q is stored as the code q + 2^(bits-1). Codes follow each other in one stream, the least
 significant bit first, padded with zero bits to a whole byte.
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_BITS, MAX_BITS = 2, 8
+MIN_BITS, MAX_BITS = 2, 16
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -24,19 +24,19 @@ def packed_bytes(count: int, bits: int) -> int:
 def pack(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """Return the bit stream of `values` (any shape, C order) as bytes.
 
-    Raises ValueError for a width outside 2..8 or a value outside [-2^(bits-1), 2^(bits-1) - 1].
+    Raises ValueError for a width outside 2..16 or a value outside [-2^(bits-1), 2^(bits-1) - 1].
     """
     offset = _offset(bits)
     flat = values.reshape(-1).astype(np.int64)
     if flat.size and (flat.min() < -offset or flat.max() >= offset):
         raise ValueError(f"values reach from {flat.min()} to {flat.max()}: they do not fit into {bits} bits")
-    codes = (flat + offset).astype(np.uint8)
-    planes = np.unpackbits(codes[:, None], axis=1, count=bits, bitorder="little")
+    codes = (flat + offset).astype("<u2").view(np.uint8).reshape(-1, 2)
+    planes = np.unpackbits(codes, axis=1, count=bits, bitorder="little")
     return np.packbits(planes.reshape(-1), bitorder="little")
 
 
-def unpack(stream: NDArray[np.uint8], bits: int, shape: Sequence[int]) -> NDArray[np.int8]:
-    """Return the integers that `pack` wrote, in `shape`.
+def unpack(stream: NDArray[np.uint8], bits: int, shape: Sequence[int]) -> NDArray[Any]:
+    """Return the integers that `pack` wrote, in `shape`: int8 up to 8 bits, int16 above.
 
     Raises ValueError when the stream's length does not belong to the shape, or padding bits are set.
     """
@@ -46,8 +46,10 @@ def unpack(stream: NDArray[np.uint8], bits: int, shape: Sequence[int]) -> NDArra
     planes = np.unpackbits(stream, bitorder="little")
     if planes[count * bits :].any():
         raise ValueError("padding bits of a packed stream are set")
-    codes = np.packbits(planes[: count * bits].reshape(count, bits), axis=1, bitorder="little")
-    return (codes.reshape(-1).astype(np.int16) - offset).astype(np.int8).reshape(tuple(shape))
+    wide = np.zeros((count, MAX_BITS), np.uint8)
+    wide[:, :bits] = planes[: count * bits].reshape(count, bits)
+    codes = np.packbits(wide, axis=1, bitorder="little").view("<u2").reshape(-1)
+    return (codes.astype(np.int32) - offset).astype(np.int8 if bits <= 8 else np.int16).reshape(tuple(shape))
 
 
 def _offset(bits: int) -> int:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
+
+from app.domain.graph import ChannelGroup, ModelGraph
+from app.domain.space import Assignment
+from worker.graph.groups import channel_plan
+from worker.graph.picture import draw
+from worker.graph.read import read_network
+from worker.graph.rewrite import fold_batchnorm
+from worker.graph.slicing import Slicer
+from worker.quant.grids import ActivationGrid, activation_grid, round_weight, weight_scales
+from worker.quant.network import CompressedNetwork, QuantizedLayer, run
 
 TRAIN = 697
 
@@ -89,3 +101,95 @@ def digit_net(digits: Digits) -> nn.Module:
             optimizer.step()
             schedule.step()
     return net.eval()
+
+
+def canonical(net: nn.Module, image: tuple[int, ...]) -> bytes:
+    """Return the network as a dynamic-batch .pt2 file, as a user would export it."""
+    example = torch.zeros(2, *image)
+    program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def compress(
+    module: fx.GraphModule, images: NDArray[np.float32], keep: float, weight_bits: list[int], act_bits: list[int]
+) -> tuple[CompressedNetwork, ModelGraph]:
+    """Prune by weight norm and quantize with bits taken in turn: no repair, just something to export."""
+    plan = channel_plan(module, images.shape[1:])
+    graph = draw(module, plan, images.shape[1:])
+    kept = {
+        g.id: _strongest(module, g, g.channels if g.frozen else max(2, round(keep * g.channels))) for g in plan.groups
+    }
+    sliced = Slicer(module, plan).sliced(kept)
+    bits = {layer.name: weight_bits[i % len(weight_bits)] for i, layer in enumerate(graph.layers)}
+    layers = {layer.name: _quantized(sliced, layer.name, bits[layer.name]) for layer in graph.layers}
+    acts, turn = {}, 0
+    for item in graph.activations:
+        acts[item.id] = {"input": 8, "output": 32}.get(item.role, act_bits[turn % len(act_bits)])
+        turn += item.role == "hidden"
+    grids = _grids(sliced, images, graph, acts)
+    layers = {
+        layer.name: _with_integer_bias(sliced, layers[layer.name], grids.get(layer.input)) for layer in graph.layers
+    }
+    assignment = Assignment({g: len(k) for g, k in kept.items()}, bits, acts)
+    return CompressedNetwork(sliced, layers, grids, tuple(images.shape[1:]), assignment, kept), graph
+
+
+def _strongest(module: fx.GraphModule, group: ChannelGroup, count: int) -> tuple[int, ...]:
+    norms = torch.zeros(group.channels)
+    for name in group.producers:
+        weight = module.get_submodule(name).weight
+        if len(weight) == group.channels:
+            norms += weight.detach().flatten(1).norm(dim=1)
+    return tuple(sorted(norms.argsort(descending=True)[:count].tolist()))
+
+
+def _quantized(module: fx.GraphModule, name: str, bits: int) -> QuantizedLayer:
+    leaf = module.get_submodule(name)
+    weight, bias = leaf.weight.detach(), leaf.bias.detach().numpy()
+    if bits >= 32:
+        return QuantizedLayer(name, bits, bias, weight_float=weight.numpy())
+    scale = weight_scales(weight, bits)
+    ints = round_weight(weight, scale, bits)
+    leaf.weight = nn.Parameter(ints * scale.reshape(-1, *[1] * (weight.dim() - 1)), requires_grad=False)
+    return QuantizedLayer(name, bits, bias, ints.numpy().astype(np.int8), scale.numpy())
+
+
+def _with_integer_bias(module: fx.GraphModule, layer: QuantizedLayer, grid: ActivationGrid | None) -> QuantizedLayer:
+    """Round the bias to int32 at scale s_x * s_w, as every integer kernel does."""
+    if grid is None or layer.weight_scale is None:
+        return layer
+    scale = np.float32(grid.scale) * layer.weight_scale
+    bias = np.rint(layer.bias / scale).astype(np.float32) * scale
+    module.get_submodule(layer.name).bias = nn.Parameter(torch.from_numpy(bias), requires_grad=False)
+    return dataclasses.replace(layer, bias=bias)
+
+
+def _grids(
+    module: fx.GraphModule, images: NDArray[np.float32], graph: ModelGraph, bits: dict[str, int]
+) -> dict[str, ActivationGrid]:
+    grids: dict[str, ActivationGrid] = {}
+    wanted = {item.id: item for item in graph.activations if bits[item.id] < 32}
+
+    def after(name: str, value: torch.Tensor) -> torch.Tensor:
+        if name not in wanted:
+            return value
+        samples = value.flatten()[:: max(1, value.numel() // 20_000)]
+        grids[name] = activation_grid(samples, bits[name], wanted[name].unsigned)
+        return grids[name].fake_quantize_(value)
+
+    run(module, torch.from_numpy(images), after=after)
+    return grids
+
+
+@pytest.fixture(scope="session")
+def folded(digit_net: nn.Module) -> fx.GraphModule:
+    """The trained network as the reader and the BatchNorm folding leave it."""
+    return fold_batchnorm(read_network(canonical(digit_net, (1, 8, 8)), "pt2"))
+
+
+@pytest.fixture(scope="session")
+def mixed(folded: fx.GraphModule, digits: Digits) -> tuple[CompressedNetwork, ModelGraph]:
+    """A network with 2..8-bit weights and 4- and 8-bit activations at 7/8 of the channels."""
+    return compress(folded, digits.calibration[0], 0.875, [8, 5, 6, 4, 3, 7, 8, 8], [8, 8, 4])

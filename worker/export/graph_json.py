@@ -1,0 +1,173 @@
+"""A canonical graph as JSON and tensors, read back through the op table's allow-list and nothing else."""
+
+from __future__ import annotations
+
+import keyword
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from worker.export.archive import CheckpointRefused
+from worker.graph.ops import OPS
+from worker.graph.ops.parametric import CONVOLUTIONS, batchnorm, convolution, linear
+from worker.graph.ops.table import module_of
+
+MAX_NODES = 20_000
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    op.name: target for target, op in OPS.items() if not isinstance(target, type) and callable(target)
+}
+NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORM_VECTORS = ("weight", "bias", "running_mean", "running_var")
+_CONV_OPTIONS = ("stride", "padding", "dilation", "groups")
+
+
+def encode(module: fx.GraphModule) -> list[dict[str, Any]]:
+    """Return the graph's nodes in execution order as JSON; tensors stay where `tensors_of` finds them."""
+    return [_encode_node(module, node) for node in module.graph.nodes]
+
+
+def norm_tensors(module: fx.GraphModule) -> dict[str, Tensor]:
+    """Return what layers' records do not hold: vectors of BatchNorm leaves that were not folded, and constants."""
+    found: dict[str, Tensor] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            found[f"{node.target}.value"] = getattr(module, str(node.target))
+        elif node.op == "call_module" and isinstance(leaf := module_of(module, node), NORMS):
+            found.update({f"{node.name}.{key}": getattr(leaf, key).detach() for key in NORM_VECTORS})
+    return found
+
+
+def decode(nodes: Any, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+    """Rebuild the graph. `tensors` holds `<leaf>.weight`, `<leaf>.bias`, ... and `<constant>.value` as float tensors.
+
+    Raises CheckpointRefused for a node, op or tensor that does not belong.
+    """
+    if not isinstance(nodes, list) or not 2 <= len(nodes) <= MAX_NODES:
+        raise CheckpointRefused("the graph holds no list of nodes", "invalid-graph")
+    reader = _Reader(tensors)
+    try:
+        for node in nodes:
+            reader.add(node)
+        module = fx.GraphModule(reader.root, reader.graph).eval().requires_grad_(False)
+        module.graph.lint()
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, SyntaxError) as error:
+        if isinstance(error, CheckpointRefused):
+            raise
+        raise CheckpointRefused(f"the graph is not sound: {error!r}", "invalid-graph") from error
+    return module
+
+
+class _Reader:
+    """Adds one node at a time."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.root = nn.Module()
+        self.graph = fx.Graph()
+        self._tensors = tensors
+        self._nodes: dict[str, fx.Node] = {}
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        op, name = record["op"], record["name"]
+        if name in self._nodes:
+            raise CheckpointRefused(f"two nodes are called {name!r}", "invalid-graph")
+        _check_identifier(name)
+        if op == "output":
+            self.graph.output(self._nodes[record["args"][0]["node"]])
+            return
+        node = self._create(op, name, record)
+        if node.name != name:
+            raise CheckpointRefused(f"node name {name!r} is reserved", "invalid-graph")
+        self._nodes[name] = node
+
+    def _create(self, op: str, name: str, record: Mapping[str, Any]) -> fx.Node:
+        args = tuple(self._value(item) for item in record.get("args", []))
+        if op == "input":
+            return self.graph.create_node("placeholder", name, name=name)
+        if op == "constant":
+            self.root.register_buffer(name, self._tensors[f"{name}.value"])
+            return self.graph.create_node("get_attr", name, name=name)
+        if op in _LEAVES:
+            self.root.add_module(name, _LEAVES[op](name, record.get("options", {}), self._tensors))
+            return self.graph.create_node("call_module", name, args, {}, name=name)
+        if op not in FUNCTIONS:
+            raise CheckpointRefused(f"operator {op!r} is not in the op table", "unsupported-operator")
+        kwargs = {_check_identifier(key): self._value(item) for key, item in record.get("options", {}).items()}
+        return self.graph.create_node("call_function", FUNCTIONS[op], args, kwargs, name=name)
+
+    def _value(self, item: Any) -> Any:
+        if isinstance(item, dict):
+            return self._nodes[item["node"]] if "node" in item else float(item["float"])
+        if isinstance(item, list):
+            return tuple(self._value(part) for part in item)
+        if item is None or isinstance(item, bool | int | float | str):
+            return item
+        raise CheckpointRefused(f"argument {item!r}", "invalid-graph")
+
+
+def _check_identifier(name: Any) -> str:
+    """Return a name that torch.fx may write into the source text it compiles; refuse any other."""
+    if not isinstance(name, str) or not name.isidentifier() or not name.isascii() or keyword.iskeyword(name):
+        raise CheckpointRefused(f"{name!r} is not a name", "invalid-graph")
+    return name
+
+
+def _encode_node(module: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
+    record: dict[str, Any] = {"name": node.name, "args": [_encode_value(item) for item in node.args]}
+    if node.op == "placeholder":
+        return {"name": node.name, "op": "input"}
+    if node.op == "output":
+        return {**record, "op": "output"}
+    if node.op == "get_attr":
+        if node.name != node.target:
+            raise ValueError(f"constant {node.target!r} is read by a node of another name, {node.name!r}")
+        return {"name": node.name, "op": "constant"}
+    if node.op == "call_module":
+        leaf = module_of(module, node)
+        return {**record, "op": type(leaf).__name__, "options": _leaf_options(leaf)}
+    options = {key: _encode_value(item) for key, item in node.kwargs.items()}
+    return {**record, "op": OPS[node.target].name, "options": options}
+
+
+def _leaf_options(leaf: Any) -> dict[str, Any]:
+    if type(leaf) in CONVOLUTIONS:
+        return {key: _encode_value(getattr(leaf, key)) for key in _CONV_OPTIONS}
+    return {"eps": float(leaf.eps)} if type(leaf) in NORMS else {}
+
+
+def _encode_value(item: Any) -> Any:
+    if isinstance(item, fx.Node):
+        return {"node": item.name}
+    if isinstance(item, list | tuple):
+        return [_encode_value(part) for part in item]
+    if isinstance(item, float) and not math.isfinite(item):
+        return {"float": str(item)}
+    if item is None or isinstance(item, bool | int | float | str):
+        return item
+    raise ValueError(f"argument {item!r} cannot be written")
+
+
+def _conv(name: str, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    chosen: dict[str, Any] = {key: _plain(options[key]) for key in _CONV_OPTIONS}
+    return convolution(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"), chosen)
+
+
+def _linear(name: str, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    return linear(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
+
+
+def _norm(name: str, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    return batchnorm([tensors[f"{name}.{key}"] for key in NORM_VECTORS], float(options["eps"]), 4)
+
+
+def _plain(item: Any) -> Any:
+    return tuple(int(part) for part in item) if isinstance(item, list) else item
+
+
+_Leaf = Callable[[str, Mapping[str, Any], Mapping[str, Tensor]], nn.Module]
+_LEAVES: dict[str, _Leaf] = {
+    **{kind.__name__: _conv for kind in CONVOLUTIONS},
+    "Linear": _linear,
+    **{kind.__name__: _norm for kind in NORMS},
+}

@@ -1,0 +1,256 @@
+"""The compressed network as an ONNX file in QDQ form that ONNX Runtime fuses into integer kernels.
+
+Weights are int8 constants; 4-bit ones are stored as INT4 and cast, other widths below 8 bits as a packed bit stream
+that a small constant subgraph unpacks. The runtime folds both at load: the file is small, the kernels are those of
+int8, the results bit-identical. Below 8 bits an integer Clip stands *between* QuantizeLinear and DequantizeLinear:
+there it leaves the fusion into QLinearConv and QLinearAdd alone, where a float Clip would break it. So a ReLU or clamp
+in front of a quantizer is not written either but becomes the bounds of the integer Clip: rounding is monotonic, hence
+Q(min(x, c)) = min(Q(x), Q(c)) exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, fx
+
+from worker.export.packing import pack, packed_bytes
+from worker.export.saturation import may_saturate
+from worker.graph.ops.table import module_of
+from worker.graph.sites import quantizer_sites
+from worker.graph.write_onnx import OnnxWriter, operands
+from worker.quant.grids import ActivationGrid
+from worker.quant.network import CompressedNetwork, QuantizedLayer
+
+FLOAT_BITS = 32
+INT32_MAX = 2**31 - 1
+LARGE = 3e38
+GROUP = 8  # so many codes of b bits fill b whole bytes
+UNPACKER_BYTES = 1000  # what the unpacking nodes of one layer take in the file
+
+
+def write_qdq(net: CompressedNetwork) -> bytes:
+    """Return the serialized QDQ model with a dynamic batch; equal networks give equal bytes."""
+    return QdqWriter(net).write()
+
+
+class QdqWriter(OnnxWriter):
+    """Adds quantizers at the sites and stores weights as integers."""
+
+    def __init__(self, net: CompressedNetwork) -> None:
+        super().__init__(net.module, net.input_shape)
+        self._net = net
+        self._sites = quantizer_sites(net.module)
+        self._by_name = {node.name: node for node in net.module.graph.nodes}
+        self._shared: dict[str, str] = {}
+        self._grids: dict[str, tuple[str, str]] = {}
+
+    def constant(self, tensor: Tensor | NDArray[Any], name: str) -> str:
+        """Add an initializer and return its name; a scalar stays a scalar (QLinearAdd fuses with no other)."""
+        if isinstance(tensor, np.ndarray) and tensor.ndim == 0:
+            return self.initializer(numpy_helper.from_array(tensor, name))
+        return super().constant(tensor, name)
+
+    def weight(self, layer: str, tensor: Tensor) -> str:
+        """Return the weight of a layer, dequantized per output channel.
+
+        In front of a float input the constants are multiplied out: the runtime folds that, but no DequantizeLinear.
+        """
+        quantized = self._net.layers[layer]
+        if quantized.bits >= FLOAT_BITS:
+            return super().weight(layer, tensor)
+        scale = per_channel(quantized)
+        if self.input_grid(layer) is None:
+            values = self.emit("Cast", [self._codes(layer, quantized, 0)], f"{layer}.wide", to=TensorProto.FLOAT)
+            column = scale.reshape(-1, *[1] * (integers(quantized).ndim - 1))
+            return self.emit("Mul", [values, self.constant(column, f"{layer}.weight.scale")], f"{layer}.weight")
+        zero = 128 if self._needs_unsigned(layer, quantized) else 0
+        codes = self._codes(layer, quantized, zero)
+        zeros = np.full(scale.shape, zero, np.uint8 if zero else code_type(quantized.bits))
+        operands_ = [codes, self.constant(scale, f"{layer}.weight.scale"), self.constant(zeros, f"{layer}.weight.zero")]
+        return self.emit("DequantizeLinear", operands_, f"{layer}.weight", axis=0)
+
+    def bias(self, layer: str, tensor: Tensor) -> str:
+        """Return the bias: int32 at scale s_x * s_w where both operands are integers and it fits, else float32."""
+        grid = self.input_grid(layer)
+        quantized = self._net.layers[layer]
+        if grid is None or quantized.bits >= FLOAT_BITS:
+            return super().bias(layer, tensor)
+        scale = np.float32(grid.scale) * per_channel(quantized)
+        codes = np.rint(tensor.numpy().astype(np.float64) / scale.astype(np.float64))
+        if not np.all(np.abs(codes) <= INT32_MAX):
+            return super().bias(layer, tensor)
+        inputs = [
+            self.constant(codes.astype(np.int32), f"{layer}.bias.codes"),
+            self.constant(scale, f"{layer}.bias.scale"),
+            self.constant(np.zeros(scale.shape, np.int32), f"{layer}.bias.zero_point"),
+        ]
+        return self.emit("DequantizeLinear", inputs, f"{layer}.bias", axis=0)
+
+    def produced(self, node: str, value: str) -> str:
+        """Quantize at a site; behind one, repeat the site's grid (exact, and what lets pooling and flatten fuse)."""
+        site = self._sites.of.get(node)
+        grid = self._grid(site)
+        if site is None or grid is None:
+            return value
+        scale, zero = self._grid_constants(site, grid)
+        codes = self.emit("QuantizeLinear", [value, scale, zero], f"{node}.codes")
+        if node == site:
+            codes = self._clip(node, codes, self._bounds(node, grid))
+        return self.emit("DequantizeLinear", [codes, scale, zero], f"{node}.dequantized")
+
+    def input_grid(self, layer: str) -> ActivationGrid | None:
+        """Return the grid of a layer's input activation (None: it is float)."""
+        source = operands(self._by_name[layer])[0]
+        return self._grid(self._sites.of.get(source.name))
+
+    def _node(self, node: fx.Node, values: dict[str, str]) -> str:
+        if self._is_absorbed(node):
+            return values[operands(node)[0].name]
+        if node.op == "call_module" and self._would_be_quantized(node):
+            source = operands(node)[0].name
+            limits = [self._shared_constant(f"limit{sign}", np.float32(sign * LARGE)) for sign in (-1, 1)]
+            values = {**values, source: self.emit("Clip", [values[source], *limits], f"{node.name}.kept_float")}
+        return super()._node(node, values)
+
+    def _would_be_quantized(self, node: fx.Node) -> bool:
+        """Tell whether ONNX Runtime would quantize a float layer by itself: it does between Q and DQ.
+
+        A Clip that clips nothing in front of the layer keeps it from doing so.
+        """
+        layer = self._net.layers.get(node.name)
+        return layer is not None and layer.bits >= FLOAT_BITS and self.input_grid(node.name) is not None
+
+    def _is_absorbed(self, node: fx.Node) -> bool:
+        """Tell whether a node is a ReLU or clamp that the integer Clip behind it makes superfluous."""
+        is_bound = node.op == "call_function" and node.target in (torch.relu, torch.clamp)
+        return is_bound and self._sites.of.get(node.name) == node.name and self._grid(node.name) is not None
+
+    def _bounds(self, name: str, grid: ActivationGrid) -> tuple[int, int]:
+        """Return the smallest and largest code that may stand behind a site's quantizer."""
+        low, high = 0, (1 << grid.bits) - 1
+        node = self._by_name[name]
+        if not self._is_absorbed(node):
+            return low, high
+        least, most = value_bounds(node)
+        return max(low, code_of(least, grid)), min(high, code_of(most, grid))
+
+    def _clip(self, name: str, codes: str, bounds: tuple[int, int]) -> str:
+        low, high = bounds
+        if (low, high) == (0, 255):
+            return codes
+        limits = [self._shared_constant(f"code{bound}", np.uint8(bound)) for bound in (low, high)]
+        return self.emit("Clip", [codes, *limits], f"{name}.clipped")
+
+    def _codes(self, layer: str, quantized: QuantizedLayer, zero: int) -> str:
+        """Return the integers: int8 (int16 above 8 bits; uint8 with zero point 128), packed where that is smaller."""
+        ints, bits, name = integers(quantized), quantized.bits, f"{layer}.codes"
+        if zero:
+            return self.constant((ints.astype(np.int16) + zero).astype(np.uint8), name)
+        if bits == 4:
+            return self.emit("Cast", [self.initializer(int4_tensor(name, ints))], f"{name}8", to=TensorProto.INT8)
+        if bits < 8 and ints.size - packed_bytes(ints.size, bits) > UNPACKER_BYTES:
+            return self._unpacked(name, ints, bits)
+        return self.constant(ints.astype(code_type(bits)), name)
+
+    def _unpacked(self, name: str, ints: NDArray[Any], bits: int) -> str:
+        """Emit the constant subgraph that unpacks a bit stream: each code lies in at most two neighbouring bytes."""
+        stream = pack(ints, bits)
+        packed = self.constant(
+            np.concatenate([stream, np.zeros(-stream.size % bits, np.uint8)]).reshape(-1, bits), name
+        )
+        first, shift = np.arange(GROUP) * bits // 8, np.arange(GROUP) * bits % 8
+        low = self._shifted(f"{name}1", packed, ("RIGHT", bits), first, shift)
+        # a code that ends inside its first byte needs nothing of the second: what is shifted in there is masked off
+        high = self._shifted(
+            f"{name}2", packed, ("LEFT", bits), np.minimum(first + 1, bits - 1), np.minimum(8 - shift, 7)
+        )
+        mask = self._shared_constant(f"mask{bits}", np.uint8((1 << bits) - 1))
+        codes = self.emit("BitwiseAnd", [self.emit("BitwiseOr", [low, high], f"{name}3"), mask], f"{name}4")
+        flat = self.emit("Reshape", [codes, self._shared_constant("flat", np.array([-1]))], f"{name}5")
+        if ints.size % GROUP:
+            start = self._shared_constant("start", np.array([0]))
+            flat = self.emit("Slice", [flat, start, self.integers([ints.size], f"{name}.stop")], f"{name}6")
+        shaped = self.emit("Reshape", [flat, self.integers(ints.shape, f"{name}.shape")], f"{name}7")
+        wide = self.emit("Cast", [shaped], f"{name}8", to=TensorProto.INT32)
+        signed = self.emit("Sub", [wide, self._shared_constant(f"offset{bits}", np.int32(1 << (bits - 1)))], f"{name}9")
+        return self.emit("Cast", [signed], f"{name}10", to=TensorProto.INT8)
+
+    def _shifted(self, name: str, packed: str, key: tuple[str, int], columns: NDArray[Any], shift: NDArray[Any]) -> str:
+        direction, bits = key
+        index = self._shared_constant(f"byte{direction}{bits}", columns.astype(np.int64))
+        amount = self._shared_constant(f"shift{direction}{bits}", shift.astype(np.uint8))
+        picked = self.emit("Gather", [packed, index], f"{name}g", axis=1)
+        return self.emit("BitShift", [picked, amount], name, direction=direction)
+
+    def _shared_constant(self, label: str, value: Any) -> str:
+        if label not in self._shared:
+            self._shared[label] = self.constant(np.asarray(value), f"shared.{label}")
+        return self._shared[label]
+
+    def _needs_unsigned(self, layer: str, quantized: QuantizedLayer) -> bool:
+        grid = self.input_grid(layer)
+        if grid is None or quantized.bits < 8:
+            return False
+        leaf: Any = module_of(self.module, self._by_name[layer])
+        groups = getattr(leaf, "groups", 1)
+        depthwise = groups > 1 and groups == leaf.in_channels == leaf.out_channels
+        return may_saturate(integers(quantized), (1 << grid.bits) - 1, depthwise)
+
+    def _grid(self, site: str | None) -> ActivationGrid | None:
+        grid = None if site is None else self._net.grids.get(site)
+        return None if grid is None or grid.bits >= FLOAT_BITS else grid
+
+    def _grid_constants(self, site: str, grid: ActivationGrid) -> tuple[str, str]:
+        if site not in self._grids:
+            scale = self.constant(np.array(grid.scale, np.float32), f"{site}.scale")
+            self._grids[site] = scale, self.constant(np.array(grid.zero_point, np.uint8), f"{site}.zero_point")
+        return self._grids[site]
+
+
+def integers(quantized: QuantizedLayer) -> NDArray[Any]:
+    """Return a quantized layer's integers (out, in / groups, *kernel)."""
+    assert quantized.weight_int is not None, f"layer {quantized.name} is float"
+    return np.asarray(quantized.weight_int)
+
+
+def code_type(bits: int) -> type[np.int8] | type[np.int16]:
+    """Return the signed numpy type that holds integers of so many bits."""
+    return np.int8 if bits <= 8 else np.int16
+
+
+def per_channel(quantized: QuantizedLayer) -> NDArray[np.float32]:
+    """Return one float32 scale per output channel."""
+    scale = np.asarray(quantized.weight_scale, np.float32).reshape(-1)
+    return np.array(np.broadcast_to(scale, (integers(quantized).shape[0],)))
+
+
+def value_bounds(node: fx.Node) -> tuple[float, float]:
+    """Return the least and the largest value behind a ReLU or clamp."""
+    if node.target is torch.relu:
+        return 0.0, math.inf
+    kwargs: Mapping[str, Any] = node.kwargs
+    return float(kwargs["min"]), float(kwargs["max"])
+
+
+def code_of(value: float, grid: ActivationGrid) -> int:
+    """Return the code QuantizeLinear gives a value, saturated to uint8."""
+    ratio = np.float32(value) / np.float32(grid.scale)
+    return int(np.clip(np.rint(ratio) + grid.zero_point, 0, 255))
+
+
+def int4_tensor(name: str, ints: NDArray[Any]) -> Any:
+    """Return an INT4 initializer: two's complement, the first of two values in the low nibble."""
+    nibbles = (ints.reshape(-1).astype(np.int8).view(np.uint8) & 0xF).astype(np.uint8)
+    even = np.concatenate([nibbles, np.zeros(nibbles.size % 2, np.uint8)])
+    return helper.make_tensor(name, TensorProto.INT4, _dims(ints.shape), (even[0::2] | even[1::2] << 4).tobytes(), True)
+
+
+def _dims(shape: Sequence[int]) -> list[int]:
+    return [int(extent) for extent in shape]
