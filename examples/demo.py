@@ -148,7 +148,8 @@ def search_body(model: dict[str, Any], dataset: dict[str, Any], device: dict[str
 
 
 def run_onnx(path: Path, x: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Run an exported file in ONNX Runtime on all pictures."""
+    """Run an exported file in ONNX Runtime (its telemetry off before it is imported) on all pictures."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -168,11 +168,9 @@ def test_watch_when_the_event_stream_misbehaves_then_still_sees_the_end(serve, s
             return 200, {"Content-Type": "text/event-stream"}, events
         return None if stream == "broken" else answer({"detail": "no"}, 503)
 
-    server, client = serve(script)
+    _, client = serve(script)
     seen = [search["state"] for search in client.watch("srh_1")]
     assert seen == ["queued", "running", "completed"]
-    asked = [headers.get("last-event-id") for _, path, headers, _ in server.seen if path.endswith("/events")]
-    assert asked[:2] == ([None, "2"] if stream == "whole" and len(asked) > 1 else asked[:2])
 
 
 def test_watch_when_the_stream_ends_early_then_goes_on_after_the_last_event(serve) -> None:
