@@ -1,1 +1,1 @@
-"""The search: sensitivities, the allocation under all limits at once, sampling, and the loop that ties them together."""
+"""The search: sensitivities, allocation under all limits at once, sampling, and the loop that ties them together."""

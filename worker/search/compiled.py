@@ -130,14 +130,16 @@ class CompiledCosts:
         """Tell for each state (n, coordinates) whether every layer's bit pair is legal."""
         weights = states[:, self.groups : self.groups + self.layers]
         inputs = states[:, self.groups + self.layers :][:, self.in_site]
-        found: Bools = self.legal[np.arange(self.layers), weights, inputs].all(axis=1)
+        accepted = self.legal[np.arange(self.layers), weights, inputs]
+        found: Bools = np.logical_and.reduce(accepted, axis=1, dtype=np.bool_)
         return found
 
     def activation_bytes(self, values: Floats) -> Floats:
         """Return the bytes of every activation: (n, activations)."""
         kept, bits = values[:, : self.groups], values[:, self.groups + self.layers :]
         elements = (kept @ self.act.T + self._act_fixed) * self._act_positions
-        return np.ceil(elements * bits / 8)
+        found: Floats = np.ceil(elements * bits / 8)
+        return found
 
     def layer_costs(self, values: Floats, metrics: Sequence[str]) -> Floats:
         """Return additive metrics per layer: (n, layers, metrics). Overheads per inference are not in it."""
@@ -160,13 +162,14 @@ class CompiledCosts:
 
     def _weight_bytes(self, weights: Floats, outs: Floats, bits: Ints) -> Floats:
         scales = np.where(bits >= 32, 0.0, np.where(self._per_channel, outs, 1.0)) * SCALE_BYTES
-        packed: Floats = np.ceil(weights * self._stored[bits] / 8)
-        return packed + scales + outs * self._bias
+        found: Floats = np.ceil(weights * self._stored[bits] / 8) + scales + outs * self._bias
+        return found
 
     def _traffic(self, values: Floats) -> Floats:
         """Return the activation bytes each layer reads and writes: (n, layers)."""
         sizes = self.activation_bytes(values)
-        return sizes[:, self.in_site] + sizes[:, self.out_site] * self._has_out
+        found: Floats = sizes[:, self.in_site] + sizes[:, self.out_site] * self._has_out
+        return found
 
     def _latency(self, outs: Floats, columns: Floats, pair: tuple[Ints, Ints], moved: Floats) -> Floats:
         multiple, over = self._multiple[pair[0]], self.device.overheads
@@ -174,7 +177,8 @@ class CompiledCosts:
         padded = np.where(self._depthwise, 1.0, np.ceil(np.maximum(columns, 1.0) / multiple) * multiple)
         compute = rows * padded * self._kernel * self._positions / self._rate[self._kind, pair[0], pair[1]]
         requant = rows * self._positions * over.requant_ns_per_element * 1e-9
-        return (np.maximum(compute, moved / self._bandwidth) + requant) * 1e3 + over.per_layer_us / 1e3
+        busy: Floats = np.maximum(compute, moved / self._bandwidth) + requant
+        return busy * 1e3 + over.per_layer_us / 1e3
 
     def live_sets(self) -> Floats:
         """Return which activations are alive together: (steps, activations) of 0/1, dominated steps left out."""

@@ -32,8 +32,9 @@ class Descent:
         self._live = costs.live_sets() if PEAK in budget.limits else np.zeros((0, costs.sites))
         limits = [budget.limits[metric] - costs.overhead.get(metric, 0.0) for metric in self.metrics]
         limits += [budget.limits[PEAK]] * len(self._live) if len(self._live) else []
-        self._impossible = any(limit <= 0 for limit in limits)
         self._limits = np.maximum(np.array(limits, float), 1e-12)
+        summed = [metric in _TRAFFIC for metric in self.metrics] + [False] * len(self._live)
+        self._ceilings = 1.0 - _TIGHTEN * np.array(summed, float)
         self._layer_rows = len(self.metrics)
         self.losses = self._losses(table, multipliers)
         self._columns = np.arange(len(costs.coordinates))
@@ -50,7 +51,7 @@ class Descent:
 
     def _losses(self, table: SensitivityTable, multipliers: Mapping[str, float]) -> Floats:
         """Return (coordinates, depth) losses, infinite beyond a coordinate's last choice."""
-        losses = np.full(self.costs.choices.shape, np.inf)
+        losses: Floats = np.full(self.costs.choices.shape, np.inf)
         for index, item in enumerate(self.costs.coordinates):
             factor = multipliers.get(f"{item.kind}:{item.name}", 1.0)
             losses[index, : len(item.choices)] = [
@@ -58,7 +59,8 @@ class Descent:
             ]
         finite = np.where(np.isfinite(losses), losses, 0.0)
         self.scale = float(finite.max(axis=1).sum()) or 1.0
-        return losses + _TILT * self.scale * np.arange(losses.shape[1])
+        tilted: Floats = losses + _TILT * self.scale * np.arange(self.costs.choices.shape[1])
+        return tilted
 
     def _touch(self) -> None:
         """Note which layers and activations each group changes: what it is charged for, and what it must not share."""
@@ -81,15 +83,14 @@ class Descent:
         values = self.costs.values(states)
         layers = self.costs.layer_costs(values, self.metrics).sum(axis=1)
         live = self.costs.activation_bytes(values) @ self._live.T if len(self._live) else np.zeros((len(states), 0))
-        return np.concatenate([layers, live], axis=1) / self._limits
+        found: Floats = np.concatenate([layers, live], axis=1) / self._limits
+        return found
 
     def fits(self, ratios: Floats) -> Bools:
         """Tell for each state's ratios whether every limit is kept."""
-        exact: Bools = (ratios <= 1.0 - _TIGHTEN * self._slackened()).all(axis=-1)
-        return exact & (not self._impossible)
-
-    def _slackened(self) -> Floats:
-        return np.array([metric in _TRAFFIC for metric in self.metrics] + [False] * len(self._live), float)
+        kept: Bools = ratios <= self._ceilings
+        found: Bools = np.logical_and.reduce(kept, axis=-1, dtype=np.bool_)
+        return found
 
     def loss(self, states: Ints) -> Floats:
         """Return the table's loss of states (n, coordinates), without the base."""
@@ -128,9 +129,8 @@ class Descent:
 
     def _move_sites(self, state: Ints, colour: Ints, prices: Floats) -> None:
         """Choose the bits of activations together with the weight bits of the layers that read them."""
-        c = self.costs
-        first_site, readers = c.groups + c.layers, np.isin(c.in_site, colour)
-        reading = np.flatnonzero(readers)
+        c, first_site = self.costs, self.costs.groups + self.costs.layers
+        reading = np.flatnonzero(np.isin(c.in_site, colour))
         depth = int(c.sizes[first_site + colour].max())
         wide = int(c.sizes[c.groups + reading].max()) if len(reading) else 1
         states = np.repeat(state[None, :], depth * wide, axis=0)

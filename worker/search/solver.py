@@ -21,8 +21,8 @@ from worker.search.descent import Descent
 from worker.search.sensitivity import SensitivityTable
 from worker.search.swaps import improve
 
-_BISECTIONS = 12
-_UPDATES = 16
+_BISECTIONS = 11
+_UPDATES = 14
 _POLISHED = 3
 
 
@@ -80,13 +80,12 @@ def _explore(descent: Descent) -> list[Ints]:
     free = descent.descend(widest, np.zeros(descent.rows))
     if _note(descent, free, pool):
         return [free]
-    direction = np.ones(descent.rows)
-    for start in (free, descent.costs.sizes - 1):
-        prices = _bisect(descent, direction, start, pool)
-        if descent.rows > 1:
-            direction = _balance(descent, prices, pool)
-    if descent.rows > 1:
-        _bisect(descent, direction, free, pool)
+    if descent.rows == 1:
+        for start in (free, descent.costs.sizes - 1):
+            _bisect(descent, np.ones(1), start, pool)
+    else:
+        prices = _bisect(descent, np.ones(descent.rows), free, pool)
+        _bisect(descent, _balance(descent, prices, pool), free, pool)
     return [state for _, state in sorted(pool.values(), key=lambda item: item[0])]
 
 
@@ -98,9 +97,7 @@ def _note(descent: Descent, state: Ints, pool: dict[bytes, tuple[float, Ints]]) 
     return feasible
 
 
-def _bisect(
-    descent: Descent, direction: Floats, start: Ints, pool: dict[bytes, tuple[float, Ints]]
-) -> Floats:
+def _bisect(descent: Descent, direction: Floats, start: Ints, pool: dict[bytes, tuple[float, Ints]]) -> Floats:
     """Scale `direction` by bisection to the lowest prices that keep every limit; return those prices."""
     direction = direction / direction.max()
     low, high = np.log(descent.scale) - 14.0, np.log(descent.scale) + 6.0

@@ -1,0 +1,299 @@
+"""The search as a state machine fed from rows: baseline, probes, allocated seeds, then sampled and fed-back trials.
+
+Nothing is kept that rows do not hold: `SearchLoop.from_rows` continues where a killed process stopped, with the same
+trials. A trial's plan depends only on the probes and on the trials of earlier batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from app.domain import pareto
+from app.domain.budget import Budget
+from app.domain.candidate import Measurement
+from app.domain.cost import METRICS, Costs, count
+from app.domain.space import Assignment, widest
+from worker.search.refit import Observation, Posterior
+from worker.search.rows import Goal, RowState, Settings, TrialKind, TrialPlan, TrialRow
+from worker.search.sampling import REPAIR, SLACK, SPAN, Past, Projection, Suggestion, project, stable_seed, suggest
+from worker.search.sensitivity import Probe, SensitivityTable, build_table, probes
+from worker.search.solver import Solver
+
+OBJECTIVE = "kl"
+_ATTEMPTS = 6
+_OFFSETS: tuple[Mapping[str, float], ...] = ({}, {"keep": SPAN}, {"weight": SPAN, "activation": SPAN})
+_HIGHER_IS_BETTER = ("accuracy", "agreement")
+
+Seed = tuple[TrialKind, dict[str, Any], Assignment]
+
+
+class SearchLoop:
+    """Plans trials and takes their results. Not thread-safe; one per search."""
+
+    def __init__(self, goal: Goal, settings: Settings) -> None:
+        self.goal, self.settings = goal, settings
+        self._solver = Solver(goal.graph, goal.space, goal.device)
+        self._rows: dict[int, TrialRow] = {}
+        self._lost: set[int] = set()
+        self._measured: dict[str, float | None] = {}
+        self._costs: dict[str, Costs] = {}
+        self._probes = probes(goal.graph, goal.space, settings.max_probes)
+
+    @classmethod
+    def from_rows(
+        cls, goal: Goal, settings: Settings, rows: Iterable[TrialRow], probe_results: Mapping[str, float | None]
+    ) -> SearchLoop:
+        """Rebuild a loop: rows still "running" were lost to a kill and are handed out again, unchanged."""
+        loop = cls(goal, settings)
+        loop._measured = dict(probe_results)
+        loop._rows = {row.idx: row for row in sorted(rows, key=lambda row: row.idx)}
+        loop._lost = {row.idx for row in loop._rows.values() if row.state == "running"}
+        return loop
+
+    @property
+    def rows(self) -> tuple[TrialRow, ...]:
+        """Return every trial planned so far, by index."""
+        return tuple(self._rows[idx] for idx in sorted(self._rows))
+
+    # probes
+
+    def pending_probes(self) -> list[Probe]:
+        """Return the sensitivity probes not yet measured (at `settings.probe_fidelity`)."""
+        return [probe for probe in self._probes if probe.key not in self._measured]
+
+    def tell_probe(self, key: str, loss: float | None) -> None:
+        """Take a probe's loss (KL in nats), or None where it could not be measured."""
+        self._measured[key] = loss
+
+    @cached_property
+    def table(self) -> SensitivityTable:
+        """The sensitivity table. Raises RuntimeError while probes are pending."""
+        if self.pending_probes():
+            raise RuntimeError(f"{len(self.pending_probes())} sensitivity probes are pending")
+        return build_table(self.goal.graph, self.goal.space, self._measured, self.settings.max_probes)
+
+    @cached_property
+    def projection(self) -> Projection:
+        """The sampler's parameters, drawn up from the table."""
+        return project(self.goal.space, self.table, self.settings.repairs, self.settings.max_dimensions)
+
+    # planning
+
+    def next_trials(self, n: int = 1) -> list[TrialPlan]:
+        """Return up to `n` trials to run now: lost ones first, then new ones of the batch that is open.
+
+        An empty list means: finish what is in flight (or the probes) first, or `is_done`.
+        """
+        plans: list[TrialPlan] = [_plan_of(self._rows[idx]) for idx in sorted(self._lost)[:n]]
+        self._lost -= {plan.idx for plan in plans}
+        while len(plans) < n and (idx := self._next_index()) is not None:
+            plan = self._plan(idx)
+            self._rows[idx] = TrialRow(**_fields(plan))
+            plans.append(plan)
+        return plans
+
+    def tell(self, idx: int, result: Measurement | None) -> TrialRow:
+        """Take a trial's measurement (None, or a loss that is not a number: failed). Returns the row to store.
+
+        Raises KeyError for a trial that was never planned and ValueError for one that is finished.
+        """
+        row = self._rows[idx]
+        if row.state != "running":
+            raise ValueError(f"trial {idx} is already {row.state}")
+        valid = result is not None and math.isfinite(result.metrics.get(OBJECTIVE, math.nan))
+        state: RowState = "done" if valid else "failed"
+        self._lost.discard(idx)
+        self._rows[idx] = replace(row, state=state, metrics=dict(result.metrics) if valid and result else {})
+        return self._rows[idx]
+
+    @property
+    def total(self) -> int:
+        """Return how many trials there will be, the baseline included."""
+        if not self.pending_probes() and self._seeds[0][0] == "fallback":
+            return 2
+        return 1 + self.settings.trials
+
+    @property
+    def is_done(self) -> bool:
+        """Tell whether every trial is finished."""
+        finished = sum(row.state != "running" for row in self._rows.values())
+        return not self.pending_probes() and finished >= self.total
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Return (done, total) counting probes and trials."""
+        finished = sum(row.state != "running" for row in self._rows.values())
+        return len(self._probes) - len(self.pending_probes()) + finished, len(self._probes) + self.total
+
+    def _next_index(self) -> int | None:
+        """Return the next trial's index, or None while the batches before its own are unfinished."""
+        idx = next(index for index in range(len(self._rows) + 1) if index not in self._rows)
+        if idx == 0:
+            return 0
+        if self.pending_probes() or idx >= self.total:
+            return None
+        told = all(k in self._rows and self._rows[k].state != "running" for k in range(1, self._batch_start(idx)))
+        return idx if told else None
+
+    def _batch_start(self, idx: int) -> int:
+        first = 1 + len(self._seeds)
+        return 1 if idx < first else idx - (idx - first) % max(1, self.settings.batch)
+
+    def _plan(self, idx: int) -> TrialPlan:
+        if idx == 0:
+            return TrialPlan(0, "baseline", {}, widest(self.goal.graph, 32), self.settings.fidelity)
+        if idx <= len(self._seeds):
+            kind, params, assignment = self._seeds[idx - 1]
+            return TrialPlan(idx, kind, params, assignment, self.settings.fidelity)
+        every = self.settings.feedback_every
+        if every and (idx - len(self._seeds) - 1) % every == 0:
+            return self._fed_back(idx) or self._sampled(idx)
+        return self._sampled(idx)
+
+    @cached_property
+    def _seeds(self) -> list[Seed]:
+        """The allocations that need no trial: at the budget, with leanings, and at scaled budgets for the front."""
+        target = self._solver.solve(self.goal.budget, self.table)
+        if target is None:
+            return [("fallback", {}, self._solver.least_violating(self.goal.budget, self.table))]
+        found: list[Seed] = []
+        for offset in _OFFSETS:
+            params = self.projection.params(offset)
+            found += self._seed("seed", params, self.goal.budget, self.projection.multipliers(params))
+        for scale in self.settings.sweep:
+            found += self._seed("sweep", {"budget_scale": scale}, self._scaled(scale, target), {})
+        distinct = {seed[2].digest: seed for seed in reversed(found)}
+        kept = [seed for seed in found if distinct[seed[2].digest] is seed]
+        return kept[: max(1, self.settings.trials // 2)]
+
+    def _seed(
+        self, kind: TrialKind, params: dict[str, Any], budget: Budget, multipliers: Mapping[str, float]
+    ) -> list[Seed]:
+        assignment = self._solver.solve(budget, self.table, multipliers)
+        return [] if assignment is None else [(kind, params, assignment)]
+
+    def _scaled(self, scale: float, target: Assignment) -> Budget:
+        """Return the budget with its binding limit tightened, or with every limit loosened."""
+        limits, costs = self.goal.budget.limits, self.costs(target)
+        if scale >= 1 or not limits:
+            return Budget({metric: limit * scale for metric, limit in limits.items()})
+        binding = max(limits, key=lambda metric: costs.value(metric) / max(limits[metric], 1e-12))
+        return Budget({**limits, binding: limits[binding] * scale})
+
+    def _fed_back(self, idx: int) -> TrialPlan | None:
+        """Solve the refitted table; where that is known already, tables drawn from its posterior."""
+        start = self._batch_start(idx)
+        observed = [
+            Observation(row.assignment, row.metrics[OBJECTIVE])
+            for row in self.rows
+            if 0 < row.idx < start and row.state == "done"
+        ]
+        if not observed:
+            return None
+        posterior, known = Posterior(self.goal.space, self.table, observed), self._known(idx)
+        for attempt in range(_ATTEMPTS):
+            seed = stable_seed(self.settings.seed, idx, "draw", attempt)
+            table = posterior.draw(seed) if attempt else posterior.mean()
+            assignment = self._solver.solve(self.goal.budget, table)
+            if assignment is not None and (assignment.digest, None) not in known:
+                return TrialPlan(idx, "feedback", {"draw": attempt}, assignment, self.settings.fidelity)
+        return None
+
+    def _sampled(self, idx: int) -> TrialPlan:
+        """Allocate the sampler's suggestion; where that is known already, ask again with another seed."""
+        past, known = self._past(idx), self._known(idx)
+        for attempt in range(_ATTEMPTS):
+            seed = stable_seed(self.settings.seed, idx, "ask", attempt)
+            suggestion = suggest(past, self.projection, self.settings.sampler, seed)
+            assignment = self._allocated(suggestion)
+            if (assignment.digest, suggestion.params.get(REPAIR)) not in known:
+                break
+        return TrialPlan(idx, "sampled", suggestion.params, assignment, self.settings.fidelity, suggestion.sampler)
+
+    def _allocated(self, suggestion: Suggestion) -> Assignment:
+        multipliers = self.projection.multipliers(suggestion.params)
+        slack = suggestion.params[SLACK]
+        tightened = Budget({metric: limit * slack for metric, limit in self.goal.budget.limits.items()})
+        for budget in (tightened, self.goal.budget):
+            found = self._solver.solve(budget, self.table, multipliers)
+            if found is not None:
+                return found
+        return self._seeds[0][2]
+
+    def _known(self, idx: int) -> set[tuple[str, str | None]]:
+        """Return what was planned before: assignments with their repair variants."""
+        return {(row.assignment.digest, row.repair) for row in self.rows if row.idx < idx}
+
+    def _past(self, idx: int) -> list[Past]:
+        """Return the study's trials before `idx`: those of its own batch count as in flight, finished or not."""
+        start = self._batch_start(idx)
+        return [
+            Past(row.params, _study_loss(row) if row.idx < start else None, row.sampler)
+            for row in self.rows
+            if row.idx < idx and SLACK in row.params
+        ]
+
+    # results
+
+    def costs(self, assignment: Assignment) -> Costs:
+        """Return what an assignment costs on the goal's device (counted once)."""
+        digest = assignment.digest
+        if digest not in self._costs:
+            self._costs[digest] = count(self.goal.graph, assignment, self.goal.device)
+        return self._costs[digest]
+
+    def is_feasible(self, row: TrialRow) -> bool:
+        """Tell whether a row keeps every limit."""
+        return self.goal.budget.is_met(self.costs(row.assignment))
+
+    def finalists(self, k: int) -> list[TrialRow]:
+        """Return the best `k` feasible trials with distinct assignments: lowest loss, then highest accuracy."""
+        feasible = [row for row in self._candidates() if self.is_feasible(row)]
+        return _distinct(sorted(feasible, key=_merit), k)
+
+    def best_effort(self, k: int = 1) -> list[TrialRow]:
+        """Return the `k` trials that break the limits least, for a search without finalists."""
+        violation = {row.idx: self.goal.budget.violation(self.costs(row.assignment)) for row in self._candidates()}
+        ordered = sorted(self._candidates(), key=lambda row: (violation[row.idx], *_merit(row)))
+        return _distinct(ordered, k)
+
+    def front(self, axes: Sequence[str] = (OBJECTIVE, "bops")) -> list[TrialRow]:
+        """Return the trials no other beats on every axis (metrics or costs); the baseline is not one of them."""
+        rows = [row for row in self._candidates() if all(axis in METRICS or axis in row.metrics for axis in axes)]
+        points = [[self._coordinate(row, axis) for axis in axes] for row in rows]
+        return [rows[index] for index in pareto.front(points)]
+
+    def _coordinate(self, row: TrialRow, axis: str) -> float:
+        if axis in METRICS:
+            return self.costs(row.assignment).value(axis)
+        return -row.metrics[axis] if axis in _HIGHER_IS_BETTER else row.metrics[axis]
+
+    def _candidates(self) -> list[TrialRow]:
+        return [row for row in self.rows if row.state == "done" and row.kind != "baseline"]
+
+
+def _study_loss(row: TrialRow) -> float:
+    return row.metrics[OBJECTIVE] if row.state == "done" else math.inf
+
+
+def _merit(row: TrialRow) -> tuple[float, float, int]:
+    return row.metrics[OBJECTIVE], -row.metrics.get("accuracy", 0.0), row.idx
+
+
+def _distinct(rows: Iterable[TrialRow], k: int) -> list[TrialRow]:
+    found: dict[str, TrialRow] = {}
+    for row in rows:
+        found.setdefault(row.assignment.digest, row)
+    return list(found.values())[:k]
+
+
+def _fields(plan: TrialPlan) -> dict[str, Any]:
+    return {name: getattr(plan, name) for name in TrialPlan.__dataclass_fields__}
+
+
+def _plan_of(row: TrialRow) -> TrialPlan:
+    return TrialPlan(**_fields(row))

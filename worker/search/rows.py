@@ -1,0 +1,75 @@
+"""What the loop reads and writes: its goal, its settings, trial plans and trial rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from app.domain.budget import Budget
+from app.domain.candidate import Fidelity
+from app.domain.device import DeviceProfile
+from app.domain.graph import ModelGraph
+from app.domain.space import Assignment, SearchSpace
+from worker.search.sampling import SamplerName
+
+TrialKind = Literal["baseline", "seed", "sweep", "feedback", "sampled", "fallback"]
+RowState = Literal["running", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a search is asked: a network's picture, its space, a device and absolute limits."""
+
+    graph: ModelGraph
+    space: SearchSpace
+    device: DeviceProfile
+    budget: Budget
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a search is run.
+
+    `trials` counts the trials besides the baseline and the probes. Trials of one `batch` are planned from the batches
+    before it, so that the order in which they finish does not change what follows. Every `feedback_every`-th trial
+    after the seeds solves a table refitted to the trials, the others are the sampler's (0: all are). `sweep` scales the
+    budget for the trials that fill the Pareto front.
+    """
+
+    trials: int = 60
+    seed: int = 0
+    sampler: SamplerName = "tpe"
+    max_probes: int | None = None
+    batch: int = 4
+    feedback_every: int = 2
+    sweep: tuple[float, ...] = (1.41, 0.71, 2.0, 0.5)
+    repairs: tuple[str, ...] = ()
+    max_dimensions: int = 24
+    fidelity: Fidelity = "full"
+    probe_fidelity: Fidelity = "screen"
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """One trial to run. `params` and `sampler` are JSON-ready and belong in the trial's row."""
+
+    idx: int
+    kind: TrialKind
+    params: Mapping[str, Any]
+    assignment: Assignment
+    fidelity: Fidelity = "full"
+    sampler: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def repair(self) -> str | None:
+        """Return the repair variant asked for, or None for the evaluator's own."""
+        return self.params.get("repair")
+
+
+@dataclass(frozen=True)
+class TrialRow(TrialPlan):
+    """A trial as stored: its plan, where it stands, and its metrics (empty unless done)."""
+
+    state: RowState = "running"
+    metrics: Mapping[str, float] = field(default_factory=dict)
