@@ -63,7 +63,7 @@ def _gather(call: OnnxCall, inputs: list[Tensor]) -> Tensor:
     index = inputs[1].long()
     index = torch.where(index < 0, index + inputs[0].shape[axis], index)
     picked = inputs[0].index_select(axis, index.reshape(-1))
-    return picked.reshape(*inputs[0].shape[:axis], *index.shape, *inputs[0].shape[axis + 1 :])
+    return picked.reshape((*inputs[0].shape[:axis], *index.shape, *inputs[0].shape[axis + 1 :]))
 
 
 def _slice(call: OnnxCall, inputs: list[Tensor]) -> Tensor:

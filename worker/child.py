@@ -1,0 +1,203 @@
+"""Inside the sandbox: `python -m worker.child LIMITS` reads JSON requests from stdin and answers on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch is imported once the limits stand
+    from worker.data import Dataset, Role, RoleData
+    from worker.search.evaluate import Evaluator, Opened
+
+Params = dict[str, Any]
+
+
+@dataclass
+class Session:
+    """What the child holds between calls: one opened network with its data."""
+
+    network: Opened | None = None
+    evaluator: Evaluator | None = None
+
+
+class Refused(Exception):
+    """A refusal on its way out."""
+
+    def __init__(self, slug: str, detail: str, errors: list[dict[str, Any]]) -> None:
+        super().__init__(detail)
+        self.slug, self.detail, self.errors = slug, detail, errors
+
+
+def inspect(session: Session, params: Params) -> Params:
+    """Read a network and return its format, picture and warnings."""
+    import torch
+
+    from worker.graph.read import sniff
+    from worker.search.evaluate import open_network
+
+    data = Path(params["path"]).read_bytes()
+    found = sniff(data)
+    opened = open_network(data, found)
+    if not opened.graph.layers:
+        raise Refused("nothing-to-compress", "the network has no convolution or linear layer", [])
+    finite = all(torch.isfinite(p).all() for p in opened.folded.parameters())
+    warnings = [] if finite else ["non-finite-weights"]
+    return {"format": found, "graph": opened.graph.to_json(), "warnings": warnings}
+
+
+def inspect_dataset(session: Session, params: Params) -> Params:
+    """Read a dataset and return its record."""
+    return _dataset(params).info()
+
+
+def open_(session: Session, params: Params) -> Params:
+    """Open a network with its three roles on a device; return how many pictures each role has."""
+    from app.domain.device import DeviceProfile
+    from worker.search.evaluate import EvaluatorOptions, open_evaluator, open_network
+
+    network = open_network(Path(params["model"]).read_bytes())
+    data = _roles(params["datasets"], network)
+    options = EvaluatorOptions(**params.get("options", {}))
+    session.network = network
+    session.evaluator = open_evaluator(network, data, DeviceProfile.from_json(params["device"]), options)
+    return {"pictures": {role: len(part) for role, part in data.items()}}
+
+
+def evaluate(session: Session, params: Params) -> Params:
+    """Measure assignments; one that fails answers with its failure instead."""
+    return {"results": [_evaluated(_evaluator(session), item) for item in params["items"]]}
+
+
+def export(session: Session, params: Params) -> Params:
+    """Export and verify one assignment into a folder; return the files and the report."""
+    from app.domain.budget import Budget
+    from app.domain.space import Assignment
+    from worker.export.export import ExportRequest, export_all
+
+    evaluator = _evaluator(session)
+    request = ExportRequest(
+        network=evaluator.compress(Assignment.from_json(params["assignment"]), params.get("repair") or "sequential"),
+        graph=evaluator.graph,
+        folded=evaluator.folded,
+        evaluation=evaluator.pictures("full"),
+        device=evaluator.compressor.device,
+        budget=Budget(params["limits"]),
+        manifest=params["manifest"],
+    )
+    return export_all(request, Path(params["folder"])).to_json()
+
+
+METHODS: dict[str, Callable[[Session, Params], Params]] = {
+    "inspect": inspect,
+    "inspect_dataset": inspect_dataset,
+    "open": open_,
+    "evaluate": evaluate,
+    "export": export,
+    "ping": lambda session, params: {"pong": True},
+}
+
+
+def _evaluator(session: Session) -> Evaluator:
+    if session.evaluator is None:
+        raise Refused("invalid-request", "nothing is open", [])
+    return session.evaluator
+
+
+def _evaluated(evaluator: Evaluator, item: Params) -> Params:
+    from app.domain.space import Assignment
+
+    start = time.perf_counter()
+    try:
+        assignment = Assignment.from_json(item["assignment"])
+        found = evaluator.evaluate(assignment, item["fidelity"], item.get("repair") or "sequential")
+    except MemoryError:
+        raise
+    except (RuntimeError, ValueError, ArithmeticError) as error:
+        if _out_of_memory(error):
+            raise MemoryError(str(error)) from error
+        detail = f"{type(error).__name__}: {str(error)[:300]}"
+        return {"failure": {"kind": "failed", "detail": detail}, "seconds": time.perf_counter() - start}
+    return {"measurement": found.to_json()}
+
+
+def _dataset(params: Params) -> Dataset:
+    from worker.data import DatasetSpec, read_dataset
+
+    return read_dataset(Path(params["path"]), DatasetSpec.from_json(params.get("spec") or {}))
+
+
+def _roles(datasets: Params, network: Opened) -> dict[Role, RoleData]:
+    """Return the three roles from one dataset split by its seed, or from three datasets."""
+    from worker.data import check_against, role_data, split
+
+    classes = network.graph.output_shape[0] if len(network.graph.output_shape) == 1 else None
+    found: dict[Role, RoleData] = {}
+    for role, item in datasets.items():
+        dataset = _dataset(item)
+        check_against(dataset, network.graph.input_shape, classes)
+        if role == "all":
+            parts = split(dataset, int((item.get("spec") or {}).get("split_seed") or 0))
+            return {part: role_data(dataset, rows) for part, rows in parts.items()}
+        found[role] = role_data(dataset)
+    missing = {"calibration", "evaluation", "holdout"} - set(found)
+    if missing:
+        raise Refused("calibration-required", f"no dataset for {sorted(missing)}", [])
+    return found
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, MemoryError) or "can't allocate memory" in text or "Cannot allocate memory" in text
+
+
+def _limit(limits: Params) -> None:
+    caps = {
+        resource.RLIMIT_AS: limits["memory_bytes"],
+        resource.RLIMIT_FSIZE: limits["file_bytes"],
+        resource.RLIMIT_CPU: limits["cpu_s"],
+        resource.RLIMIT_NOFILE: limits["files"],
+        resource.RLIMIT_CORE: 0,
+    }
+    for which, cap in caps.items():
+        resource.setrlimit(which, (cap, cap))
+
+
+def _answer(session: Session, request: Params) -> Params:
+    from worker.data import DatasetRefused
+    from worker.graph.errors import NetworkRefused
+
+    try:
+        return {"result": METHODS[request["method"]](session, request["params"])}
+    except (NetworkRefused, DatasetRefused, Refused) as refusal:
+        error = {"kind": "refused", "slug": refusal.slug, "detail": refusal.detail, "errors": refusal.errors}
+        return {"error": error}
+    except Exception as error:  # the parent must learn of every other failure, whatever it is
+        kind = "out-of-memory" if _out_of_memory(error) else "crashed"
+        return {"error": {"kind": kind, "detail": f"{type(error).__name__}: {str(error)[:400]}"}}
+
+
+def main() -> None:
+    """Serve requests until stdin closes."""
+    _limit(json.loads(sys.argv[1]))
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints must not reach the protocol
+    session = Session()
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    for line in sys.stdin:
+        request = json.loads(line)
+        reply = {"id": request["id"], **_answer(session, request)}
+        out.write(json.dumps(reply, allow_nan=False) + "\n")
+        out.flush()
+
+
+if __name__ == "__main__":
+    main()
