@@ -23,8 +23,9 @@ class ChannelScores:
         self._scores = np.zeros(plan.total)
 
     def add(self, layer: str, variance: Tensor, weight: Tensor) -> None:
-        """Add a consumer: `variance` [columns, k] of its inputs, `weight` [out, columns, k] (depthwise: [c, 1, k])."""
-        energy = weight.square().sum(0) if weight.shape[1] == variance.shape[0] else weight.square().squeeze(1)
+        """Add a consumer: `variance` [columns, k] of its inputs, `weight` [out, columns / groups, k]."""
+        groups = variance.shape[0] // weight.shape[1]
+        energy = weight.square().reshape(groups, -1, *weight.shape[1:]).sum(1).reshape(variance.shape)
         channel = self.plan.dims[(layer, "in")].channel
         np.add.at(self._scores, channel, (energy * variance).sum(-1).double().numpy())
 

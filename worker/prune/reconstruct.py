@@ -7,12 +7,13 @@ bias absorbs what the weights cannot.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 DAMP = 0.01
 
@@ -21,8 +22,8 @@ DAMP = 0.01
 class Moments:
     """Second moments of a layer's inputs x [d] and targets y [o], means removed.
 
-    `gram` [d, d] = E[x x^T], `cross` [o, d] = E[y x^T]; for depthwise layers one more leading channel dimension:
-    [c, k, k] and [c, 1, k]. `mean_x` [d] (or [c, k]) and `mean_y` [o].
+    `gram` [d, d] = E[x x^T], `cross` [o, d] = E[y x^T]; for layers in g groups (depthwise: g channels) one more leading
+    dimension: [g, d, d] and [g, o / g, d]. `mean_x` [d] (or [g, d]) and `mean_y` [o].
     """
 
     gram: Tensor
@@ -43,44 +44,34 @@ def sample_positions(sizes: tuple[int, ...], count: int, seed: int) -> Tensor:
 def patches(leaf: nn.Module, x: Tensor, positions: Tensor) -> Tensor:
     """Return what a layer sees at sampled output positions.
 
-    Linear: [n, in] from x [n, in] (tokens are flattened to rows). Convolution: [n * p, in * k]; depthwise:
-    [n * p, in, k] with k the kernel's size.
+    Linear: [n, in] from x [n, in] (tokens are flattened to rows). Convolution over any number of axes: [n * p, in * k],
+    with k the kernel's size; in groups (depthwise included): [n * p, groups, in / groups * k].
     """
     layer: Any = leaf
     if isinstance(leaf, nn.Linear):
         return x.reshape(-1, x.shape[-1])
-    if x.dim() == 3:
-        return _patches_2d(_as_2d(layer), x.unsqueeze(2), positions)
-    return _patches_2d((layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups), x, positions)
+    index, inside = _taps(layer, x.shape[2:], positions)
+    rows = x.flatten(2).transpose(1, 2)  # [n, places, c]: a view of a channels-last tensor
+    picked = rows.index_select(1, index.reshape(-1)).reshape(len(x), *index.shape, x.shape[1])
+    if not bool(inside.all()):
+        picked = picked.mul_(inside[..., None])
+    flat = picked.transpose(2, 3).reshape(len(x) * len(positions), layer.groups, -1)
+    return flat if layer.groups > 1 else flat.squeeze(1)
 
 
-Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
-
-
-def _as_2d(layer: Any) -> Geometry:
-    return (
-        (1, *layer.kernel_size),
-        (1, *layer.stride),
-        (0, *layer.padding),
-        (1, *layer.dilation),
-        layer.groups,
-    )
-
-
-def _patches_2d(geometry: Geometry, x: Tensor, positions: Tensor) -> Tensor:
-    kernel, stride, padding, dilation, groups = geometry
-    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-    height, width = x.shape[2:]
-    columns = (width - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
-    rows = torch.div(positions, columns, rounding_mode="floor") * stride[0]
-    cols = positions % columns * stride[1]
-    dy = torch.arange(kernel[0]) * dilation[0]
-    dx = torch.arange(kernel[1]) * dilation[1]
-    index = (rows[:, None, None] + dy[None, :, None]) * width + cols[:, None, None] + dx[None, None, :]
-    picked = x.reshape(*x.shape[:2], height * width)[:, :, index.reshape(-1)]  # [n, c, p * k]
-    picked = picked.reshape(x.shape[0], x.shape[1], len(positions), kernel[0] * kernel[1]).permute(0, 2, 1, 3)
-    flat = picked.reshape(-1, x.shape[1], kernel[0] * kernel[1])
-    return flat if groups > 1 else flat.reshape(flat.shape[0], -1)
+def _taps(layer: Any, sizes: Sequence[int], positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for output positions [p] and kernel taps [k] the flat input places [p, k], and which lie inside."""
+    reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    outs = [(n + 2 * p - r) // s + 1 for n, p, r, s in zip(sizes, layer.padding, reach, layer.stride, strict=True)]
+    taps = torch.unravel_index(torch.arange(math.prod(layer.kernel_size)), layer.kernel_size)
+    index = torch.zeros(len(positions), len(taps[0]), dtype=torch.int64)
+    inside = torch.ones_like(index, dtype=torch.bool)
+    for axis, start in enumerate(torch.unravel_index(positions, outs)):
+        origin = start * layer.stride[axis] - layer.padding[axis]
+        place = origin[:, None] + taps[axis][None] * layer.dilation[axis]
+        inside &= (place >= 0) & (place < sizes[axis])
+        index = index * sizes[axis] + place.clamp(0, sizes[axis] - 1)
+    return index, inside
 
 
 def rows_at(y: Tensor, positions: Tensor, linear: bool) -> Tensor:
@@ -91,19 +82,19 @@ def rows_at(y: Tensor, positions: Tensor, linear: bool) -> Tensor:
 
 
 def moments(x: Tensor, y: Tensor) -> Moments:
-    """Return the moments of sampled inputs [r, d] (or [r, c, k] for depthwise) and targets [r, o]."""
+    """Return the moments of sampled inputs [r, d] (or [r, g, d] for g groups) and targets [r, o]."""
     mean_x, mean_y = x.mean(0), y.mean(0)
     x, y = x - mean_x, y - mean_y
     if x.dim() == 2:
         return Moments(x.T @ x / len(x), y.T @ x / len(x), mean_x, mean_y)
-    by_channel = x.permute(1, 2, 0)  # [c, k, r]
-    gram = by_channel @ by_channel.transpose(1, 2) / x.shape[0]
-    cross = (y.T.unsqueeze(1) @ by_channel.transpose(1, 2)) / x.shape[0]
+    by_group = x.permute(1, 2, 0)  # [g, d, r]
+    gram = by_group @ by_group.transpose(1, 2) / x.shape[0]
+    cross = y.T.reshape(x.shape[1], -1, x.shape[0]) @ by_group.transpose(1, 2) / x.shape[0]
     return Moments(gram, cross, mean_x, mean_y)
 
 
 def refit(stats: Moments, prior: Tensor, damp: float = DAMP) -> Tensor:
-    """Return weights [o, d] (or [c, 1, k]) minimising the squared error, damped towards `prior` of that shape."""
+    """Return weights [o, d] (or [g, o / g, d]) minimising the squared error, damped towards `prior` of that shape."""
     dims = stats.gram.shape[-1]
     ridge = damp * stats.gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-8)
     eye = torch.eye(dims)
@@ -114,7 +105,7 @@ def refit(stats: Moments, prior: Tensor, damp: float = DAMP) -> Tensor:
 
 
 def refit_bias(stats: Moments, weight: Tensor) -> Tensor:
-    """Return the bias [o] that makes the mean output equal the mean target for weights [o, d] or [c, 1, k]."""
+    """Return the bias [o] that makes the mean output equal the mean target for weights [o, d] or [g, o / g, d]."""
     if weight.dim() == 3:
-        return stats.mean_y - (weight.squeeze(1) * stats.mean_x).sum(-1)
+        return stats.mean_y - (weight @ stats.mean_x.unsqueeze(-1)).reshape(-1)
     return stats.mean_y - weight @ stats.mean_x

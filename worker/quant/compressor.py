@@ -35,7 +35,7 @@ VARIANCE_RATIO = (0.5, 2.0)
 
 @dataclass(frozen=True)
 class _Fitted:
-    """Weights [o, d] (or [c, 1, k]) on their grid, scales [o], integers, before the bias."""
+    """Weights [o, d] on their grid, scales [o], integers, before the bias."""
 
     integers: Tensor | None
     scale: Tensor | None
@@ -91,14 +91,14 @@ class _Job:
         float_reference = self.owner.reference.layers[node.name]
         rows, columns = self.owner.slicer.columns(node.name, self.kept)
         inputs = patches(leaf, source, float_reference.positions)
-        prior = _matrix(leaf, float_reference.depthwise)
+        prior = _matrix(leaf, float_reference.grouped)
         if self.repair == "none":
             fitted, bias = self._round(layer, prior, None), leaf.bias.detach()
         else:
             targets = _targets(float_reference, rows, len(inputs))
             stats = self._stats(float_reference, inputs, targets, (rows, columns))
             weight = refit(stats, prior, DAMP) if self._changed(layer, columns) else prior
-            fitted, bias = _match(self._round(layer, weight, stats.gram), inputs, targets)
+            fitted, bias = _match(self._round(layer, weight, stats.gram), inputs, targets, self._per_channel(layer))
         self._install(layer, leaf, fitted, bias)
 
     def _changed(self, layer: Layer, columns: Tensor) -> bool:
@@ -110,7 +110,9 @@ class _Job:
         if self.repair == "sequential":
             return moments(inputs, targets)
         rows, columns = index
-        if ref.depthwise:
+        if ref.grouped and len(ref.stats.gram) != len(ref.stats.mean_y):
+            return ref.stats  # not depthwise: its channels are never removed
+        if ref.grouped:
             return Moments(ref.stats.gram[rows], ref.stats.cross[rows], ref.stats.mean_x[rows], ref.stats.mean_y[rows])
         spread = _spread(columns, inputs.shape[1])
         return Moments(
@@ -122,15 +124,18 @@ class _Job:
 
     def _round(self, layer: Layer, weight: Tensor, gram: Tensor | None) -> _Fitted:
         bits = self.assignment.weight_bits[layer.name]
+        flat = weight.reshape(-1, weight.shape[-1])
         if is_float(bits):
-            return _Fitted(None, None, weight)
-        scale = weight_scales(weight, bits, layer.kind in self.owner.device.per_channel_weights)
-        scale = scale.expand(weight.shape[0]).contiguous()
+            return _Fitted(None, None, flat)
+        scale = weight_scales(flat, bits, self._per_channel(layer)).expand(len(flat)).contiguous()
         if gram is not None and weight.dim() == 2 and bits < 8 and weight.shape[1] <= MAX_FEEDBACK:
             integers = round_with_feedback(weight, scale, bits, gram)
         else:
-            integers = round_weight(weight, scale, bits)
-        return _Fitted(integers, scale, integers * scale.reshape(-1, *[1] * (weight.dim() - 1)))
+            integers = round_weight(flat, scale, bits)
+        return _Fitted(integers, scale, integers * scale[:, None])
+
+    def _per_channel(self, layer: Layer) -> bool:
+        return layer.kind in self.owner.device.per_channel_weights
 
     def _install(self, layer: Layer, leaf: Any, fitted: _Fitted, bias: Tensor) -> None:
         shape = leaf.weight.shape
@@ -161,9 +166,9 @@ class _Job:
         return (torch.round(bias.double() / step).clamp(-(2**31), 2**31 - 1) * step).float()
 
 
-def _matrix(leaf: Any, depthwise: bool) -> Tensor:
+def _matrix(leaf: Any, grouped: bool) -> Tensor:
     weight: Tensor = leaf.weight.detach()
-    return weight.reshape(weight.shape[0], 1, -1) if depthwise else weight.reshape(weight.shape[0], -1)
+    return weight.reshape(leaf.groups, -1, weight[0].numel()) if grouped else weight.reshape(weight.shape[0], -1)
 
 
 def _targets(ref: LayerReference, rows: Tensor, count: int) -> Tensor:
@@ -176,18 +181,24 @@ def _spread(columns: Tensor, width: int) -> Tensor:
     return (columns[:, None] * kernel + torch.arange(kernel)[None]).reshape(-1)
 
 
-def _match(fitted: _Fitted, inputs: Tensor, targets: Tensor) -> tuple[_Fitted, Tensor]:
-    """Match each output channel's variance (through its scale) and mean (through the bias) to the targets."""
-    depthwise = inputs.dim() == 3
-    outputs = (inputs * fitted.weight.squeeze(1)).sum(-1) if depthwise else inputs @ fitted.weight.T
-    ratio = (targets.std(0) / outputs.std(0).clamp_min(1e-8)).clamp(*VARIANCE_RATIO)
-    ratio = torch.where(outputs.std(0) > 1e-6, ratio, torch.ones_like(ratio))
-    shape = (-1, *[1] * (fitted.weight.dim() - 1))
-    scale = None if fitted.scale is None else (fitted.scale * ratio).float()
-    weight = fitted.weight * ratio.reshape(shape)
-    if fitted.integers is not None and scale is not None:
-        weight = fitted.integers * scale.reshape(shape)
-    return _Fitted(fitted.integers, scale, weight), targets.mean(0) - outputs.mean(0) * ratio
+def _match(fitted: _Fitted, inputs: Tensor, targets: Tensor, per_channel: bool) -> tuple[_Fitted, Tensor]:
+    """Match each output channel's variance (through its scale) and mean (through the bias) to the targets.
+
+    A device with one scale per tensor gets the mean alone.
+    """
+    if inputs.dim() == 3:
+        by_group = fitted.weight.reshape(inputs.shape[1], -1, inputs.shape[2])
+        outputs = torch.einsum("rgd,god->rgo", inputs, by_group).reshape(targets.shape)
+    else:
+        outputs = inputs @ fitted.weight.T
+    reached = outputs.std(0)
+    ratio = (targets.std(0) / reached.clamp_min(1e-8)).clamp(*VARIANCE_RATIO)
+    ratio = torch.where((reached > 1e-6) & torch.tensor(per_channel or fitted.scale is None), ratio, 1.0)
+    bias = targets.mean(0) - outputs.mean(0) * ratio
+    if fitted.integers is None or fitted.scale is None:
+        return _Fitted(None, None, fitted.weight * ratio[:, None]), bias
+    scale = (fitted.scale * ratio).float()
+    return _Fitted(fitted.integers, scale, fitted.integers * scale[:, None]), bias
 
 
 def _integers(values: Tensor, bits: int) -> np.ndarray[Any, Any]:

@@ -24,12 +24,15 @@ MEMORY = 256 << 20
 
 @dataclass(frozen=True)
 class LayerReference:
-    """One layer in the float network: sampled output positions, moments of inputs and outputs there, output rows."""
+    """One layer in the float network: sampled output positions, moments of inputs and outputs there, output rows.
+
+    `grouped` tells that inputs and moments carry a leading dimension of groups (depthwise: channels).
+    """
 
     positions: Tensor
     stats: Moments
     outputs: Tensor
-    depthwise: bool
+    grouped: bool
 
 
 class FloatReference:
