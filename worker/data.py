@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
+import math
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +23,15 @@ Array = np.ndarray[Any, Any]
 Role = Literal["calibration", "evaluation", "holdout"]
 MAX_EXPANDED = 4 << 30
 MAX_HEADER = 8 << 20
+MAX_CLASSES = 1 << 20
+UNREADABLE = (
+    *(ValueError, TypeError, OSError, EOFError, KeyError, MemoryError, NotImplementedError, RuntimeError, struct.error),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
+)
+"""What numpy and zipfile raise on damaged or hostile files (RuntimeError: encrypted, MemoryError: a header that lies)."""
 SHARES: tuple[tuple[Role, float], ...] = (("calibration", 0.2), ("evaluation", 0.4), ("holdout", 0.4))
+ROUND = np.array([0, 1, 2, 1, 2])
+"""One round of dealing rows to the roles of SHARES: one row, two rows, two rows."""
 
 
 class DatasetRefused(Exception):
@@ -113,16 +126,36 @@ def read_dataset(path: Path, spec: DatasetSpec) -> Dataset:
     arrays = _read_npz(path) if path.read_bytes()[:2] == b"PK" else _read_safetensors(path)
     if "x" not in arrays:
         raise DatasetRefused(f"no array named 'x'; found {sorted(arrays)}", [_error("/x", "missing")])
-    inputs, labels = arrays["x"], arrays.get("y")
+    inputs, labels = _native(arrays["x"]), arrays.get("y")
     _check_inputs(inputs)
     dataset = Dataset(inputs, None if labels is None else _checked_labels(labels, len(inputs)), spec)
+    _check_spec(dataset)
+    return dataset
+
+
+def _native(array: Array) -> Array:
+    """Return the array in this machine's byte order."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _check_spec(dataset: Dataset) -> None:
+    spec = dataset.spec
+    for name, numbers in (("scale", (spec.scale,)), ("mean", spec.mean), ("std", spec.std)):
+        if not all(math.isfinite(number) for number in numbers) or (name != "mean" and 0.0 in numbers):
+            raise DatasetRefused(
+                f"{name} {numbers} can't normalise anything", [_error(f"/spec/{name}", "out-of-range")]
+            )
     try:
-        dataset.input_shape()
+        channels = Dataset(dataset.inputs[:1], None, replace(spec, mean=(), std=())).input_shape()[0]
     except RuntimeError as error:
         raise DatasetRefused(
-            f"mean or std does not fit the channels: {error}", [_error("/spec/mean", "shape")]
+            f"'x' of shape {dataset.inputs.shape} is not {spec.layout}", [_error("/spec/layout", "shape")]
         ) from error
-    return dataset
+    for name, numbers in (("mean", spec.mean), ("std", spec.std)):
+        if len(numbers) not in (0, 1, channels):
+            raise DatasetRefused(
+                f"{name} has {len(numbers)} entries for {channels} channels", [_error(f"/spec/{name}", "shape")]
+            )
 
 
 def _read_npz(path: Path) -> dict[str, Array]:
@@ -132,12 +165,16 @@ def _read_npz(path: Path) -> dict[str, Array]:
         if total > MAX_EXPANDED:
             raise DatasetRefused(f"{total} bytes expanded; at most {MAX_EXPANDED}", slug="dataset-too-large")
         with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files if name in ("x", "y")}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
+            found = {name: stored[name] for name in stored.files if name in ("x", "y")}
+    except UNREADABLE as error:
         slug = (
             "unsafe-format" if "pickle" in str(error).lower() or "object" in str(error).lower() else "invalid-dataset"
         )
         raise DatasetRefused(f"not a plain npz file: {str(error)[:200]}", slug=slug) from error
+    for name, array in found.items():
+        if not isinstance(array, np.ndarray):  # numpy hands back the bytes of members that are not arrays
+            raise DatasetRefused(f"member {name!r} is not an array", [_error(f"/{name}", "dtype")])
+    return found
 
 
 def _read_safetensors(path: Path) -> dict[str, Array]:
@@ -161,10 +198,11 @@ def _check_inputs(x: Array) -> None:
     if x.ndim < 2 or len(x) == 0 or 0 in x.shape:
         raise DatasetRefused(f"'x' has shape {x.shape}; at least one row is needed", [_error("/x", "shape")])
     if x.dtype.kind == "f":
-        bad = ~np.isfinite(x.reshape(len(x), -1)).all(1)
+        largest = min(np.finfo(x.dtype).max, np.finfo(np.float32).max)
+        bad = ~(np.abs(x.reshape(len(x), -1)) <= largest).all(1)
         if bad.any():
             first = int(np.flatnonzero(bad)[0])
-            raise DatasetRefused(f"row {first} of 'x' is not finite", [_error(f"/x/{first}", "not-finite")])
+            raise DatasetRefused(f"row {first} of 'x' is not finite in float32", [_error(f"/x/{first}", "not-finite")])
 
 
 def _checked_labels(y: Array, rows: int) -> Array:
@@ -175,6 +213,9 @@ def _checked_labels(y: Array, rows: int) -> Array:
     if int(y.min()) < 0:
         first = int(np.flatnonzero(y < 0)[0])
         raise DatasetRefused(f"row {first} of 'y' is negative", [_error(f"/y/{first}", "out-of-range")])
+    if int(y.max()) >= MAX_CLASSES:
+        first = int(np.argmax(y))
+        raise DatasetRefused(f"row {first} of 'y' names class {y[first]}", [_error(f"/y/{first}", "out-of-range")])
     return y.astype(np.int64)
 
 
@@ -194,16 +235,23 @@ def check_against(dataset: Dataset, input_shape: Sequence[int], classes: int | N
 
 
 def split(dataset: Dataset, seed: int) -> dict[Role, Array]:
-    """Return row indices per role: 20 % calibration, 40 % evaluation, 40 % hold-out, stratified by label."""
+    """Return row indices per role: 20 % calibration, 40 % evaluation, 40 % hold-out, stratified by label.
+
+    Rows are dealt out label by label in rounds of five, so the shares hold however few rows a label has. Raises
+    DatasetRefused below five rows.
+    """
+    if len(dataset) < len(ROUND):
+        raise DatasetRefused(
+            f"{len(dataset)} rows; at least {len(ROUND)} are needed for a split", [_error("/x", "shape")]
+        )
     rng = np.random.default_rng(seed)
-    parts: dict[Role, list[Array]] = {role: [] for role, _ in SHARES}
     labels = np.zeros(len(dataset), np.int64) if dataset.labels is None else dataset.labels
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        first, second = round(0.2 * len(rows)), round(0.6 * len(rows))
-        for (role, _), part in zip(SHARES, np.split(rows, [first, second]), strict=True):
-            parts[role].append(part)
-    return {role: rng.permutation(np.concatenate(found)) for role, found in parts.items()}
+    order = rng.permutation(len(dataset))
+    order = order[np.argsort(labels[order], kind="stable")]
+    rounds = -(-len(order) // len(ROUND))
+    # the first round in a fixed order: even five rows give every role one
+    dealt = np.concatenate([ROUND, *(rng.permutation(ROUND) for _ in range(rounds - 1))])[: len(order)]
+    return {role: rng.permutation(order[dealt == number]) for number, (role, _) in enumerate(SHARES)}
 
 
 def role_data(dataset: Dataset, rows: Array | None = None) -> RoleData:
