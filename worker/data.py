@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -28,10 +28,10 @@ UNREADABLE = (
     *(ValueError, TypeError, OSError, EOFError, KeyError, MemoryError, NotImplementedError, RuntimeError, struct.error),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
 )
-"""What numpy and zipfile raise on damaged or hostile files (RuntimeError: encrypted, MemoryError: a header that lies)."""
-SHARES: tuple[tuple[Role, float], ...] = (("calibration", 0.2), ("evaluation", 0.4), ("holdout", 0.4))
+"""What numpy and zipfile raise on damaged or hostile files (RuntimeError: encrypted, MemoryError: a lying header)."""
+ROLES: tuple[Role, ...] = get_args(Role)
 ROUND = np.array([0, 1, 2, 1, 2])
-"""One round of dealing rows to the roles of SHARES: one row, two rows, two rows."""
+"""One round of dealing rows to ROLES: one to calibration, two to evaluation, two to hold-out."""
 
 
 class DatasetRefused(Exception):
@@ -251,7 +251,7 @@ def split(dataset: Dataset, seed: int) -> dict[Role, Array]:
     rounds = -(-len(order) // len(ROUND))
     # the first round in a fixed order: even five rows give every role one
     dealt = np.concatenate([ROUND, *(rng.permutation(ROUND) for _ in range(rounds - 1))])[: len(order)]
-    return {role: rng.permutation(order[dealt == number]) for number, (role, _) in enumerate(SHARES)}
+    return {role: rng.permutation(order[dealt == number]) for number, role in enumerate(ROLES)}
 
 
 def role_data(dataset: Dataset, rows: Array | None = None) -> RoleData:
