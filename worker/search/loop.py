@@ -24,7 +24,7 @@ from worker.search.sensitivity import Probe, SensitivityTable, build_table, prob
 from worker.search.solver import Solver
 
 OBJECTIVE = "kl"
-_ATTEMPTS = 6
+_ATTEMPTS = 4
 _OFFSETS: tuple[Mapping[str, float], ...] = ({}, {"keep": SPAN}, {"weight": SPAN, "activation": SPAN})
 _HIGHER_IS_BETTER = ("accuracy", "agreement")
 

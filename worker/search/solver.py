@@ -124,11 +124,9 @@ def _balance(descent: Descent, prices: Floats, pool: dict[bytes, tuple[float, In
 
 
 def _from_the_bottom(descent: Descent) -> list[Ints]:
-    """Return the cheapest state, or the least violating one, where it is feasible."""
-    for state in (cheapest_state(descent), _least_violating(descent)):
-        if descent.fits(descent.ratios(state[None]))[0] and descent.costs.is_legal(state[None])[0]:
-            return [state]
-    return []
+    """Return the cheapest states: where a limit lies exactly on the floor, only the exact count can accept one."""
+    states = (descent.costs.sizes - 1, cheapest_state(descent), _least_violating(descent))
+    return [state for state in states if descent.costs.is_legal(state[None])[0]]
 
 
 def _least_violating(descent: Descent) -> Ints:

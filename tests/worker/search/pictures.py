@@ -69,9 +69,7 @@ class Drawing:
         depthwise = kind == "depthwise"
         shape = (group[1], 1 if depthwise else ins, *kernel)
         groups = group[1] if depthwise else 1
-        self.layers.append(
-            Layer(name, kind, shape, groups, positions, inside, outside, source, name, True, self.step)
-        )
+        self.layers.append(Layer(name, kind, shape, groups, positions, inside, outside, source, name, True, self.step))
         self._read(source)
         return self._produce(name, outside, positions)
 

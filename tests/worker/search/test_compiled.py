@@ -1,0 +1,56 @@
+"""The compiled costs against the domain's formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from app.domain.cost import METRICS, count
+from app.domain.graph import ModelGraph
+from app.domain.space import SpaceSpec, build_space
+from tests.worker.search.pictures import chain, device, resnet, skipped
+from worker.search.compiled import CompiledCosts
+
+
+@pytest.mark.parametrize("draw", [resnet, chain, skipped, lambda: resnet(blocks=3)])
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_costs_when_counted_in_batches_then_equal_the_domain(draw: Callable[[], ModelGraph], multiple: int) -> None:
+    graph, profile = draw(), device(multiple=multiple)
+    compiled = CompiledCosts(graph, build_space(graph, profile), profile)
+    rng = np.random.default_rng(1)
+    states = np.array([[rng.integers(size) for size in compiled.sizes] for _ in range(40)])
+    found = compiled.costs(states)
+    for index, state in enumerate(states):
+        expected = count(graph, compiled.assignment(state), profile)
+        for metric in METRICS:
+            assert found[metric][index] == pytest.approx(expected.value(metric), rel=1e-12), metric
+
+
+def test_state_when_turned_into_an_assignment_and_back_then_is_the_same() -> None:
+    graph, profile = resnet(), device()
+    compiled = CompiledCosts(graph, build_space(graph, profile), profile)
+    state = compiled.sizes - 1
+    assert (compiled.state(compiled.assignment(state)) == state).all()
+
+
+def test_legality_when_pairs_are_restricted_then_only_those_pass() -> None:
+    graph, profile = chain(), device(pairs=((8, 8), (4, 4)))
+    space = build_space(graph, profile, SpaceSpec(prune=False))
+    compiled = CompiledCosts(graph, space, profile)
+    rng = np.random.default_rng(2)
+    states = np.array([[rng.integers(size) for size in compiled.sizes] for _ in range(60)])
+    for state, legal in zip(states, compiled.is_legal(states), strict=True):
+        one = compiled.assignment(state)
+        bits = [(one.weight_bits[x.name], one.activation_bits[x.input]) in space.pairs[x.name] for x in graph.layers]
+        assert legal == all(bits)
+
+
+def test_live_sets_when_a_skip_is_open_then_it_counts_beside_the_inner_tensors() -> None:
+    graph, profile = skipped(), device()
+    compiled = CompiledCosts(graph, build_space(graph, profile), profile)
+    names = [item.id for item in graph.activations]
+    sets = {frozenset(n for n, on in zip(names, row, strict=True) if on) for row in compiled.live_sets()}
+    assert frozenset({"first", "inner", "outer"}) in sets
+    assert frozenset({"first", "inner"}) not in sets
