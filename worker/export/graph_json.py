@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from worker.export.archive import CheckpointRefused
@@ -50,6 +51,9 @@ def decode(nodes: Any, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
     try:
         for node in nodes:
             reader.add(node)
+        for parameter in reader.root.parameters():
+            if parameter.dim() == 4:  # the layout that the simulation computes with
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         module = fx.GraphModule(reader.root, reader.graph).eval().requires_grad_(False)
         module.graph.lint()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, SyntaxError) as error:

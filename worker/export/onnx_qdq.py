@@ -32,7 +32,7 @@ FLOAT_BITS = 32
 INT32_MAX = 2**31 - 1
 LARGE = 3e38
 GROUP = 8  # so many codes of b bits fill b whole bytes
-UNPACKER_BYTES = 1000  # what the unpacking nodes of one layer take in the file
+UNPACKER_BYTES = 770  # what the unpacking nodes of one layer take in the file
 
 
 def write_qdq(net: CompressedNetwork) -> bytes:
@@ -50,6 +50,12 @@ class QdqWriter(OnnxWriter):
         self._by_name = {node.name: node for node in net.module.graph.nodes}
         self._shared: dict[str, str] = {}
         self._grids: dict[str, tuple[str, str]] = {}
+
+    def emit(self, op_type: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        """Add a node without a name of its own: in a small network the names would outweigh the weights."""
+        output = super().emit(op_type, inputs, name, **attributes)
+        self.nodes[-1].ClearField("name")
+        return output
 
     def constant(self, tensor: Tensor | NDArray[Any], name: str) -> str:
         """Add an initializer and return its name; a scalar stays a scalar (QLinearAdd fuses with no other)."""
@@ -69,11 +75,11 @@ class QdqWriter(OnnxWriter):
         if self.input_grid(layer) is None:
             values = self.emit("Cast", [self._codes(layer, quantized, 0)], f"{layer}.wide", to=TensorProto.FLOAT)
             column = scale.reshape(-1, *[1] * (integers(quantized).ndim - 1))
-            return self.emit("Mul", [values, self.constant(column, f"{layer}.weight.scale")], f"{layer}.weight")
+            return self.emit("Mul", [values, self.constant(column, f"{layer}.w.scale")], f"{layer}.weight")
         zero = 128 if self._needs_unsigned(layer, quantized) else 0
         codes = self._codes(layer, quantized, zero)
         zeros = np.full(scale.shape, zero, np.uint8 if zero else code_type(quantized.bits))
-        operands_ = [codes, self.constant(scale, f"{layer}.weight.scale"), self.constant(zeros, f"{layer}.weight.zero")]
+        operands_ = [codes, self.constant(scale, f"{layer}.w.scale"), self.constant(zeros, f"{layer}.w.zero")]
         return self.emit("DequantizeLinear", operands_, f"{layer}.weight", axis=0)
 
     def bias(self, layer: str, tensor: Tensor) -> str:
@@ -87,9 +93,9 @@ class QdqWriter(OnnxWriter):
         if not np.all(np.abs(codes) <= INT32_MAX):
             return super().bias(layer, tensor)
         inputs = [
-            self.constant(codes.astype(np.int32), f"{layer}.bias.codes"),
-            self.constant(scale, f"{layer}.bias.scale"),
-            self.constant(np.zeros(scale.shape, np.int32), f"{layer}.bias.zero_point"),
+            self.constant(codes.astype(np.int32), f"{layer}.b"),
+            self.constant(scale, f"{layer}.b.scale"),
+            self.constant(np.zeros(scale.shape, np.int32), f"{layer}.b.zero"),
         ]
         return self.emit("DequantizeLinear", inputs, f"{layer}.bias", axis=0)
 
@@ -103,7 +109,7 @@ class QdqWriter(OnnxWriter):
         codes = self.emit("QuantizeLinear", [value, scale, zero], f"{node}.codes")
         if node == site:
             codes = self._clip(node, codes, self._bounds(node, grid))
-        return self.emit("DequantizeLinear", [codes, scale, zero], f"{node}.dequantized")
+        return self.emit("DequantizeLinear", [codes, scale, zero], f"{node}.dq")
 
     def input_grid(self, layer: str) -> ActivationGrid | None:
         """Return the grid of a layer's input activation (None: it is float)."""
@@ -142,15 +148,15 @@ class QdqWriter(OnnxWriter):
         return max(low, code_of(least, grid)), min(high, code_of(most, grid))
 
     def _clip(self, name: str, codes: str, bounds: tuple[int, int]) -> str:
-        low, high = bounds
-        if (low, high) == (0, 255):
+        container = container_of(self._net.grids[name])
+        if bounds == (0, np.iinfo(container).max):
             return codes
-        limits = [self._shared_constant(f"code{bound}", np.uint8(bound)) for bound in (low, high)]
+        limits = [self._shared_constant(f"{container.__name__}_{bound}", container(bound)) for bound in bounds]
         return self.emit("Clip", [codes, *limits], f"{name}.clipped")
 
     def _codes(self, layer: str, quantized: QuantizedLayer, zero: int) -> str:
         """Return the integers: int8 (int16 above 8 bits; uint8 with zero point 128), packed where that is smaller."""
-        ints, bits, name = integers(quantized), quantized.bits, f"{layer}.codes"
+        ints, bits, name = integers(quantized), quantized.bits, f"{layer}.w"
         if zero:
             return self.constant((ints.astype(np.int16) + zero).astype(np.uint8), name)
         if bits == 4:
@@ -196,7 +202,7 @@ class QdqWriter(OnnxWriter):
 
     def _needs_unsigned(self, layer: str, quantized: QuantizedLayer) -> bool:
         grid = self.input_grid(layer)
-        if grid is None or quantized.bits < 8:
+        if grid is None or grid.bits > 8 or quantized.bits != 8:
             return False
         leaf: Any = module_of(self.module, self._by_name[layer])
         groups = getattr(leaf, "groups", 1)
@@ -210,7 +216,10 @@ class QdqWriter(OnnxWriter):
     def _grid_constants(self, site: str, grid: ActivationGrid) -> tuple[str, str]:
         if site not in self._grids:
             scale = self.constant(np.array(grid.scale, np.float32), f"{site}.scale")
-            self._grids[site] = scale, self.constant(np.array(grid.zero_point, np.uint8), f"{site}.zero_point")
+            self._grids[site] = (
+                scale,
+                self.constant(np.array(grid.zero_point, container_of(grid)), f"{site}.zero"),
+            )
         return self._grids[site]
 
 
@@ -240,9 +249,14 @@ def value_bounds(node: fx.Node) -> tuple[float, float]:
 
 
 def code_of(value: float, grid: ActivationGrid) -> int:
-    """Return the code QuantizeLinear gives a value, saturated to uint8."""
+    """Return the code QuantizeLinear gives a value, saturated to its container."""
     ratio = np.float32(value) / np.float32(grid.scale)
-    return int(np.clip(np.rint(ratio) + grid.zero_point, 0, 255))
+    return int(np.clip(np.rint(ratio) + grid.zero_point, 0, np.iinfo(container_of(grid)).max))
+
+
+def container_of(grid: ActivationGrid) -> type[np.uint8] | type[np.uint16]:
+    """Return the unsigned numpy type that holds a grid's codes."""
+    return np.uint8 if grid.bits <= 8 else np.uint16
 
 
 def int4_tensor(name: str, ints: NDArray[Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from dataclasses import dataclass
 
@@ -10,18 +9,22 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional as F
 
-from app.domain.graph import ChannelGroup, ModelGraph
+from app.domain.budget import Budget
+from app.domain.cost import count
+from app.domain.device import DeviceProfile, MemoryPool, Throughput
+from app.domain.graph import ModelGraph
 from app.domain.space import Assignment
-from worker.graph.groups import channel_plan
-from worker.graph.picture import draw
-from worker.graph.read import read_network
-from worker.graph.rewrite import fold_batchnorm
-from worker.graph.slicing import Slicer
-from worker.quant.grids import ActivationGrid, activation_grid, round_weight, weight_scales
-from worker.quant.network import CompressedNetwork, QuantizedLayer, run
+from worker.data import Role, RoleData
+from worker.export.checkpoint import write_checkpoint
+from worker.export.export import ExportRequest
+from worker.export.onnx_qdq import write_qdq
+from worker.export.verify import Files, Subject
+from worker.graph.write_onnx import write_float
+from worker.quant.network import CompressedNetwork
+from worker.search.evaluate import Evaluator, EvaluatorOptions, open_evaluator, open_network
 
 TRAIN = 697
 
@@ -112,84 +115,78 @@ def canonical(net: nn.Module, image: tuple[int, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def compress(
-    module: fx.GraphModule, images: NDArray[np.float32], keep: float, weight_bits: list[int], act_bits: list[int]
-) -> tuple[CompressedNetwork, ModelGraph]:
-    """Prune by weight norm and quantize with bits taken in turn: no repair, just something to export."""
-    plan = channel_plan(module, images.shape[1:])
-    graph = draw(module, plan, images.shape[1:])
-    kept = {
-        g.id: _strongest(module, g, g.channels if g.frozen else max(2, round(keep * g.channels))) for g in plan.groups
-    }
-    sliced = Slicer(module, plan).sliced(kept)
-    bits = {layer.name: weight_bits[i % len(weight_bits)] for i, layer in enumerate(graph.layers)}
-    layers = {layer.name: _quantized(sliced, layer.name, bits[layer.name]) for layer in graph.layers}
-    acts, turn = {}, 0
-    for item in graph.activations:
-        acts[item.id] = {"input": 8, "output": 32}.get(item.role, act_bits[turn % len(act_bits)])
-        turn += item.role == "hidden"
-    grids = _grids(sliced, images, graph, acts)
-    layers = {
-        layer.name: _with_integer_bias(sliced, layers[layer.name], grids.get(layer.input)) for layer in graph.layers
-    }
-    assignment = Assignment({g: len(k) for g, k in kept.items()}, bits, acts)
-    return CompressedNetwork(sliced, layers, grids, tuple(images.shape[1:]), assignment, kept), graph
+def host_device(name: str = "onnxruntime-cpu") -> DeviceProfile:
+    """A device that takes every weight width from 2 to 8 bits and activations of 4 and 8."""
+    pairs = tuple((w, a) for w in range(2, 9) for a in (4, 8))
+    pool, rates = MemoryPool(None, 10.0), (Throughput(8, 8, 40.0), Throughput(32, 32, 20.0))
+    return DeviceProfile(
+        name, "cpu", {"default": pairs}, (Throughput(8, 8, 40.0), Throughput(32, 32, 20.0)), pool, pool
+    )
 
 
-def _strongest(module: fx.GraphModule, group: ChannelGroup, count: int) -> tuple[int, ...]:
-    norms = torch.zeros(group.channels)
-    for name in group.producers:
-        weight = module.get_submodule(name).weight
-        if len(weight) == group.channels:
-            norms += weight.detach().flatten(1).norm(dim=1)
-    return tuple(sorted(norms.argsort(descending=True)[:count].tolist()))
+@dataclass(frozen=True)
+class Lab:
+    """A network ready to be compressed in any way, and the pictures to check it on."""
 
+    evaluator: Evaluator
+    data: dict[Role, RoleData]
 
-def _quantized(module: fx.GraphModule, name: str, bits: int) -> QuantizedLayer:
-    leaf = module.get_submodule(name)
-    weight, bias = leaf.weight.detach(), leaf.bias.detach().numpy()
-    if bits >= 32:
-        return QuantizedLayer(name, bits, bias, weight_float=weight.numpy())
-    scale = weight_scales(weight, bits)
-    ints = round_weight(weight, scale, bits)
-    leaf.weight = nn.Parameter(ints * scale.reshape(-1, *[1] * (weight.dim() - 1)), requires_grad=False)
-    return QuantizedLayer(name, bits, bias, ints.numpy().astype(np.int8), scale.numpy())
+    @property
+    def graph(self) -> ModelGraph:
+        return self.evaluator.graph
 
+    def assignment(self, keep: float, weight_bits: list[int], act_bits: list[int]) -> Assignment:
+        """Keep a fraction of each group; hand out bits in turn."""
+        graph, turn, acts = self.graph, 0, {}
+        for item in graph.activations:
+            acts[item.id] = {"input": 8, "output": 32}.get(item.role, act_bits[turn % len(act_bits)])
+            turn += item.role == "hidden"
+        if act_bits == [32]:
+            acts = dict.fromkeys(acts, 32)
+        kept = {g.id: g.channels if g.frozen else max(1, round(keep * g.channels)) for g in graph.groups}
+        bits = {layer.name: weight_bits[i % len(weight_bits)] for i, layer in enumerate(graph.layers)}
+        return Assignment(kept, bits, acts)
 
-def _with_integer_bias(module: fx.GraphModule, layer: QuantizedLayer, grid: ActivationGrid | None) -> QuantizedLayer:
-    """Round the bias to int32 at scale s_x * s_w, as every integer kernel does."""
-    if grid is None or layer.weight_scale is None:
-        return layer
-    scale = np.float32(grid.scale) * layer.weight_scale
-    bias = np.rint(layer.bias / scale).astype(np.float32) * scale
-    module.get_submodule(layer.name).bias = nn.Parameter(torch.from_numpy(bias), requires_grad=False)
-    return dataclasses.replace(layer, bias=bias)
+    def compress(self, keep: float, weight_bits: list[int], act_bits: list[int]) -> CompressedNetwork:
+        return self.evaluator.compress(self.assignment(keep, weight_bits, act_bits))
 
+    def request(self, net: CompressedNetwork, device: DeviceProfile | None = None) -> ExportRequest:
+        """An export under a budget that the network keeps with one percent to spare."""
+        device = device or host_device()
+        costs = count(self.graph, net.assignment, device)
+        budget = Budget({m: 1.01 * costs.value(m) for m in ("bops", "weight_bytes", "peak_activation_bytes")})
+        folded, pictures = self.evaluator.folded, self.data["evaluation"]
+        return ExportRequest(net, self.graph, folded, pictures, device, budget, {"seed": 3})
 
-def _grids(
-    module: fx.GraphModule, images: NDArray[np.float32], graph: ModelGraph, bits: dict[str, int]
-) -> dict[str, ActivationGrid]:
-    grids: dict[str, ActivationGrid] = {}
-    wanted = {item.id: item for item in graph.activations if bits[item.id] < 32}
+    def subject(self, net: CompressedNetwork) -> Subject:
+        request = self.request(net)
+        return Subject(net, request.graph, request.evaluation, request.device, request.budget)
 
-    def after(name: str, value: torch.Tensor) -> torch.Tensor:
-        if name not in wanted:
-            return value
-        samples = value.flatten()[:: max(1, value.numel() // 20_000)]
-        grids[name] = activation_grid(samples, bits[name], wanted[name].unsigned)
-        return grids[name].fake_quantize_(value)
-
-    run(module, torch.from_numpy(images), after=after)
-    return grids
+    def files(self, net: CompressedNetwork) -> Files:
+        float_onnx = write_float(self.evaluator.folded, net.input_shape)
+        return Files(write_qdq(net), write_checkpoint(net, {}), float_onnx)
 
 
 @pytest.fixture(scope="session")
-def folded(digit_net: nn.Module) -> fx.GraphModule:
-    """The trained network as the reader and the BatchNorm folding leave it."""
-    return fold_batchnorm(read_network(canonical(digit_net, (1, 8, 8)), "pt2"))
+def lab(digit_net: nn.Module, digits: Digits) -> Lab:
+    """The trained digit network, read from its .pt2 file and opened for compression."""
+    device = host_device()
+    data: dict[Role, RoleData] = {
+        "calibration": role(*digits.calibration),
+        "evaluation": role(*digits.evaluation),
+        "holdout": role(*digits.evaluation),
+    }
+    network = open_network(canonical(digit_net, (1, 8, 8)), "pt2")
+    return Lab(open_evaluator(network, data, device, EvaluatorOptions(calibration=256)), data)
 
 
 @pytest.fixture(scope="session")
-def mixed(folded: fx.GraphModule, digits: Digits) -> tuple[CompressedNetwork, ModelGraph]:
-    """A network with 2..8-bit weights and 4- and 8-bit activations at 7/8 of the channels."""
-    return compress(folded, digits.calibration[0], 0.875, [8, 5, 6, 4, 3, 7, 8, 8], [8, 8, 4])
+def mixed(lab: Lab) -> CompressedNetwork:
+    """2..8-bit weights, 4- and 8-bit activations, 7/8 of the channels."""
+    return lab.compress(0.875, [8, 5, 6, 4, 3, 7, 8, 2], [8, 8, 4])
+
+
+def role(images: NDArray[np.float32], labels: NDArray[np.int64]) -> RoleData:
+    """Return pictures as the dataset reader hands them out."""
+    x = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
+    return RoleData(x, torch.from_numpy(labels))

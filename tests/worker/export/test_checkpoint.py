@@ -13,27 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import fx
 
-from app.domain.graph import ModelGraph
 from worker.export.archive import CheckpointRefused, Tensors, read_archive, write_archive
 from worker.export.checkpoint import read_checkpoint, write_checkpoint
 from worker.quant.network import CompressedNetwork
 
-from .conftest import Digits, compress
+from .conftest import Lab
 
-Mixed = tuple[CompressedNetwork, ModelGraph]
 Change = Callable[[Tensors, dict[str, Any]], None]
 
 
-def outputs(net: CompressedNetwork, digits: Digits) -> torch.Tensor:
-    return net.forward(torch.from_numpy(digits.evaluation[0]))
+def outputs(net: CompressedNetwork, lab: Lab) -> torch.Tensor:
+    return net.forward(lab.data["evaluation"].inputs)
 
 
-def test_checkpoint_when_read_back_then_outputs_are_bit_identical(mixed: Mixed, digits: Digits) -> None:
-    net, _ = mixed
+def test_checkpoint_when_read_back_then_outputs_are_bit_identical(mixed: CompressedNetwork, lab: Lab) -> None:
+    net = mixed
     again, manifest = read_checkpoint(write_checkpoint(net, {"seed": 7}))
-    assert torch.equal(outputs(again, digits), outputs(net, digits))
+    assert torch.equal(outputs(again, lab), outputs(net, lab))
     assert manifest == {"seed": 7}
     assert (again.assignment, again.grids, again.kept) == (net.assignment, net.grids, net.kept)
     for name, layer in net.layers.items():
@@ -41,20 +38,20 @@ def test_checkpoint_when_read_back_then_outputs_are_bit_identical(mixed: Mixed, 
         np.testing.assert_array_equal(again.layers[name].weight_scale, layer.weight_scale)
 
 
-def test_checkpoint_when_float_then_outputs_are_bit_identical(folded: fx.GraphModule, digits: Digits) -> None:
-    net, _ = compress(folded, digits.calibration[0], 1.0, [32], [32])
+def test_checkpoint_when_float_then_outputs_are_bit_identical(lab: Lab) -> None:
+    net = lab.compress(1.0, [32], [32])
     again, _ = read_checkpoint(write_checkpoint(net, {}))
-    assert torch.equal(outputs(again, digits), outputs(net, digits))
+    assert torch.equal(outputs(again, lab), outputs(net, lab))
 
 
-def test_checkpoint_when_written_twice_or_rewritten_then_bytes_are_equal(mixed: Mixed) -> None:
-    data = write_checkpoint(mixed[0], {"a": 1})
-    assert write_checkpoint(mixed[0], {"a": 1}) == data
+def test_checkpoint_when_written_twice_or_rewritten_then_bytes_are_equal(mixed: CompressedNetwork) -> None:
+    data = write_checkpoint(mixed, {"a": 1})
+    assert write_checkpoint(mixed, {"a": 1}) == data
     assert write_checkpoint(*read_checkpoint(data)) == data
 
 
-def test_checkpoint_when_weights_are_packed_then_tensors_have_their_true_size(mixed: Mixed) -> None:
-    net, _ = mixed
+def test_checkpoint_when_weights_are_packed_then_tensors_have_their_true_size(mixed: CompressedNetwork) -> None:
+    net = mixed
     tensors, _, _ = read_archive(write_checkpoint(net, {}))
     for layer in net.layers.values():
         assert layer.weight_int is not None
@@ -62,10 +59,10 @@ def test_checkpoint_when_weights_are_packed_then_tensors_have_their_true_size(mi
 
 
 def test_load_when_in_a_process_of_its_own_then_same_outputs_without_the_service(
-    mixed: Mixed, digits: Digits, tmp_path: Path
+    mixed: CompressedNetwork, lab: Lab, tmp_path: Path
 ) -> None:
-    (tmp_path / "net.tightfit").write_bytes(write_checkpoint(mixed[0], {}))
-    np.save(tmp_path / "x.npy", digits.evaluation[0][:64])
+    (tmp_path / "net.tightfit").write_bytes(write_checkpoint(mixed, {}))
+    np.save(tmp_path / "x.npy", lab.data["evaluation"].inputs[:64].numpy())
     code = (
         "import sys, json, numpy, torch, tightfit\n"
         f"net = tightfit.load({str(tmp_path / 'net.tightfit')!r})\n"
@@ -76,7 +73,7 @@ def test_load_when_in_a_process_of_its_own_then_same_outputs_without_the_service
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     is_module, unwanted, rows = json.loads(answer.stdout)
     assert is_module and unwanted == []
-    np.testing.assert_array_equal(np.float32(rows), outputs(mixed[0], digits)[:64].numpy())
+    np.testing.assert_array_equal(np.float32(rows), outputs(mixed, lab)[:64].numpy())
 
 
 def _drop_tensor(tensors: Tensors, graph: dict[str, Any]) -> None:
@@ -152,8 +149,8 @@ def _deep(tensors: Tensors, graph: dict[str, Any]) -> None:
         _deep,
     ],
 )
-def test_read_checkpoint_when_contents_do_not_fit_then_refused(mixed: Mixed, change: Change) -> None:
-    tensors, graph, manifest = read_archive(write_checkpoint(mixed[0], {}))
+def test_read_checkpoint_when_contents_do_not_fit_then_refused(mixed: CompressedNetwork, change: Change) -> None:
+    tensors, graph, manifest = read_archive(write_checkpoint(mixed, {}))
     graph = copy.deepcopy(graph)
     change(tensors, graph)
     with pytest.raises(CheckpointRefused):

@@ -1,0 +1,86 @@
+"""One candidate to files: the QDQ ONNX, the packed checkpoint, the verification report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from app.domain.budget import Budget
+from app.domain.device import DeviceProfile
+from app.domain.graph import ModelGraph
+from worker.data import RoleData
+from worker.export.checkpoint import write_checkpoint
+from worker.export.onnx_qdq import write_qdq
+from worker.export.report import enriched_manifest, report_json
+from worker.export.verify import Files, Subject, VerificationReport, verify
+from worker.graph.write_onnx import write_float
+from worker.quant.network import CompressedNetwork
+
+NAMES = {"onnx": "model.onnx", "checkpoint": "model.tightfit", "report": "report.json"}
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export and what to check it with. `folded` is the float network, `evaluation` normalised pictures."""
+
+    network: CompressedNetwork
+    graph: ModelGraph
+    folded: fx.GraphModule
+    evaluation: RoleData
+    device: DeviceProfile
+    budget: Budget
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """A file in the output folder: `kind` is onnx, checkpoint or report."""
+
+    kind: str
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The files, all written whether or not the verification passed, and what it found."""
+
+    files: tuple[ExportedFile, ...]
+    report: VerificationReport
+
+    def to_json(self) -> dict[str, Any]:
+        """Return files, verification state and report as JSON."""
+        return {
+            "files": [asdict(file) for file in self.files],
+            "verification": self.report.state.value,
+            "report": self.report.to_json(),
+        }
+
+
+def export_all(request: ExportRequest, folder: Path) -> ExportResult:
+    """Write and verify all artefacts of one candidate; files appear in `folder` (made if absent).
+
+    Equal requests give the same bytes, but for the report's measured times.
+    """
+    net = request.network
+    manifest = enriched_manifest(request.manifest, request.graph, net.assignment, request.device, request.budget)
+    files = Files(write_qdq(net), write_checkpoint(net, manifest), write_float(request.folded, net.input_shape))
+    subject = Subject(net, request.graph, request.evaluation, request.device, request.budget)
+    report = verify(subject, files)
+    document = report_json(report, manifest, request.graph, request.device)
+    text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {"onnx": files.onnx, "checkpoint": files.checkpoint, "report": text}
+    return ExportResult(tuple(_written(folder, kind, content) for kind, content in contents.items()), report)
+
+
+def _written(folder: Path, kind: str, content: bytes) -> ExportedFile:
+    (folder / NAMES[kind]).write_bytes(content)
+    return ExportedFile(kind, NAMES[kind], len(content), hashlib.sha256(content).hexdigest())

@@ -1,0 +1,246 @@
+"""Verification: the files that will be handed out are run, compared with the simulation and counted again.
+
+An artefact is `verified` only when every check below passes; whatever goes wrong while checking is a failure with a
+name, never a crash of the search that asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app.domain.budget import Budget, BudgetRow, table
+from app.domain.cost import METRICS, count
+from app.domain.device import DeviceProfile, Evidence
+from app.domain.graph import ModelGraph
+from app.domain.lifecycle import Verification
+from worker.data import RoleData
+from worker.export.agreement import Agreement, accuracy, agreement
+from worker.export.audit import differences, fused_ops, site_sqnr
+from worker.export.checkpoint import read_checkpoint
+from worker.export.recount import Recount, recount
+from worker.hardware import host
+from worker.hardware.measure import Latency, measure, open_session
+from worker.quant.network import CompressedNetwork
+
+MIN_AGREEMENT = 0.995
+MAX_ACCURACY_GAP = 0.005
+MIN_SQNR_DB = 20.0
+CHECKPOINT_TOLERANCE = 1e-5
+BATCH = 128
+DIAGNOSED = 64
+COUNTED = ("macs", "bops", "weight_bytes")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What an export is checked against: the simulation, its picture, the pictures, device and budget."""
+
+    network: CompressedNetwork
+    graph: ModelGraph
+    evaluation: RoleData
+    device: DeviceProfile
+    budget: Budget
+
+
+@dataclass(frozen=True)
+class Files:
+    """The bytes under test, and the float network as ONNX to time against."""
+
+    onnx: bytes
+    checkpoint: bytes
+    float_onnx: bytes
+
+
+@dataclass
+class VerificationReport:
+    """What was found. `failures` is empty exactly when `state` is verified; entries are {"code", "detail"}.
+
+    `costs` holds every metric: macs, bops and weight_bytes counted from the checkpoint's tensors, the rest modelled;
+    `latency` what this machine measured (milliseconds, one thread), with `ratio` = float time / compressed time.
+    """
+
+    failures: list[dict[str, str]] = field(default_factory=list)
+    accuracy_simulated: float | None = None
+    accuracy_onnx: float | None = None
+    agreement: Agreement | None = None
+    checkpoint: Agreement | None = None
+    site_sqnr_db: dict[str, float] = field(default_factory=dict)
+    recount: Recount | None = None
+    costs: dict[str, float] = field(default_factory=dict)
+    evidence: dict[str, Evidence] = field(default_factory=dict)
+    budget: tuple[BudgetRow, ...] = ()
+    latency: dict[str, Latency] = field(default_factory=dict)
+    operators: dict[str, int] = field(default_factory=dict)
+    file_bytes: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def state(self) -> Verification:
+        """Return verified, or failed where any check failed."""
+        return Verification.failed if self.failures else Verification.verified
+
+    @property
+    def ratio(self) -> float | None:
+        """Return how many times faster than the float file the compressed one ran here (minima of the same rounds)."""
+        if not self.latency:
+            return None
+        return self.latency["float"].min_ms / self.latency["compressed"].min_ms
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON."""
+        return {
+            "state": self.state.value,
+            "failures": self.failures,
+            "accuracy": {"simulated": self.accuracy_simulated, "onnx": self.accuracy_onnx},
+            "agreement": self.agreement and self.agreement.to_json(),
+            "checkpoint": self.checkpoint and self.checkpoint.to_json(),
+            "site_sqnr_db": self.site_sqnr_db,
+            "costs": self.costs,
+            "evidence": dict(self.evidence),
+            "budget": [row.to_json() for row in self.budget],
+            "layers": [layer.to_json() for layer in self.recount.layers] if self.recount else [],
+            "latency": {name: value.to_json() for name, value in self.latency.items()},
+            "latency_ratio": self.ratio,
+            "operators": self.operators,
+            "file_bytes": self.file_bytes,
+            "host": host.describe(),
+            "notes": self.notes,
+        }
+
+
+def verify(subject: Subject, files: Files) -> VerificationReport:
+    """Check an export. Never raises for a bad file: it comes out as failed, with the reasons."""
+    report = VerificationReport(
+        file_bytes={"onnx": len(files.onnx), "checkpoint": len(files.checkpoint), "float_onnx": len(files.float_onnx)}
+    )
+    simulated = simulate(subject.network, subject.evaluation.inputs)
+    steps: dict[str, Callable[[], None]] = {
+        "onnx-outputs": lambda: _compare_onnx(report, subject, files, simulated),
+        "onnx-tensors": lambda: _compare_tensors(report, subject, files),
+        "checkpoint": lambda: _compare_checkpoint(report, subject, files, simulated),
+        "recount": lambda: _count(report, subject, files),
+        "latency": lambda: _time(report, subject, files),
+    }
+    for code, step in steps.items():
+        try:
+            step()
+        except Exception as error:  # onnxruntime's exceptions share no base class; any of them fails the export
+            _fail(report, f"{code}-error", f"{type(error).__name__}: {str(error)[:300]}")
+    _fill_budget(report, subject)
+    return report
+
+
+def simulate(network: CompressedNetwork, inputs: torch.Tensor) -> NDArray[np.float32]:
+    """Return the simulation's outputs."""
+    return np.concatenate([network.forward(x).numpy() for x in torch.split(inputs, BATCH)])
+
+
+def run_onnx(model: bytes, inputs: torch.Tensor) -> NDArray[np.float32]:
+    """Return an ONNX file's outputs on normalised inputs, in the default session any user would open."""
+    session = open_session(model)
+    name = session.get_inputs()[0].name
+    batches = (x.contiguous().numpy() for x in torch.split(inputs, BATCH))
+    return np.concatenate([session.run(None, {name: np.ascontiguousarray(x)})[0] for x in batches])
+
+
+def _compare_onnx(report: VerificationReport, subject: Subject, files: Files, simulated: NDArray[np.float32]) -> None:
+    outputs = run_onnx(files.onnx, subject.evaluation.inputs)
+    report.agreement = found = agreement(simulated, outputs)
+    disagreeing = round((1 - found.top1) * found.pictures)
+    if disagreeing > max(1.0, (1 - MIN_AGREEMENT) * found.pictures):
+        _fail(report, "agreement", f"{disagreeing} of {found.pictures} pictures are answered differently")
+    if found.sqnr_db < MIN_SQNR_DB:
+        _fail(report, "outputs", f"outputs follow the simulation within {found.sqnr_db:.1f} dB, not {MIN_SQNR_DB}")
+    if subject.evaluation.labels is not None:
+        labels = subject.evaluation.labels.numpy()
+        report.accuracy_simulated, report.accuracy_onnx = accuracy(simulated, labels), accuracy(outputs, labels)
+        gap = abs(report.accuracy_simulated - report.accuracy_onnx)
+        if gap > max(MAX_ACCURACY_GAP, 1.01 / len(labels)):
+            _fail(report, "accuracy", f"accuracy differs from the simulation's by {gap:.4f}")
+
+
+def _compare_tensors(report: VerificationReport, subject: Subject, files: Files) -> None:
+    for text in differences(files.onnx, subject.network)[:20]:
+        _fail(report, "tensors", text)
+    few = subject.evaluation.inputs[:DIAGNOSED].contiguous()
+    report.site_sqnr_db = site_sqnr(files.onnx, subject.network, few.numpy())
+    report.operators = fused_ops(files.onnx)
+
+
+def _compare_checkpoint(
+    report: VerificationReport, subject: Subject, files: Files, simulated: NDArray[np.float32]
+) -> None:
+    network, _ = read_checkpoint(files.checkpoint)
+    for name, layer in subject.network.layers.items():
+        stored = network.layers.get(name)
+        if stored is None or not _same_layer(layer, stored):
+            _fail(report, "checkpoint", f"{name}: the stored layer differs")
+    if dict(network.grids) != dict(subject.network.grids):
+        _fail(report, "checkpoint", "the stored activation grids differ")
+    outputs = simulate(network, subject.evaluation.inputs)
+    report.checkpoint = found = agreement(simulated, outputs)
+    if found.max_error > CHECKPOINT_TOLERANCE * max(1.0, float(np.abs(simulated).max())):
+        _fail(report, "checkpoint", f"outputs of the reloaded checkpoint differ by {found.max_error:.2e}")
+
+
+def _same_layer(layer: Any, stored: Any) -> bool:
+    """Tell whether two quantized layers hold the same bits, integers, scales and biases."""
+    pairs = [(layer.weight_int, stored.weight_int), (layer.weight_float, stored.weight_float)]
+    pairs += [(layer.weight_scale, stored.weight_scale), (layer.bias, stored.bias)]
+    same = all(
+        (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs
+    )
+    return bool(layer.bits == stored.bits and same)
+
+
+def _count(report: VerificationReport, subject: Subject, files: Files) -> None:
+    report.recount = recount(files.checkpoint, subject.device)
+    modelled = count(subject.graph, subject.network.assignment, subject.device)
+    for metric, value in report.recount.totals().items():
+        if value != modelled.value(metric):
+            _fail(
+                report, "recount", f"{metric}: {value} counted from the tensors, {modelled.value(metric):.0f} reported"
+            )
+
+
+def _time(report: VerificationReport, subject: Subject, files: Files) -> None:
+    report.latency = measure({"float": files.float_onnx, "compressed": files.onnx}, subject.network.input_shape)
+    if report.ratio is not None and report.ratio < 1:
+        report.notes.append(f"slower than the float network on this machine: {report.ratio:.2f} times its speed")
+    if not {"avx512_vnni", "avx_vnni"} & set(_features()):
+        report.notes.append(
+            "no integer dot product on this machine: 8-bit weights run at about two thirds of the "
+            "speed of narrower ones"
+        )
+
+
+def _features() -> list[str]:
+    features = host.describe()["features"]
+    return list(features) if isinstance(features, list) else []
+
+
+def _fill_budget(report: VerificationReport, subject: Subject) -> None:
+    """Put counted, measured and modelled figures side by side, each with its evidence."""
+    modelled = count(subject.graph, subject.network.assignment, subject.device)
+    report.costs = {metric: modelled.value(metric) for metric in METRICS}
+    report.evidence = dict.fromkeys(METRICS, "modelled")
+    found: dict[str, float] = {} if report.recount is None else dict(report.recount.totals())
+    if host.is_host(subject.device.name) and report.latency:
+        found["latency_ms"] = report.latency["compressed"].min_ms
+    report.costs.update(found)
+    report.evidence.update(_measured(found))
+    report.budget = table(subject.budget, report.costs, report.evidence)
+
+
+def _measured(metrics: Mapping[str, float]) -> dict[str, Evidence]:
+    return dict.fromkeys(metrics, "measured")
+
+
+def _fail(report: VerificationReport, code: str, detail: str) -> None:
+    report.failures.append({"code": code, "detail": detail})
