@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
+import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from worker.sandbox import FOLDER_PREFIX
 
 if TYPE_CHECKING:  # torch is imported once the limits stand
     from worker.data import Dataset, Role, RoleData
     from worker.search.evaluate import Evaluator, Opened
 
 Params = dict[str, Any]
+CPU_GRACE_S = 5
+WATCH_S = 1.0
+SPENT = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
 
 
 @dataclass
@@ -145,7 +154,7 @@ def _roles(datasets: Params, network: Opened) -> dict[Role, RoleData]:
         if role == "all":
             parts = split(dataset, int((item.get("spec") or {}).get("split_seed") or 0))
             return {part: role_data(dataset, rows) for part, rows in parts.items()}
-        found[role] = role_data(dataset)
+        found[cast("Role", role)] = role_data(dataset)
     missing = {"calibration", "evaluation", "holdout"} - set(found)
     if missing:
         raise Refused("calibration-required", f"no dataset for {sorted(missing)}", [])
@@ -161,12 +170,36 @@ def _limit(limits: Params) -> None:
     caps = {
         resource.RLIMIT_AS: limits["memory_bytes"],
         resource.RLIMIT_FSIZE: limits["file_bytes"],
-        resource.RLIMIT_CPU: limits["cpu_s"],
         resource.RLIMIT_NOFILE: limits["files"],
         resource.RLIMIT_CORE: 0,
     }
     for which, cap in caps.items():
         resource.setrlimit(which, (cap, cap))
+    # the soft limit sends SIGXCPU, which tells why; the hard one SIGKILL, as if memory had run out
+    resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"], limits["cpu_s"] + CPU_GRACE_S))
+
+
+def _kind(error: Exception) -> str:
+    """Return the class of a failure: out-of-memory, limit or crashed."""
+    if _out_of_memory(error):
+        return "out-of-memory"
+    return "limit" if isinstance(error, OSError) and error.errno in SPENT else "crashed"
+
+
+def _leave() -> None:
+    """Remove the own folder and end the whole group: the worker that would do it is gone."""
+    folder = Path.cwd()
+    if folder.name.startswith(FOLDER_PREFIX):
+        shutil.rmtree(folder, ignore_errors=True)
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
+
+
+def _leave_with(worker: int) -> None:
+    """Watch the worker's process, so that its death ends a running computation too."""
+    while os.getppid() == worker:
+        time.sleep(WATCH_S)
+    _leave()
 
 
 def _answer(session: Session, request: Params) -> Params:
@@ -179,13 +212,13 @@ def _answer(session: Session, request: Params) -> Params:
         error = {"kind": "refused", "slug": refusal.slug, "detail": refusal.detail, "errors": refusal.errors}
         return {"error": error}
     except Exception as error:  # the parent must learn of every other failure, whatever it is
-        kind = "out-of-memory" if _out_of_memory(error) else "crashed"
-        return {"error": {"kind": kind, "detail": f"{type(error).__name__}: {str(error)[:400]}"}}
+        return {"error": {"kind": _kind(error), "detail": f"{type(error).__name__}: {str(error)[:400]}"}}
 
 
 def main() -> None:
     """Serve requests until stdin closes."""
     _limit(json.loads(sys.argv[1]))
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints must not reach the protocol
     session = Session()
@@ -197,6 +230,7 @@ def main() -> None:
         reply = {"id": request["id"], **_answer(session, request)}
         out.write(json.dumps(reply, allow_nan=False) + "\n")
         out.flush()
+    _leave()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from typing import Any
 
 MAX_REPLY = 64 << 20
 POLL_S = 0.25
+TAIL_BYTES = 4096
+FOLDER_PREFIX = "tightfit-child-"
 KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
 
 
@@ -58,8 +60,9 @@ class Child:
 
     def __init__(self, limits: Limits = Limits(), module: str = "worker.child") -> None:
         self.limits = limits
-        self.folder = Path(tempfile.mkdtemp(prefix="tightfit-child-"))
-        self._errors = (self.folder / "stderr.txt").open("wb")
+        self.folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+        self._errors = (self.folder / "stderr.txt").open("w+b")
+        self._closed = False
         self._buffer = bytearray()
         self._number = 0
         self._process = subprocess.Popen(
@@ -92,6 +95,8 @@ class Child:
         self, method: str, params: dict[str, Any], timeout_s: float, cancelled: Callable[[], bool] | None = None
     ) -> Any:
         """Send a request and wait for its result. `cancelled` is asked four times a second; True kills the child."""
+        if self._closed:
+            raise ChildDied("crashed", "the child is already closed")
         self._number += 1
         request = json.dumps({"id": self._number, "method": method, "params": params}).encode() + b"\n"
         deadline = time.monotonic() + timeout_s
@@ -109,7 +114,10 @@ class Child:
         return reply["result"]
 
     def close(self) -> None:
-        """Kill the whole process group and remove the folder."""
+        """Kill the whole process group and remove the folder; once, as the process id may be a stranger's later."""
+        if self._closed:
+            return
+        self._closed = True
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -142,11 +150,13 @@ class Child:
                     raise self._death()
                 self._buffer += chunk
         try:
-            reply: dict[str, Any] = json.loads(line)
-        except ValueError as error:
+            reply = json.loads(line)
+        except (ValueError, RecursionError):
+            reply = None
+        if not _is_reply(reply, self._number):
             self.close()
-            raise ChildDied("crashed", "the child answered something other than JSON") from error
-        return reply
+            raise ChildDied("crashed", "the child answered something other than the protocol's JSON")
+        return dict(reply)
 
     def _line(self) -> bytes | None:
         end = self._buffer.find(b"\n")
@@ -174,10 +184,11 @@ class Child:
         return ChildDied("crashed", f"{name}: {tail}".strip(": "))
 
     def _tail(self) -> str:
-        with suppress(OSError):
-            lines = (self.folder / "stderr.txt").read_text(errors="replace").strip().splitlines()
-            return " | ".join(lines[-3:])[-500:]
-        return ""
+        """Return the log's last lines, through the open file: the child may have put anything under its name."""
+        log = self._errors.fileno()
+        start = max(0, os.fstat(log).st_size - TAIL_BYTES)
+        lines = os.pread(log, TAIL_BYTES, start).decode(errors="replace").strip().splitlines()
+        return " | ".join(lines[-3:])[-500:]
 
     def _environment(self) -> dict[str, str]:
         """Return the environment without secrets; the project's own folder is importable."""
@@ -195,3 +206,16 @@ class Child:
             "ORT_DISABLE_TELEMETRY": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
+
+
+def _is_reply(reply: object, number: int) -> bool:
+    """Tell whether a decoded line answers request `number`: a subverted child may send anything."""
+    if not isinstance(reply, dict) or reply.get("id") != number:
+        return False
+    if "error" not in reply:
+        return "result" in reply
+    error = reply["error"]
+    if not isinstance(error, dict) or not isinstance(error.get("detail"), str):
+        return False
+    refused = error.get("kind") == "refused"
+    return isinstance(error.get("slug" if refused else "kind"), str) and isinstance(error.get("errors", []), list)
