@@ -1,0 +1,116 @@
+"""Reconstruction: patches are what layers see, and refits are least squares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from worker.prune.reconstruct import moments, patches, refit, rows_at, sample_positions
+
+CASES: list[tuple[type[nn.Module], dict[str, Any], tuple[int, ...]]] = [
+    (nn.Conv2d, {"kernel_size": 3, "padding": 1}, (9, 7)),
+    (nn.Conv2d, {"kernel_size": (3, 5), "stride": (2, 1), "padding": (0, 2)}, (9, 7)),
+    (nn.Conv2d, {"kernel_size": 3, "dilation": 2, "padding": 2}, (8, 8)),
+    (nn.Conv2d, {"kernel_size": 1, "stride": 2}, (8, 8)),
+    (nn.Conv2d, {"kernel_size": 3, "groups": 2}, (8, 8)),
+    (nn.Conv2d, {"kernel_size": 3, "groups": 4, "padding": 1}, (6, 6)),
+    (nn.Conv1d, {"kernel_size": 5, "padding": 2, "stride": 2}, (16,)),
+    (nn.Conv1d, {"kernel_size": 3, "groups": 4}, (16,)),
+    (nn.Conv3d, {"kernel_size": (1, 2, 3), "padding": (0, 1, 1)}, (3, 4, 5)),
+]
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("kind", "options", "sizes"), CASES)
+@pytest.mark.parametrize("last", [False, True])
+def test_patches_when_multiplied_by_the_weights_then_give_the_layers_outputs(
+    kind: type[nn.Module], options: dict[str, Any], sizes: tuple[int, ...], last: bool
+) -> None:
+    leaf: Any = kind(4, 8, **options)
+    x = randn(3, 4, *sizes)
+    x = x.contiguous(memory_format=torch.channels_last) if last and x.dim() == 4 else x
+    with torch.no_grad():
+        y = leaf(x)
+    positions = sample_positions(tuple(y.shape[2:]), 11, seed=3)
+    found, weight = patches(leaf, x, positions), leaf.weight.detach()
+    if leaf.groups == 1:
+        outputs = found @ weight.flatten(1).T
+    else:
+        grouped = weight.reshape(leaf.groups, -1, weight[0].numel())
+        outputs = torch.einsum("rgd,god->rgo", found, grouped).flatten(1)
+    wanted = rows_at(y, positions, linear=False)
+    assert torch.allclose(outputs + leaf.bias.detach(), wanted, atol=1e-5)
+
+
+def test_patches_when_linear_over_tokens_then_tokens_become_rows() -> None:
+    x = randn(2, 3, 4)
+    assert torch.equal(patches(nn.Linear(4, 5), x, torch.zeros(1, dtype=torch.int64)), x.reshape(6, 4))
+
+
+def test_sample_positions_when_fewer_places_than_asked_then_all_once() -> None:
+    assert sample_positions((2, 3), 100, seed=0).tolist() == list(range(6))
+
+
+def test_sample_positions_when_seeded_alike_then_equal_and_distinct() -> None:
+    first = sample_positions((32, 32), 50, seed=7)
+    assert torch.equal(first, sample_positions((32, 32), 50, seed=7))
+    assert len(first.unique()) == 50
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 12), st.integers(1, 5))
+def test_refit_when_hardly_damped_then_is_the_least_squares_solution(seed: int, dims: int, outs: int) -> None:
+    x, y = randn(400, dims, seed=seed), randn(400, outs, seed=seed + 1)
+    found = refit(moments(x, y), torch.zeros(outs, dims), damp=1e-7)
+    exact = torch.linalg.lstsq(x - x.mean(0), y - y.mean(0)).solution.T
+    assert torch.allclose(found, exact, atol=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 7))
+def test_refit_when_inputs_are_removed_then_error_falls_and_never_exceeds_the_kept_weights(
+    seed: int, kept: int
+) -> None:
+    """The damped objective at its minimum is at most the one at the prior, whose damping term is zero."""
+    mixed = randn(600, 8, seed=seed) @ randn(8, 8, seed=seed + 1)
+    weight = randn(4, 8, seed=seed + 2)
+    y, x = mixed @ weight.T, mixed[:, :kept]
+    stats, prior = moments(x, y), weight[:, :kept]
+    y, x = y - y.mean(0), x - x.mean(0)
+    errors = [float((y - x @ w.T).square().mean()) for w in (refit(stats, prior), prior)]
+    assert errors[0] <= errors[1] * (1 + 1e-4)
+
+
+def test_refit_when_a_twin_of_a_removed_channel_is_kept_then_the_output_is_restored() -> None:
+    x = randn(500, 3)
+    x = torch.cat([x, x[:, :1]], 1)  # column 3 repeats column 0
+    weight = randn(5, 4, seed=1)
+    y = x @ weight.T
+    found = refit(moments(x[:, :3], y), weight[:, :3], damp=1e-6)
+    assert torch.allclose(found[:, 0], weight[:, 0] + weight[:, 3], atol=1e-3)
+
+
+def test_refit_when_nothing_changed_then_weights_stay() -> None:
+    x, weight = randn(2000, 10), randn(4, 10, seed=1)
+    assert torch.allclose(refit(moments(x, x @ weight.T), weight), weight, atol=1e-5)
+
+
+def test_refit_when_a_channel_is_dead_then_finite() -> None:
+    x = torch.cat([randn(100, 3), torch.zeros(100, 1)], 1)
+    assert torch.isfinite(refit(moments(x, randn(100, 2, seed=1)), torch.ones(2, 4))).all()
+
+
+def test_refit_when_grouped_then_equals_each_group_alone() -> None:
+    x, y, prior = randn(300, 2, 5), randn(300, 6, seed=1), torch.zeros(2, 3, 5)
+    together = refit(moments(x, y), prior)
+    for group in range(2):
+        alone = refit(moments(x[:, group], y[:, 3 * group : 3 * group + 3]), prior[group])
+        assert torch.allclose(together[group], alone, atol=1e-5)

@@ -1,0 +1,53 @@
+"""Error feedback: the output error must fall, not the weight error."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worker.quant.grids import round_weight, weight_limit, weight_scales
+from worker.quant.rounding import round_with_feedback
+
+
+def correlated(seed: int, rows: int, dims: int) -> torch.Tensor:
+    """Return inputs [rows, dims] with correlated columns, as activations have."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(dims // 3, dims, generator=generator)
+    return torch.randn(rows, dims // 3, generator=generator) @ mixing + torch.randn(rows, dims, generator=generator)
+
+
+def output_error(weight: torch.Tensor, integers: torch.Tensor, scale: torch.Tensor, x: torch.Tensor) -> float:
+    return float((x @ (integers * scale[:, None] - weight).T).square().mean())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_round_with_feedback_when_inputs_correlate_then_output_error_falls(bits: int) -> None:
+    x = correlated(0, 2000, 144)
+    weight = torch.randn(16, 144, generator=torch.Generator().manual_seed(1))
+    scale, gram = weight_scales(weight, bits), x.T @ x / len(x)
+    nearest = output_error(weight, round_weight(weight, scale, bits), scale, x)
+    assert output_error(weight, round_with_feedback(weight, scale, bits, gram), scale, x) < 0.6 * nearest
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([2, 3, 4]), st.sampled_from([9, 64, 65, 130]))
+def test_round_with_feedback_when_rounded_then_integers_lie_on_the_grid(seed: int, bits: int, dims: int) -> None:
+    x = correlated(seed, 300, dims)
+    weight = torch.randn(5, dims, generator=torch.Generator().manual_seed(seed))
+    integers = round_with_feedback(weight, weight_scales(weight, bits), bits, x.T @ x / 300)
+    assert torch.equal(integers, integers.round())
+    assert integers.abs().max() <= weight_limit(bits)
+
+
+def test_round_with_feedback_when_inputs_are_independent_then_equals_nearest() -> None:
+    weight = torch.randn(6, 70, generator=torch.Generator().manual_seed(0))
+    scale = weight_scales(weight, 4)
+    assert torch.equal(round_with_feedback(weight, scale, 4, torch.eye(70)), round_weight(weight, scale, 4))
+
+
+def test_round_with_feedback_when_inputs_are_dead_then_finite() -> None:
+    weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
+    integers = round_with_feedback(weight, weight_scales(weight, 4), 4, torch.zeros(20, 20))
+    assert torch.isfinite(integers).all()
