@@ -119,9 +119,7 @@ def host_device(name: str = "onnxruntime-cpu") -> DeviceProfile:
     """A device that takes every weight width from 2 to 8 bits and activations of 4 and 8."""
     pairs = tuple((w, a) for w in range(2, 9) for a in (4, 8))
     pool, rates = MemoryPool(None, 10.0), (Throughput(8, 8, 40.0), Throughput(32, 32, 20.0))
-    return DeviceProfile(
-        name, "cpu", {"default": pairs}, (Throughput(8, 8, 40.0), Throughput(32, 32, 20.0)), pool, pool
-    )
+    return DeviceProfile(name, "cpu", {"default": pairs}, rates, pool, pool)
 
 
 @dataclass(frozen=True)

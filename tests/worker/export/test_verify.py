@@ -1,0 +1,195 @@
+"""A sound export is verified; a broken one never is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from app.domain.cost import count
+from worker.export.archive import read_archive, write_archive
+from worker.export.checkpoint import write_checkpoint
+from worker.export.recount import recount
+from worker.export.verify import Files, VerificationReport, verify
+from worker.quant.network import CompressedNetwork
+
+from .conftest import Lab, host_device
+
+Break = Callable[[Files], Files]
+
+
+@pytest.fixture(scope="module")
+def sound(lab: Lab, mixed: CompressedNetwork) -> VerificationReport:
+    return verify(lab.subject(mixed), lab.files(mixed))
+
+
+def test_verify_when_export_is_sound_then_verified_with_all_figures(
+    sound: VerificationReport, lab: Lab, mixed: CompressedNetwork
+) -> None:
+    assert sound.failures == [] and sound.state.value == "verified"
+    assert sound.agreement is not None and sound.agreement.top1 >= 0.995 and sound.agreement.pictures == 1100
+    assert sound.checkpoint is not None and sound.checkpoint.max_error == 0.0
+    assert sound.accuracy_simulated is not None and sound.accuracy_onnx is not None
+    assert sound.accuracy_simulated > 0.9 and abs(sound.accuracy_simulated - sound.accuracy_onnx) <= 0.005
+    assert set(sound.site_sqnr_db) == set(mixed.grids) and min(sound.site_sqnr_db.values()) > 25
+    assert {row.metric: row.evidence for row in sound.budget} == {
+        "bops": "measured",
+        "weight_bytes": "measured",
+        "peak_activation_bytes": "modelled",
+    }
+    assert all(row.met for row in sound.budget)
+    assert sound.latency["compressed"].runs == sound.latency["float"].runs >= 1
+    assert sound.ratio is not None and sound.ratio > 0
+    assert sound.to_json()["state"] == "verified"
+
+
+def test_verify_when_device_is_this_host_then_its_latency_is_measured_and_another_ones_modelled(
+    sound: VerificationReport, lab: Lab, mixed: CompressedNetwork
+) -> None:
+    assert sound.evidence["latency_ms"] == "measured"
+    assert sound.costs["latency_ms"] == sound.latency["compressed"].min_ms
+    other = replace(lab.subject(mixed), device=host_device("esp32s3"))
+    report = verify(other, lab.files(mixed))
+    assert report.evidence["latency_ms"] == "modelled"
+    assert report.costs["latency_ms"] == count(lab.graph, mixed.assignment, other.device).latency_ms
+    assert report.latency["compressed"].min_ms > 0
+
+
+def edited(files: Files, name: str, change: Callable[[Any], Any]) -> Files:
+    """The files with one initializer of the ONNX file replaced."""
+    proto = onnx.load_from_string(files.onnx)
+    found = next(item for item in proto.graph.initializer if item.name == name)
+    found.CopyFrom(numpy_helper.from_array(np.asarray(change(numpy_helper.to_array(found))), name))
+    return replace(files, onnx=proto.SerializeToString())
+
+
+def _layer_scale(files: Files) -> Files:
+    return edited(files, "block1_conv1.w.scale", lambda scale: scale * np.float32(1.3))
+
+
+def _one_channel_scale(files: Files) -> Files:
+    def change(scale: Any) -> Any:
+        scale = scale.copy()
+        scale[0] *= np.float32(1.3)
+        return scale
+
+    return edited(files, "block2_conv2.w.scale", change)
+
+
+def _zero_point(files: Files) -> Files:
+    return edited(files, "block1_conv2.zero", lambda zero: (zero + 9).astype(zero.dtype))
+
+
+def _activation_scale(files: Files) -> Files:
+    return edited(files, "mean.scale", lambda scale: (scale * np.float32(1.3)).astype(np.float32))
+
+
+def _bias(files: Files) -> Files:
+    return edited(files, "fc.b", lambda codes: np.roll(codes, 1))
+
+
+def _flipped_bit(files: Files) -> Files:
+    def change(packed: Any) -> Any:
+        packed = packed.copy()
+        packed.reshape(-1)[5] ^= 1
+        return packed
+
+    return edited(files, "block1_conv1.w", change)
+
+
+def _truncated_onnx(files: Files) -> Files:
+    return replace(files, onnx=files.onnx[: len(files.onnx) // 2])
+
+
+def _empty_onnx(files: Files) -> Files:
+    return replace(files, onnx=b"")
+
+
+def _float_instead(files: Files) -> Files:
+    return replace(files, onnx=files.float_onnx)
+
+
+def _truncated_checkpoint(files: Files) -> Files:
+    return replace(files, checkpoint=files.checkpoint[:-100])
+
+
+def _checkpoint_scale(files: Files) -> Files:
+    tensors, graph, manifest = read_archive(files.checkpoint)
+    tensors["fc.weight.scale"] = tensors["fc.weight.scale"] * np.float32(1.3)
+    return replace(files, checkpoint=write_archive(tensors, graph, manifest))
+
+
+def _checkpoint_grid(files: Files) -> Files:
+    tensors, graph, manifest = read_archive(files.checkpoint)
+    graph["grids"]["mean"]["scale"] *= 1.3
+    return replace(files, checkpoint=write_archive(tensors, graph, manifest))
+
+
+@pytest.mark.parametrize(
+    ("broken", "code"),
+    [
+        (_layer_scale, "tensors"),
+        (_one_channel_scale, "tensors"),
+        (_zero_point, "tensors"),
+        (_activation_scale, "tensors"),
+        (_bias, "tensors"),
+        (_flipped_bit, "tensors"),
+        (_float_instead, "tensors"),
+        (_truncated_onnx, "onnx-outputs-error"),
+        (_empty_onnx, "onnx-outputs-error"),
+        (_truncated_checkpoint, "checkpoint-error"),
+        (_checkpoint_scale, "checkpoint"),
+        (_checkpoint_grid, "checkpoint"),
+    ],
+)
+def test_verify_when_a_file_is_broken_then_failed_by_name(
+    lab: Lab, mixed: CompressedNetwork, broken: Break, code: str
+) -> None:
+    report = verify(lab.subject(mixed), broken(lab.files(mixed)))
+    assert report.state.value == "failed"
+    assert code in {failure["code"] for failure in report.failures}
+    assert report.to_json()["failures"]
+
+
+def test_verify_when_the_checkpoint_holds_more_bits_than_reported_then_the_recount_fails(
+    lab: Lab, mixed: CompressedNetwork
+) -> None:
+    wider = lab.compress(0.875, [8], [8])
+    report = verify(lab.subject(mixed), replace(lab.files(mixed), checkpoint=write_checkpoint(wider, {})))
+    details = [failure["detail"] for failure in report.failures if failure["code"] == "recount"]
+    assert any(detail.startswith("weight_bytes") for detail in details)
+    assert any(detail.startswith("bops") for detail in details)
+
+
+@pytest.mark.parametrize(
+    ("keep", "weights", "acts"),
+    [
+        (1.0, [8], [8]),
+        (0.875, [8, 5, 6, 4, 3, 7, 8, 2], [8, 8, 4]),
+        (0.5, [4], [4]),
+        (1.0, [32], [32]),
+        (1.0, [3], [32]),
+    ],
+)
+def test_recount_when_counted_from_tensors_then_equals_the_domain(
+    lab: Lab, keep: float, weights: list[int], acts: list[int]
+) -> None:
+    net, device = lab.compress(keep, weights, acts), host_device()
+    found = recount(write_checkpoint(net, {}), device)
+    costs = count(lab.graph, net.assignment, device)
+    assert found.totals() == {"macs": costs.macs, "bops": costs.bops, "weight_bytes": costs.weight_bytes}
+    assert [row.name for row in found.layers] == [layer.name for layer in lab.graph.layers]
+
+
+def test_recount_when_the_device_stores_wider_then_bytes_follow_the_container(lab: Lab) -> None:
+    net = lab.compress(1.0, [3], [8])
+    wide = replace(host_device(), storage_bits={3: 4})
+    assert (
+        recount(write_checkpoint(net, {}), wide).totals()["weight_bytes"]
+        == count(lab.graph, net.assignment, wide).weight_bytes
+    )
