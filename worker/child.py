@@ -53,7 +53,7 @@ def inspect(session: Session, params: Params) -> Params:
 
     data = Path(params["path"]).read_bytes()
     found = sniff(data)
-    opened = open_network(data, found)
+    opened = open_network(data, params.get("format") or found)
     if not opened.graph.layers:
         raise Refused("nothing-to-compress", "the network has no convolution or linear layer", [])
     finite = all(torch.isfinite(p).all() for p in opened.folded.parameters())
