@@ -1,0 +1,71 @@
+"""Everything that can be configured, from environment variables `TIGHTFIT_...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1 << 20
+
+
+class Settings(BaseSettings):
+    """Settings of one service and its workers; both read the same variables.
+
+    Sizes are in bytes, times in seconds. Without `database_url` everything lives in SQLite under `data_dir`.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="TIGHTFIT_", extra="ignore")
+
+    data_dir: Path = Path("~/.local/share/tightfit")
+    database_url: str = ""
+    host: str = "127.0.0.1"
+    port: int = Field(default=8765, ge=0, le=65535)
+
+    max_upload_bytes: int = Field(default=2048 * MIB, ge=1)
+    max_json_bytes: int = Field(default=MIB, ge=1)
+    disk_floor_bytes: int = Field(default=1024 * MIB, ge=0)
+    max_trials: int = Field(default=10_000, ge=1)
+    max_layers: int = Field(default=2_000, ge=1)
+
+    idempotency_s: float = Field(default=86_400.0, gt=0)
+    session_s: float = Field(default=7 * 86_400.0, gt=0)
+    upload_stall_s: float = Field(default=30.0, gt=0)
+    event_poll_s: float = Field(default=0.5, gt=0)
+    event_ping_s: float = Field(default=15.0, gt=0)
+    event_stream_s: float = Field(default=600.0, gt=0)
+    max_event_streams: int = Field(default=64, ge=1)
+    child_memory_bytes: int = Field(default=8192 * MIB, ge=512 * MIB)
+    trial_s: float = Field(default=600.0, gt=0)
+    slice_s: float = Field(default=300.0, gt=0)
+    worker_silence_s: float = Field(default=30.0, gt=0)
+    failed_logins_per_minute: int = Field(default=10, ge=1)
+
+    @model_validator(mode="after")
+    def _fill(self) -> Self:
+        object.__setattr__(self, "data_dir", self.data_dir.expanduser().absolute())
+        if not self.database_url:
+            object.__setattr__(self, "database_url", f"sqlite:///{self.data_dir / 'app.db'}")
+        return self
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Tell whether the database is SQLite (one host) and not PostgreSQL."""
+        return self.database_url.startswith("sqlite")
+
+    @property
+    def key_file(self) -> Path:
+        """Where the first administrator's key is left for local clients."""
+        return self.data_dir / "api_key"
+
+    @property
+    def secret_file(self) -> Path:
+        """Where the secret that signs sessions and cursors is kept."""
+        return self.data_dir / "secret"
+
+    @property
+    def blob_dir(self) -> Path:
+        """Where uploads and artefacts are kept, by their SHA-256."""
+        return self.data_dir / "blobs"

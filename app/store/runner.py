@@ -1,0 +1,257 @@
+"""What a search's runner reads and writes: every function is one short step inside the caller's transaction.
+
+Trials are finished row first and fenced: only the holder of a trial's owner token can finish it, and a trial that was
+left running by a killed worker is claimed again under its own number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from app.domain import ids
+from app.domain.lifecycle import Outcome, SearchState, TrialState, can_move
+from app.store import blobs, events
+from app.store.tables import Artefact, Candidate, Dataset, Evaluation, Json, Model, Search, Trial, Worker, now
+
+MAX_ATTEMPTS = 3
+TOLD = ("stage", "progress_done", "progress_total", "eta_s", "best")
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """How a trial ended: `metrics` of a measurement, or a `failure` {kind, detail}; costs and violation either way."""
+
+    metrics: Json | None
+    failure: Json | None
+    costs: Json
+    violation: float
+    feasible: bool
+    seconds: float
+
+
+def begin(session: Session, search_id: str) -> Search | None:
+    """Take a search up: queued becomes running. Returns None where there is nothing (more) to do."""
+    search = _locked(session, search_id)
+    if search is None or SearchState(search.state).is_finished:
+        return None
+    if search.desired == "cancel":
+        _end(session, search, SearchState.cancelled, None)
+        return None
+    if search.state == SearchState.queued:
+        search.state, search.started_at = SearchState.running, now()
+        events.append(session, search_id, "state", {"state": search.state})
+    return search
+
+
+def model_of(session: Session, search: Search) -> Model:
+    """Return the model of a search."""
+    return session.get_one(Model, search.model_id)
+
+
+def datasets_of(session: Session, search: Search) -> dict[str, Dataset]:
+    """Return the datasets of a search by role."""
+    return {role: session.get_one(Dataset, key) for role, key in search.dataset.items()}
+
+
+def is_cancelled(session: Session, search_id: str) -> bool:
+    """Tell whether the user wants the search to end."""
+    wanted = session.scalar(sa.select(Search.desired).where(Search.id == search_id))
+    return wanted is None or wanted == "cancel"
+
+
+def trials(session: Session, search_id: str) -> Sequence[Trial]:
+    """Return the trials of a search by number."""
+    return session.scalars(sa.select(Trial).where(Trial.search_id == search_id).order_by(Trial.idx)).all()
+
+
+def evaluations(session: Session, keys: Sequence[str]) -> dict[str, Json]:
+    """Return the stored measurements among `keys`."""
+    found: dict[str, Json] = {}
+    for start in range(0, len(keys), 500):
+        part = sa.select(Evaluation).where(Evaluation.key.in_(keys[start : start + 500]))
+        found.update({row.key: row.measurement for row in session.scalars(part)})
+    return found
+
+
+def store_evaluation(session: Session, key: str, measurement: Json) -> None:
+    """Keep a measurement for every search it fits (the first one stays)."""
+    if session.get(Evaluation, key) is None:
+        session.merge(Evaluation(key=key, measurement=measurement))
+        session.flush()
+
+
+def claim(session: Session, search_id: str, plan: Json, token: str) -> Trial:
+    """Give a trial to the holder of `token`: a new row, or one that a killed worker left running.
+
+    Raises RuntimeError where the trial is finished already.
+    """
+    _locked(session, search_id)
+    row = session.scalar(sa.select(Trial).where(Trial.search_id == search_id, Trial.idx == plan["idx"]))
+    if row is None:
+        row = Trial(id=ids.new_id("trial"), search_id=search_id, owner_token=token, attempt=1, **plan)
+        session.add(row)
+    elif row.state != TrialState.running:
+        raise RuntimeError(f"trial {plan['idx']} is {row.state}")
+    else:
+        row.owner_token, row.attempt = token, row.attempt + 1
+    session.flush()
+    return row
+
+
+def finish(session: Session, search_id: str, idx: int, token: str, result: TrialResult) -> bool:
+    """Finish a trial if `token` still holds it; return whether it did. The event is in the same transaction."""
+    state = TrialState.failed if result.metrics is None else TrialState.done
+    changed = session.execute(
+        sa.update(Trial)
+        .where(
+            Trial.search_id == search_id,
+            Trial.idx == idx,
+            Trial.owner_token == token,
+            Trial.state == TrialState.running,
+        )
+        .values(
+            state=state,
+            metrics=result.metrics,
+            failure=result.failure,
+            costs=result.costs,
+            violation=result.violation,
+            feasible=result.feasible,
+            seconds=result.seconds,
+            finished_at=now(),
+        )
+    )
+    if changed.rowcount != 1:  # type: ignore[attr-defined]
+        return False
+    payload = {"idx": idx, "state": state.value, "metrics": result.metrics, "feasible": result.feasible}
+    events.append(session, search_id, "trial", payload)
+    return True
+
+
+def progress(session: Session, search_id: str, fields: Json) -> None:
+    """Store stage, counts, estimate, baseline, best, sensitivity or slice; tells of stage and counts in an event."""
+    session.execute(sa.update(Search).where(Search.id == search_id).values(**fields))
+    told = {key: value for key, value in fields.items() if key in TOLD}
+    if told:
+        events.append(session, search_id, "progress", told)
+
+
+def put_candidate(session: Session, search_id: str, fields: Mapping[str, Any]) -> str:
+    """Store a candidate under (search, trial) once; later calls update it. Returns its id."""
+    query = sa.select(Candidate).where(Candidate.search_id == search_id, Candidate.trial_idx == fields["trial_idx"])
+    row = session.scalar(query)
+    if row is None:
+        row = Candidate(id=ids.new_id("candidate"), search_id=search_id, **fields)
+        session.add(row)
+        events.append(session, search_id, "candidate", {"id": row.id, "rank": row.rank, "feasible": row.feasible})
+    else:
+        for name, value in fields.items():
+            setattr(row, name, value)
+    session.flush()
+    return row.id
+
+
+def candidate(session: Session, candidate_id: str) -> Candidate | None:
+    """Return a candidate."""
+    return session.get(Candidate, candidate_id)
+
+
+def search_of(session: Session, search_id: str) -> Search:
+    """Return a search."""
+    return session.get_one(Search, search_id)
+
+
+def exported(session: Session, candidate_id: str, files: Sequence[Json], outcome: Json) -> None:
+    """Store an export's artefacts (replacing earlier ones of a kind), its verification and report."""
+    row = session.get_one(Candidate, candidate_id)
+    for file in files:
+        blobs.record(session, file["sha256"], file["bytes"])
+        query = sa.select(Artefact).where(Artefact.candidate_id == candidate_id, Artefact.kind == file["kind"])
+        artefact = session.scalar(query)
+        if artefact is None:
+            artefact = Artefact(id=ids.new_id("artefact"), candidate_id=candidate_id, kind=file["kind"])
+            session.add(artefact)
+        artefact.blob_sha, artefact.bytes, artefact.filename = file["sha256"], file["bytes"], file["filename"]
+        artefact.verification = outcome["verification"]
+    row.verification, row.report, row.export_state, row.problem = (
+        outcome["verification"],
+        outcome["report"],
+        "done",
+        None,
+    )
+    if outcome.get("budget"):
+        row.budget = outcome["budget"]
+    events.append(session, row.search_id, "export", {"candidate_id": row.id, "verification": row.verification})
+
+
+def export_failed(session: Session, candidate_id: str, problem: Json) -> None:
+    """Note that an export could not be made."""
+    row = session.get_one(Candidate, candidate_id)
+    row.export_state, row.problem, row.verification = "failed", problem, "failed"
+    events.append(session, row.search_id, "export", {"candidate_id": row.id, "verification": "failed"})
+
+
+def complete(session: Session, search_id: str, outcome: Outcome) -> None:
+    """End a search with what it found."""
+    search = _locked(session, search_id)
+    if search is not None and can_move(SearchState(search.state), SearchState.completed):
+        search.outcome, search.stage = outcome, None
+        _end(session, search, SearchState.completed, None)
+
+
+def fail(session: Session, search_id: str, error: Json) -> None:
+    """End a search with a reason."""
+    search = _locked(session, search_id)
+    if search is not None and can_move(SearchState(search.state), SearchState.failed):
+        _end(session, search, SearchState.failed, error)
+
+
+def cancelled(session: Session, search_id: str) -> None:
+    """End a search that the user cancelled; trials in flight end as failed."""
+    search = _locked(session, search_id)
+    if search is not None and not SearchState(search.state).is_finished:
+        _end(session, search, SearchState.cancelled, None)
+
+
+def _end(session: Session, search: Search, state: SearchState, error: Json | None) -> None:
+    search.state, search.error, search.finished_at, search.eta_s = state, error, now(), None
+    failure = {"kind": "cancelled", "detail": f"the search is {state.value}"}
+    session.execute(
+        sa.update(Trial)
+        .where(Trial.search_id == search.id, Trial.state == TrialState.running)
+        .values(state=TrialState.failed, failure=failure, finished_at=now())
+    )
+    events.append(session, search.id, "state", {"state": state.value, "outcome": search.outcome, "error": error})
+
+
+def _locked(session: Session, search_id: str) -> Search | None:
+    """Return the search's row, locked until the transaction ends (SQLite write transactions exclude each other)."""
+    return session.scalar(sa.select(Search).where(Search.id == search_id).with_for_update())
+
+
+def trial_of(session: Session, search_id: str, idx: int) -> Trial | None:
+    """Return one trial of a search."""
+    return session.scalar(sa.select(Trial).where(Trial.search_id == search_id, Trial.idx == idx))
+
+
+def beat(session: Session, executor_id: str, host: str, pid: int) -> None:
+    """Note that a worker lives."""
+    row = session.get(Worker, executor_id)
+    if row is None:
+        session.add(Worker(executor_id=executor_id, host=host, pid=pid, started_at=now(), last_seen=now(), info={}))
+        return
+    if row.pid != pid or row.host != host:
+        row.started_at = now()
+    row.host, row.pid, row.last_seen = host, pid, now()
+
+
+def silent_workers(session: Session, silence_s: float, me: str) -> list[str]:
+    """Return the ids of other workers not heard of for longer than `silence_s`."""
+    limit = now() - timedelta(seconds=silence_s)
+    query = sa.select(Worker.executor_id).where(Worker.last_seen < limit, Worker.executor_id != me)
+    return list(session.scalars(query))

@@ -1,0 +1,140 @@
+"""`tightfit serve`: migrations, the API in this process, workers beside it, and everything stopped together.
+
+Workers are separate processes with stable ids (w0, w1, ...), so that a restarted worker finds its own unfinished work.
+A worker that dies is started again after a pause that doubles up to a minute while it keeps dying at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+WATCH_S = 0.5
+STOP_S = 20.0
+HEALTHY_S = 30.0
+MAX_PAUSE_S = 60.0
+READY_S = 60.0
+
+
+@dataclass
+class _Slot:
+    """One worker process and when it may be started again."""
+
+    executor_id: str
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    pause_s: float = 1.0
+    not_before: float = field(default=0.0)
+
+
+class Workers:
+    """Keeps `count` worker processes alive until `stop`."""
+
+    def __init__(self, settings: Settings, count: int) -> None:
+        self._environment = {
+            **os.environ,
+            "TIGHTFIT_DATA_DIR": str(settings.data_dir),
+            "TIGHTFIT_DATABASE_URL": settings.database_url,
+        }
+        self._slots = [_Slot(f"w{number}") for number in range(count)]
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="workers", daemon=True)
+
+    def start(self) -> None:
+        """Start the processes and the thread that watches them."""
+        for slot in self._slots:
+            self._spawn(slot)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask every worker to stop; kill those that have not after 20 s."""
+        self._stopping.set()
+        running = [slot.process for slot in self._slots if slot.process is not None and slot.process.poll() is None]
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_S
+        for process in running:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _spawn(self, slot: _Slot) -> None:
+        command = [sys.executable, "-m", "worker", "--executor-id", slot.executor_id]
+        slot.process = subprocess.Popen(command, env=self._environment)
+        slot.started = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(WATCH_S):
+            for slot in self._slots:
+                self._revive(slot)
+
+    def _revive(self, slot: _Slot) -> None:
+        assert slot.process is not None
+        if slot.process.poll() is None:
+            return
+        now = time.monotonic()
+        if slot.not_before <= slot.started:
+            slot.pause_s = 1.0 if now - slot.started > HEALTHY_S else min(MAX_PAUSE_S, slot.pause_s * 2)
+            slot.not_before = now + slot.pause_s
+            print(f"worker {slot.executor_id} ended; starting it again in {slot.pause_s:.0f} s", file=sys.stderr)
+        if now >= slot.not_before and not self._stopping.is_set():
+            self._spawn(slot)
+
+
+def serve(settings: Settings, workers: int = 1) -> int:
+    """Run the service until a signal stops it; return the exit code."""
+    import uvicorn
+
+    from app.main import create_app
+    from app.store.migrate import upgrade
+
+    upgrade(settings.database_url)
+    application = create_app(settings)
+    team = Workers(settings, workers)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application,
+            host=settings.host,
+            port=settings.port,
+            log_level="warning",
+            timeout_graceful_shutdown=5,
+            timeout_keep_alive=5,
+        )
+    )
+    team.start()
+    threading.Thread(target=_announce, args=(settings,), daemon=True).start()
+    try:
+        server.run()
+    finally:
+        team.stop()
+    return 0 if server.started else 1
+
+
+def _announce(settings: Settings) -> None:
+    """Print the dashboard's link, with the key in it, once the service answers."""
+    url = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else settings.host}:{settings.port}"
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/healthz", timeout=2):
+                break
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    key_file = settings.data_dir / "api_key"
+    token = key_file.read_text().strip() if key_file.exists() else ""
+    print(f"\ntightfit is ready at {url}\n", flush=True)
+    print(f"  dashboard  {url}/login?token={token}", flush=True)
+    print(f"  API        {url}/v1   (key in {key_file})\n", flush=True)

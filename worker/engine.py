@@ -1,0 +1,49 @@
+"""The durable engine's configuration: DBOS on our own SQLite engine (or PostgreSQL), stable worker ids."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+from app.queue import APPLICATION, APPLICATION_VERSION, CONTROL, TRIALS
+from dbos import DBOS, DBOSConfig
+
+from app.store.engine import Database
+
+POLL_S = 0.3
+SCHEDULER_POLL_S = 5.0
+
+
+def default_executor_id() -> str:
+    """Return this host's id for a worker that was not given one. Two workers need two ids."""
+    return os.environ.get("TIGHTFIT_EXECUTOR_ID") or f"{socket.gethostname()}-0"
+
+
+def launch(database: Database, executor_id: str, concurrency: int = 1) -> None:
+    """Start DBOS in this process: our engine on SQLite (limits hold across processes only under BEGIN IMMEDIATE).
+
+    Workflows must be registered before. Migrations ran before; DBOS does not repeat them.
+    """
+    logging.getLogger("dbos").setLevel(logging.WARNING)
+    config = DBOSConfig(
+        name=APPLICATION,
+        system_database_url=_plain(database.url),
+        executor_id=executor_id,
+        application_version=APPLICATION_VERSION,
+        scheduler_polling_interval_sec=SCHEDULER_POLL_S,
+        run_migrations=False,
+        log_level="WARNING",
+    )
+    if database.url.startswith("sqlite"):
+        config["system_database_engine"] = database.write
+    DBOS(config=config)
+    DBOS.listen_queues([CONTROL, TRIALS])
+    DBOS.launch()
+    DBOS.register_queue(CONTROL, worker_concurrency=2, polling_interval_sec=POLL_S)
+    DBOS.register_queue(TRIALS, worker_concurrency=concurrency, polling_interval_sec=POLL_S)
+
+
+def _plain(url: str) -> str:
+    """Return a URL without driver name: DBOS picks its own."""
+    return url.replace("postgresql+psycopg://", "postgresql://")

@@ -1,0 +1,190 @@
+"""The end of a search: hold-out re-score of the best, candidates, exports, verification, outcome."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.domain.budget import table
+from app.domain.cost import layer_costs
+from app.domain.lifecycle import Outcome, Verification
+from app.domain.space import Assignment
+from app.store import runner as rows
+from worker.sandbox import ChildDied
+from worker.search.loop import SearchLoop
+from worker.search.rows import Goal, TrialRow
+
+if TYPE_CHECKING:
+    from worker.runner import Job, Site
+
+Json = dict[str, Any]
+Measure = Callable[["Job", Sequence[tuple[Assignment, str, str]]], list[Json]]
+Call = Callable[["Job", str, Json, float], Json]
+
+RESCORED = 8
+EXPORT_S = 1800.0
+NAMES = {"onnx": ".onnx", "checkpoint": ".tightfit", "report": ".report.json"}
+PACKAGES = ("tightfit", "torch", "onnx", "onnxruntime", "optuna", "numpy", "scipy")
+
+
+class Finisher:
+    """Turns the trials of a search into candidates and verified files."""
+
+    def __init__(self, site: Site, job: Job, loop: SearchLoop, measure: Measure, call: Call) -> None:
+        self.site, self.job, self.loop = site, job, loop
+        self._measure, self._call = measure, call
+
+    def run(self) -> Outcome:
+        """Re-score, store, export and verify; return the outcome."""
+        finalists = self.loop.finalists(RESCORED)
+        feasible = bool(finalists)
+        chosen = finalists or self.loop.best_effort(1)
+        if not chosen:
+            return Outcome.none
+        ranked = self._ranked(chosen)
+        ids = [self._store(rank, row, holdout) for rank, (row, holdout) in enumerate(ranked, start=1)]
+        verified = 0
+        for candidate_id, (row, _) in zip(ids, ranked, strict=True):
+            if verified >= self.job.export_top:
+                break
+            verified += self._export(candidate_id, row) is Verification.verified
+        return Outcome.feasible if feasible else Outcome.best_effort
+
+    def _ranked(self, chosen: list[TrialRow]) -> list[tuple[TrialRow, Json]]:
+        """Measure on the hold-out set, the baseline too; order by accuracy there (where labelled), then by KL."""
+        base = self.loop.rows[0]
+        items = [(row.assignment, "holdout", row.repair or "sequential") for row in [base, *chosen]]
+        scored = [self._scored(item) for item in items]
+        if scored[0] is not None:
+            baseline = {"metrics": dict(base.metrics), "holdout": scored[0]["metrics"]}
+            baseline["costs"] = self.loop.costs(base.assignment).to_json()
+            with self.site.database.writing() as session:
+                rows.progress(session, self.job.search_id, {"baseline": baseline})
+        pairs = [(row, found) for row, found in zip(chosen, scored[1:], strict=True) if found is not None]
+        return sorted(pairs, key=lambda pair: (-pair[1]["metrics"].get("accuracy", 0.0), pair[1]["metrics"]["kl"]))
+
+    def _scored(self, item: tuple[Assignment, str, str]) -> Json | None:
+        try:
+            return self._measure(self.job, [item])[0].get("measurement")
+        except ChildDied:
+            return None
+
+    def _store(self, rank: int, row: TrialRow, holdout: Json) -> str:
+        goal, costs = self.job.goal, self.loop.costs(row.assignment)
+        fields = {
+            "trial_idx": row.idx,
+            "rank": rank,
+            "assignment": row.assignment.to_json(),
+            "costs": costs.to_json(),
+            "metrics": {
+                "evaluation": dict(row.metrics),
+                "holdout": holdout["metrics"],
+                "holdout_pictures": holdout["pictures"],
+            },
+            "layers": layer_table(goal, row.assignment),
+            "budget": [item.to_json() for item in table(goal.budget, costs.to_json(), {})],
+            "feasible": goal.budget.is_met(costs),
+        }
+        with self.site.database.writing() as session:
+            return rows.put_candidate(session, self.job.search_id, fields)
+
+    def _export(self, candidate_id: str, row: TrialRow) -> Verification:
+        with self.site.database.writing() as session:
+            rows.progress(session, self.job.search_id, {"stage": "export"})
+        return export_candidate(self.site, self.job, candidate_id, (row.assignment, row.repair), self._call)
+
+
+def export_candidate(
+    site: Site, job: Job, candidate_id: str, chosen: tuple[Assignment, str | None], call: Call
+) -> Verification:
+    """Export one candidate in the child, store its files and verification; return whether it was verified."""
+    with site.database.reading() as session:
+        row = rows.candidate(session, candidate_id)
+        assert row is not None
+        if row.export_state == "done":
+            return Verification(row.verification)
+        manifest = _manifest(job, row.metrics, row.feasible)
+    with tempfile.TemporaryDirectory(prefix="tightfit-export-") as name:
+        params = {
+            "assignment": chosen[0].to_json(),
+            "repair": chosen[1],
+            "limits": dict(job.goal.budget.limits),
+            "manifest": manifest,
+            "folder": name,
+        }
+        try:
+            result = call(job, "export", params, EXPORT_S)
+        except ChildDied as death:
+            problem = {
+                "type": "/problems/export-failed",
+                "title": "Export failed",
+                "detail": f"{death.kind}: {death.detail}",
+            }
+            with site.database.writing() as session:
+                rows.export_failed(session, candidate_id, problem)
+            return Verification.failed
+        return _stored(site, job, candidate_id, Path(name), result)
+
+
+def _stored(site: Site, job: Job, candidate_id: str, folder: Path, result: Json) -> Verification:
+    files = []
+    for file in result["files"]:
+        sha256, size = site.blobs.put_file(folder / file["name"])
+        filename = f"{job.names['model']}-{candidate_id}{NAMES.get(file['kind'], '')}"
+        files.append({"kind": file["kind"], "sha256": sha256, "bytes": size, "filename": filename})
+    outcome = {"verification": result["verification"], "report": result["report"]}
+    outcome["budget"] = result["report"].get("budget")
+    with site.database.writing() as session:
+        rows.exported(session, candidate_id, files, outcome)
+    return Verification(result["verification"])
+
+
+def layer_table(goal: Goal, assignment: Assignment) -> list[Json]:
+    """Return one row per layer: widths, bits and costs, for the per-layer picture."""
+    full = {group.id: group.channels for group in goal.graph.groups}
+    found = []
+    for cost in layer_costs(goal.graph, assignment, goal.device):
+        layer = goal.graph.layer[cost.name]
+        whole = layer.out_width.kept(full)
+        output = None if layer.output is None else assignment.activation_bits[layer.output]
+        found.append(
+            {
+                "name": cost.name,
+                "kind": layer.kind,
+                "in_channels": cost.in_channels,
+                "out_channels": cost.out_channels,
+                "full_out_channels": whole,
+                "keep_ratio": cost.out_channels / whole,
+                "weight_bits": cost.weight_bits,
+                "input_bits": cost.input_bits,
+                "output_bits": output,
+                "macs": cost.macs,
+                "bops": cost.bops,
+                "weight_bytes": cost.weight_bytes,
+                "latency_ms": cost.latency_ms,
+            }
+        )
+    return found
+
+
+def _manifest(job: Job, metrics: Json, feasible: bool) -> Json:
+    return {
+        "search_id": job.search_id,
+        "request": job.spec,
+        "names": job.names,
+        "metrics": metrics,
+        "meets_budget": feasible,
+        "seed": job.settings.seed,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,417 @@
+"""Running one search: rows in, a sandboxed child that measures, rows out. Nothing is kept that rows do not hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from app.domain.budget import Budget
+from app.domain.candidate import Measurement
+from app.domain.device import DeviceProfile
+from app.domain.graph import ModelGraph
+from app.domain.lifecycle import Outcome
+from app.domain.space import Assignment, SpaceSpec, build_space
+from app.store import runner as rows
+from app.store.blobs import Blobs
+from app.store.engine import Database
+from app.store.tables import Trial
+from worker.finish import Finisher, export_candidate
+from worker.sandbox import Child, ChildDied, ChildRefused, Limits
+from worker.search.loop import SearchLoop
+from worker.search.rows import Goal, Settings, TrialPlan, TrialRow
+
+Json = dict[str, Any]
+End = Literal["finished", "again"]
+
+REPAIR = "sequential"
+PROBE_REPAIR = "fast"
+PROBE_BATCH = 8
+OPEN_S = 600.0
+MAX_SAME_FAILURES = 3
+CANCEL_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a runner works: the database, the blobs, the child's limits, seconds per trial and per slice."""
+
+    database: Database
+    blobs: Blobs
+    limits: Limits = field(default_factory=Limits)
+    trial_s: float = 600.0
+    slice_s: float = 300.0
+
+
+class Cancelled(Exception):
+    """The user cancelled the search."""
+
+
+class GivenUp(Exception):
+    """The search can't go on; `problem` says why."""
+
+    def __init__(self, problem: Json) -> None:
+        super().__init__(problem.get("detail", ""))
+        self.problem = problem
+
+
+@dataclass
+class Failures:
+    """Counts failures of one class in a row."""
+
+    kind: str = ""
+    count: int = 0
+
+    def note(self, kind: str | None) -> None:
+        """Take in how a trial ended (None: well). Raises GivenUp at the third of a class in a row."""
+        self.count = 0 if kind is None else (self.count + 1 if kind == self.kind else 1)
+        self.kind = kind or ""
+        if self.count >= MAX_SAME_FAILURES:
+            detail = f"{self.count} trials in a row ended as {kind!r}"
+            raise GivenUp({"type": "/problems/trials-keep-failing", "title": "Trials keep failing", "detail": detail})
+
+
+@dataclass
+class Job:
+    """One search as the runner sees it: what it was asked, and its files."""
+
+    search_id: str
+    spec: Json
+    goal: Goal
+    settings: Settings
+    opening: Json
+    digests: tuple[str, str]
+    started: float
+    wall_s: float | None
+    export_top: int
+    names: Json = field(default_factory=dict)
+
+
+class Runner:
+    """Drives one search for one slice."""
+
+    def __init__(self, site: Site, search_id: str) -> None:
+        self.site = site
+        self.search_id = search_id
+        self.token = uuid.uuid4().hex
+        self._child: Child | None = None
+        self._failures = Failures()
+        self._asked = 0.0
+        self._cancelled = False
+
+    def run(self) -> End:
+        """Work on the search until it is finished or the slice is over."""
+        deadline = time.monotonic() + self.site.slice_s
+        job = self._load()
+        if job is None:
+            return "finished"
+        try:
+            loop = self._loop(job)
+            if not self._search(job, loop, deadline):
+                return "again"
+            self._conclude(job, loop)
+        except Cancelled:
+            with self.site.database.writing() as session:
+                rows.cancelled(session, self.search_id)
+        except GivenUp as reason:
+            with self.site.database.writing() as session:
+                rows.fail(session, self.search_id, reason.problem)
+        finally:
+            self.close()
+        return "finished"
+
+    def close(self) -> None:
+        """Kill the child, if there is one."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def export(self, candidate_id: str, trial: Trial) -> None:
+        """Export one candidate of the search, whatever the search's state."""
+        job = self._job()
+        chosen = (Assignment.from_json(trial.assignment or {}), (trial.params or {}).get("repair"))
+        export_candidate(self.site, job, candidate_id, chosen, self._call)
+
+    # what the search is
+
+    def _load(self) -> Job | None:
+        with self.site.database.writing() as session:
+            if rows.begin(session, self.search_id) is None:
+                return None
+        return self._job()
+
+    def _job(self) -> Job:
+        with self.site.database.reading() as session:
+            search = rows.search_of(session, self.search_id)
+            model, datasets = rows.model_of(session, search), rows.datasets_of(session, search)
+            assert model.graph is not None
+            graph, device = ModelGraph.from_json(model.graph), DeviceProfile.from_json(search.device)
+            spec = search.spec
+            goal = Goal(graph, build_space(graph, device, space_spec(spec)), device, Budget(search.limits))
+            files = {
+                role: {"path": str(self.site.blobs.path(item.blob_sha)), "spec": item.spec}
+                for role, item in datasets.items()
+            }
+            opening = {
+                "model": str(self.site.blobs.path(model.blob_sha)),
+                "datasets": files,
+                "device": search.device,
+                "options": {},
+            }
+            data_key = json.dumps([[role, d.blob_sha, d.spec] for role, d in sorted(datasets.items())], sort_keys=True)
+            names = {"model": model.name, "model_sha256": model.blob_sha, "device": search.device.get("name")}
+            names["datasets"] = {role: item.blob_sha for role, item in datasets.items()}
+            return Job(
+                self.search_id,
+                spec,
+                goal,
+                search_settings(spec),
+                opening,
+                (model.blob_sha, hashlib.sha256(data_key.encode()).hexdigest()),
+                (search.started_at or search.created_at).timestamp(),
+                (spec.get("search") or {}).get("max_wall_s"),
+                int(spec.get("export_top") or 1),
+                names,
+            )
+
+    def _loop(self, job: Job) -> SearchLoop:
+        """Rebuild the search from its rows and the stored probe measurements."""
+        fresh = SearchLoop(job.goal, job.settings)
+        keys = {probe.key: self._key(job, probe.assignment, "screen", PROBE_REPAIR) for probe in fresh.pending_probes()}
+        with self.site.database.reading() as session:
+            stored = rows.evaluations(session, list(keys.values()))
+            past = [_row(trial) for trial in rows.trials(session, self.search_id)]
+        known = {probe: stored[key]["metrics"].get("kl") for probe, key in keys.items() if key in stored}
+        return SearchLoop.from_rows(job.goal, job.settings, past, known)
+
+    # the stages
+
+    def _search(self, job: Job, loop: SearchLoop, deadline: float) -> bool:
+        """Run baseline, probes and trials; return False where the slice ended first."""
+        self._run_trials(job, loop, loop.next_trials(1) if not loop.rows or loop.rows[0].state == "running" else [])
+        self._check_baseline(loop)
+        while pending := loop.pending_probes():
+            self._probe(job, loop, pending[:PROBE_BATCH])
+            if time.monotonic() > deadline:
+                return False
+        while not loop.is_done and not self._out_of_time(job):
+            plans = loop.next_trials(1)
+            if not plans:
+                break
+            self._run_trials(job, loop, plans)
+            if time.monotonic() > deadline and not loop.is_done:
+                return False
+        return True
+
+    def _check_baseline(self, loop: SearchLoop) -> None:
+        if loop.rows[0].state != "done":
+            detail = "the float network could not be measured on the evaluation set"
+            raise GivenUp({"type": "/problems/baseline-invalid", "title": "Baseline invalid", "detail": detail})
+
+    def _out_of_time(self, job: Job) -> bool:
+        return job.wall_s is not None and time.time() - job.started > job.wall_s
+
+    def _probe(self, job: Job, loop: SearchLoop, probes: Sequence[Any]) -> None:
+        """Measure a batch of sensitivity probes; those that can't be measured count as unknown."""
+        items = [(probe.assignment, "screen", PROBE_REPAIR) for probe in probes]
+        try:
+            results = self.measure(job, items)
+        except ChildDied as death:
+            self._failures.note(death.kind)
+            results = [{"failure": {"kind": death.kind}}] * len(probes)
+        for probe, result in zip(probes, results, strict=True):
+            found = result.get("measurement")
+            loop.tell_probe(probe.key, None if found is None else found["metrics"].get("kl"))
+        self._tell(job, loop, "sensitivity")
+
+    def _run_trials(self, job: Job, loop: SearchLoop, plans: Sequence[TrialPlan]) -> None:
+        for plan in plans:
+            with self.site.database.writing() as session:
+                row = rows.claim(session, self.search_id, _plan_json(plan), self.token)
+                attempt = row.attempt
+            result = self._attempt(job, plan) if attempt <= rows.MAX_ATTEMPTS else _poisoned(attempt)
+            self._finish(job, loop, plan, result)
+            self._failures.note((result.get("failure") or {}).get("kind"))
+
+    def _attempt(self, job: Job, plan: TrialPlan) -> Json:
+        start = time.perf_counter()
+        try:
+            result = self.measure(job, [(plan.assignment, plan.fidelity, plan.repair or REPAIR)])[0]
+        except ChildDied as death:
+            result = {"failure": {"kind": death.kind, "detail": death.detail}}
+        return {**result, "seconds": time.perf_counter() - start}
+
+    def _finish(self, job: Job, loop: SearchLoop, plan: TrialPlan, result: Json) -> None:
+        found = result.get("measurement")
+        told = loop.tell(plan.idx, None if found is None else Measurement.from_json(found))
+        costs, budget = loop.costs(plan.assignment), job.goal.budget
+        ending = rows.TrialResult(
+            dict(told.metrics) if told.state == "done" else None,
+            None
+            if told.state == "done"
+            else result.get("failure") or {"kind": "not-finite", "detail": "loss not finite"},
+            costs.to_json(),
+            budget.violation(costs),
+            budget.is_met(costs),
+            result["seconds"],
+        )
+        stage = "baseline" if plan.idx == 0 else "search"
+        fields = self._progress(job, loop, stage)
+        with self.site.database.writing() as session:
+            if not rows.finish(session, self.search_id, plan.idx, self.token, ending):
+                raise LostTrial(plan.idx)
+            rows.progress(session, self.search_id, fields)
+
+    def _tell(self, job: Job, loop: SearchLoop, stage: str) -> None:
+        with self.site.database.writing() as session:
+            rows.progress(session, self.search_id, self._progress(job, loop, stage))
+
+    def _progress(self, job: Job, loop: SearchLoop, stage: str) -> Json:
+        done, total = loop.progress
+        elapsed = time.time() - job.started
+        fields: Json = {
+            "stage": stage,
+            "progress_done": done,
+            "progress_total": total,
+            "eta_s": elapsed / done * (total - done) if done else None,
+        }
+        if stage == "baseline" and loop.rows and loop.rows[0].state == "done":
+            base = loop.rows[0]
+            fields["baseline"] = {"metrics": dict(base.metrics), "costs": loop.costs(base.assignment).to_json()}
+        best = next(iter(loop.finalists(1)), None)
+        if best is not None:
+            costs = loop.costs(best.assignment).to_json()
+            fields["best"] = {"trial_idx": best.idx, "metrics": dict(best.metrics), "costs": costs}
+        return fields
+
+    def _conclude(self, job: Job, loop: SearchLoop) -> None:
+        """Re-score the best on the hold-out pictures, export and verify them, and end the search."""
+        self._tell(job, loop, "holdout")
+        with self.site.database.writing() as session:
+            rows.progress(session, self.search_id, {"sensitivity": loop.table.to_json()})
+        outcome = Finisher(self.site, job, loop, self.measure, self._call).run()
+        with self.site.database.writing() as session:
+            rows.complete(session, self.search_id, outcome)
+
+    # measuring
+
+    def measure(self, job: Job, items: Sequence[tuple[Assignment, str, str]]) -> list[Json]:
+        """Return a measurement or failure per (assignment, fidelity, repair): stored ones, else the child's."""
+        keys = [self._key(job, *item) for item in items]
+        with self.site.database.reading() as session:
+            stored = rows.evaluations(session, keys)
+        missing = [index for index, key in enumerate(keys) if key not in stored]
+        found: dict[int, Json] = {}
+        if missing:
+            asked = [
+                {"assignment": items[i][0].to_json(), "fidelity": items[i][1], "repair": items[i][2]} for i in missing
+            ]
+            timeout = self.site.trial_s * len(missing)
+            answers = self._call(job, "evaluate", {"items": asked}, timeout)["results"]
+            found = dict(zip(missing, answers, strict=True))
+            with self.site.database.writing() as session:
+                for index, answer in found.items():
+                    if "measurement" in answer:
+                        rows.store_evaluation(session, keys[index], answer["measurement"])
+        return [found.get(i) or {"measurement": stored[key]} for i, key in enumerate(keys)]
+
+    def _call(self, job: Job, method: str, params: Json, timeout_s: float) -> Json:
+        try:
+            child = self._opened(job)
+            result: Json = child.call(method, params, timeout_s, self._is_cancelled)
+        except ChildDied as death:
+            self.close()
+            if death.kind == "cancelled":
+                raise Cancelled from death
+            raise
+        except ChildRefused as refusal:
+            raise GivenUp(
+                {"type": f"/problems/{refusal.slug}", "title": refusal.slug, "detail": refusal.detail}
+            ) from refusal
+        return result
+
+    def _opened(self, job: Job) -> Child:
+        """Return the child with the network open; a dead one is replaced."""
+        if self._child is None or not self._child.alive:
+            self.close()
+            self._child = Child(self.site.limits)
+            self._child.call("open", job.opening, OPEN_S, self._is_cancelled)
+        return self._child
+
+    def _is_cancelled(self) -> bool:
+        if time.monotonic() - self._asked > CANCEL_POLL_S:
+            self._asked = time.monotonic()
+            with self.site.database.reading() as session:
+                self._cancelled = rows.is_cancelled(session, self.search_id)
+        return self._cancelled
+
+    def _key(self, job: Job, assignment: Assignment, fidelity: str, repair: str) -> str:
+        """Hash everything a measurement depends on; the device only decides how weights are scaled."""
+        scheme = sorted(job.goal.device.per_channel_weights)
+        parts = [*job.digests, assignment.digest, fidelity, repair, scheme, job.opening["options"]]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+class LostTrial(RuntimeError):
+    """Another worker took the trial: this one stops without a trace."""
+
+
+Measure = Callable[[Job, Sequence[tuple[Assignment, str, str]]], list[Json]]
+
+
+def space_spec(spec: Json) -> SpaceSpec:
+    """Return the space a request asks for."""
+    data = spec.get("space") or {}
+    bits = {key: tuple(data[key]) if data.get(key) else None for key in ("weight_bits", "activation_bits")}
+    return SpaceSpec(
+        min_keep=data.get("min_keep") or 0.125,
+        prune=data.get("prune", True),
+        freeze=tuple(data.get("freeze") or ()),
+        fixed_bits={name: (pair[0], pair[1]) for name, pair in (data.get("fixed_bits") or {}).items()},
+        **bits,
+    )
+
+
+def search_settings(spec: Json) -> Settings:
+    """Return the loop's settings a request asks for."""
+    data = spec.get("search") or {}
+    return Settings(
+        trials=int(data.get("trials") or 60), seed=int(data.get("seed") or 0), sampler=data.get("sampler") or "tpe"
+    )
+
+
+def _poisoned(attempt: int) -> Json:
+    detail = f"the worker died {attempt - 1} times while this trial ran"
+    return {"failure": {"kind": "dead", "detail": detail}, "seconds": 0.0}
+
+
+def _plan_json(plan: TrialPlan) -> Json:
+    return {
+        "idx": plan.idx,
+        "kind": plan.kind,
+        "params": {**plan.params, "fidelity": plan.fidelity},
+        "assignment": plan.assignment.to_json(),
+        "sampler_attrs": dict(plan.sampler),
+    }
+
+
+def _row(trial: Trial) -> TrialRow:
+    params = dict(trial.params or {})
+    fidelity = params.pop("fidelity", "full")
+    return TrialRow(
+        idx=trial.idx,
+        kind=trial.kind,  # type: ignore[arg-type]
+        params=params,
+        assignment=Assignment.from_json(trial.assignment or {}),
+        fidelity=fidelity,
+        sampler=trial.sampler_attrs or {},
+        state=trial.state,  # type: ignore[arg-type]
+        metrics=trial.metrics or {},
+    )
+
+
+__all__ = ["Cancelled", "GivenUp", "Job", "LostTrial", "Outcome", "Runner", "Site", "search_settings", "space_spec"]
