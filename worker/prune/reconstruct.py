@@ -102,10 +102,3 @@ def refit(stats: Moments, prior: Tensor, damp: float = DAMP) -> Tensor:
     cross = stats.cross + ridge[..., None, None] * prior if stats.gram.dim() == 3 else stats.cross + ridge * prior
     solved: Tensor = torch.linalg.solve(gram, cross.transpose(-1, -2))
     return solved.transpose(-1, -2)
-
-
-def refit_bias(stats: Moments, weight: Tensor) -> Tensor:
-    """Return the bias [o] that makes the mean output equal the mean target for weights [o, d] or [g, o / g, d]."""
-    if weight.dim() == 3:
-        return stats.mean_y - (weight @ stats.mean_x.unsqueeze(-1)).reshape(-1)
-    return stats.mean_y - weight @ stats.mean_x

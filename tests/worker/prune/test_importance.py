@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -59,7 +61,7 @@ def test_kept_when_keeping_more_then_supersets(plan: ChannelPlan) -> None:
     scores = ChannelScores(plan)
     scores.add("two", torch.rand(96, 1), torch.randn(5, 96, 1))
     sets = [set(scores.kept({"one": count, "x": 1, "two": 5})["one"]) for count in range(1, 7)]
-    assert all(small < large for small, large in zip(sets, sets[1:], strict=False))
+    assert all(small < large for small, large in itertools.pairwise(sets))
 
 
 def test_scores_when_a_residual_group_has_several_consumers_then_all_count() -> None:
