@@ -1,0 +1,1 @@
+"""Benchmarks: every figure tightfit quotes is printed by one of these, one JSON result per cell."""
