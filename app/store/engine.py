@@ -1,0 +1,93 @@
+"""Engines and transactions: SQLite with WAL and immediate write transactions, or PostgreSQL by URL.
+
+The write engine is shared with the durable engine's own tables. On SQLite every transaction on it takes the write lock
+at once (a count followed by an insert is then safe across processes), so plain reads use a second, read-only engine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+_PRAGMAS = ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+
+
+@dataclass(frozen=True)
+class Database:
+    """The two engines of one database."""
+
+    url: str
+    write: sa.Engine
+    read: sa.Engine
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """Open a write transaction; it is committed at the end and rolled back on an error. Keep it short."""
+        with Session(self.write, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Open a read-only transaction; objects read in it stay usable afterwards."""
+        with Session(self.read, expire_on_commit=False) as session:
+            yield session
+
+    def dispose(self) -> None:
+        """Close all connections."""
+        self.write.dispose()
+        self.read.dispose()
+
+
+def connect(url: str) -> Database:
+    """Return the database at `url`. Nothing is opened until the first transaction."""
+    if url.startswith("sqlite"):
+        return Database(url, _sqlite(url, _PRAGMAS, "BEGIN IMMEDIATE"), _sqlite(url, (*_PRAGMAS, "query_only=ON")))
+    engine = sa.create_engine(_psycopg(url), json_serializer=dumps, pool_pre_ping=True, pool_size=10)
+    return Database(url, engine, engine.execution_options(postgresql_readonly=True))
+
+
+def dumps(value: Any) -> str:
+    """Return JSON text without NaN or infinity, which are no JSON: null stands in their place."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(finite(value), allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """Return `value` with None in the place of every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def _psycopg(url: str) -> sa.URL:
+    return sa.make_url(url).set(drivername="postgresql+psycopg")
+
+
+def _sqlite(url: str, pragmas: tuple[str, ...], begin: str = "BEGIN") -> sa.Engine:
+    engine = sa.create_engine(url, json_serializer=dumps, pool_size=10, max_overflow=20)
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # BEGIN is sent below, not by the driver
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begun(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine

@@ -1,0 +1,70 @@
+"""Bring a database to the current schema: the durable engine's tables first, then ours."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from app.store.engine import connect
+
+VERSION_TABLE = "app_alembic_version"
+FOLDER = Path(__file__).resolve().parents[2] / "migrations"
+_LOCK = 0x7469676874  # a PostgreSQL advisory lock: "tight"
+
+
+def upgrade(url: str) -> None:
+    """Create or upgrade all tables at `url`. Several processes may call this at once; safe to repeat."""
+    from dbos import run_dbos_database_migrations
+
+    logging.getLogger("dbos").setLevel(logging.WARNING)
+    with _alone(url):
+        run_dbos_database_migrations(url)
+        database = connect(url)
+        try:
+            with database.write.connect() as connection:
+                config = configuration()
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        finally:
+            database.dispose()
+
+
+def configuration() -> Config:
+    """Return Alembic's configuration without a file."""
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER))
+    return config
+
+
+def revisions(connection: sa.Connection) -> tuple[str | None, str | None]:
+    """Return the revision the database is at and the one this code needs."""
+    at = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+    return at, ScriptDirectory.from_config(configuration()).get_current_head()
+
+
+@contextmanager
+def _alone(url: str) -> Iterator[None]:
+    """Hold the migration lock of a database: a lock file beside an SQLite file, an advisory lock on PostgreSQL."""
+    if url.startswith("sqlite"):
+        file = Path(str(sa.make_url(url).database) + ".lock")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        return
+    database = connect(url)
+    try:
+        with database.write.connect() as connection:
+            connection.execute(sa.select(sa.func.pg_advisory_lock(_LOCK)))
+            yield
+    finally:
+        database.dispose()

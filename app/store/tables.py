@@ -1,0 +1,282 @@
+"""The tables. Alembic alone creates them; the durable engine keeps its own beside them in the same database."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+Json = dict[str, Any]
+
+NAMES = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+def now() -> datetime:
+    """Return the current time in UTC."""
+    return datetime.now(UTC)
+
+
+class Utc(TypeDecorator[datetime]):
+    """A moment in UTC on every database; SQLite, which has no time zones, stores it without one."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Convert to UTC; refuse moments without a time zone."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a moment needs a time zone")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return the moment with its time zone."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """What all tables share: naming of constraints and the types behind annotations."""
+
+    metadata = sa.MetaData(naming_convention=NAMES)
+    type_annotation_map = {
+        datetime: Utc,
+        dict[str, Any]: sa.JSON(none_as_null=True),
+        list[Any]: sa.JSON(none_as_null=True),
+        int: sa.BigInteger,
+        float: sa.Double,
+        str: sa.Text,
+    }
+
+
+class Blob(Base):
+    """A stored file, named by its SHA-256."""
+
+    __tablename__ = "blob"
+    sha256: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    bytes: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Model(Base):
+    """An uploaded network; `graph` is its picture (app.domain.graph) once the sandboxed reader has drawn it."""
+
+    __tablename__ = "model"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    name: Mapped[str]
+    format: Mapped[str]
+    blob_sha: Mapped[str] = mapped_column(sa.ForeignKey("blob.sha256"))
+    bytes: Mapped[int]
+    state: Mapped[str] = mapped_column(sa.String(16), default="inspecting")
+    graph: Mapped[Json | None]
+    problem: Mapped[Json | None]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Dataset(Base):
+    """An uploaded set of pictures; `spec` is declared by the user, `info` was read: rows, shape, dtype, classes."""
+
+    __tablename__ = "dataset"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    name: Mapped[str]
+    blob_sha: Mapped[str] = mapped_column(sa.ForeignKey("blob.sha256"))
+    bytes: Mapped[int]
+    state: Mapped[str] = mapped_column(sa.String(16), default="inspecting")
+    spec: Mapped[Json]
+    info: Mapped[Json | None]
+    problem: Mapped[Json | None]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Device(Base):
+    """One revision of a device profile."""
+
+    __tablename__ = "device"
+    __table_args__ = (sa.UniqueConstraint("name", "revision"),)
+    id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    name: Mapped[str]
+    revision: Mapped[int] = mapped_column(default=1)
+    builtin: Mapped[bool] = mapped_column(default=False)
+    profile: Mapped[Json]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Search(Base):
+    """A search: the request as it was made, snapshots of what it refers to, and how far it is."""
+
+    __tablename__ = "search"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    name: Mapped[str]
+    model_id: Mapped[str] = mapped_column(sa.ForeignKey("model.id"), index=True)
+    dataset: Mapped[Json]  #: ids by role: {"all": id} or {"calibration": id, "evaluation": id, "holdout": id}
+    device_id: Mapped[str] = mapped_column(sa.String(64))
+    device: Mapped[Json]  #: the profile as it was when the search was made
+    spec: Mapped[Json]  #: the whole request
+    limits: Mapped[Json]  #: absolute, by metric
+    state: Mapped[str] = mapped_column(sa.String(16), default="queued", index=True)
+    stage: Mapped[str | None]
+    outcome: Mapped[str | None]
+    progress_done: Mapped[int] = mapped_column(default=0)
+    progress_total: Mapped[int] = mapped_column(default=0)
+    eta_s: Mapped[float | None]
+    event_seq: Mapped[int] = mapped_column(default=0)
+    baseline: Mapped[Json | None]
+    best: Mapped[Json | None]
+    sensitivity: Mapped[Json | None]
+    desired: Mapped[str] = mapped_column(sa.String(8), default="run")
+    error: Mapped[Json | None]
+    slice: Mapped[int] = mapped_column(default=0)
+    schedule_id: Mapped[str | None] = mapped_column(sa.String(40), index=True)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class Trial(Base):
+    """One measured assignment: the truth about a search. Only the holder of `owner_token` may finish it."""
+
+    __tablename__ = "trial"
+    __table_args__ = (sa.UniqueConstraint("search_id", "idx"),)
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    search_id: Mapped[str] = mapped_column(sa.ForeignKey("search.id", ondelete="CASCADE"))
+    idx: Mapped[int]
+    state: Mapped[str] = mapped_column(sa.String(16), default="running")
+    attempt: Mapped[int] = mapped_column(default=1)
+    owner_token: Mapped[str | None]
+    kind: Mapped[str]
+    params: Mapped[Json | None]
+    assignment: Mapped[Json | None]
+    costs: Mapped[Json | None]
+    metrics: Mapped[Json | None]
+    sampler_attrs: Mapped[Json | None]
+    failure: Mapped[Json | None]
+    violation: Mapped[float | None]
+    feasible: Mapped[bool | None]
+    seconds: Mapped[float | None]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    finished_at: Mapped[datetime | None]
+
+
+class Evaluation(Base):
+    """A measurement that need not be repeated; the key is a SHA-256 of everything it depends on."""
+
+    __tablename__ = "evaluation"
+    key: Mapped[str] = mapped_column(primary_key=True)
+    measurement: Mapped[Json]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Candidate(Base):
+    """An assignment worth looking at: measured on the hold-out set, with its budget table."""
+
+    __tablename__ = "candidate"
+    __table_args__ = (sa.UniqueConstraint("search_id", "trial_idx"),)
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    search_id: Mapped[str] = mapped_column(sa.ForeignKey("search.id", ondelete="CASCADE"))
+    trial_idx: Mapped[int]
+    rank: Mapped[int]
+    assignment: Mapped[Json]
+    costs: Mapped[Json]
+    metrics: Mapped[Json]
+    layers: Mapped[list[Any]]
+    budget: Mapped[list[Any]]
+    feasible: Mapped[bool]
+    verification: Mapped[str] = mapped_column(sa.String(16), default="unverified")
+    report: Mapped[Json | None]
+    export_state: Mapped[str | None] = mapped_column(sa.String(16))  #: queued | running | done | failed
+    problem: Mapped[Json | None]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Artefact(Base):
+    """A file that an export produced."""
+
+    __tablename__ = "artefact"
+    __table_args__ = (sa.UniqueConstraint("candidate_id", "kind"),)
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    candidate_id: Mapped[str] = mapped_column(sa.ForeignKey("candidate.id", ondelete="CASCADE"))
+    kind: Mapped[str] = mapped_column(sa.String(16))
+    blob_sha: Mapped[str] = mapped_column(sa.ForeignKey("blob.sha256"))
+    filename: Mapped[str]
+    bytes: Mapped[int]
+    verification: Mapped[str] = mapped_column(sa.String(16), default="unverified")
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Schedule(Base):
+    """A search template that is run again and again."""
+
+    __tablename__ = "schedule"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    name: Mapped[str]
+    cron: Mapped[str]
+    timezone: Mapped[str]
+    template: Mapped[Json]
+    enabled: Mapped[bool] = mapped_column(default=True)
+    last_fired_at: Mapped[datetime | None]
+    last_search_id: Mapped[str | None]
+    problem: Mapped[Json | None]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Event(Base):
+    """Something that happened to a search; `seq` counts 1, 2, 3, ... within it without gaps."""
+
+    __tablename__ = "event"
+    search_id: Mapped[str] = mapped_column(sa.ForeignKey("search.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    kind: Mapped[str] = mapped_column(sa.String(32))
+    payload: Mapped[Json]
+    at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Worker(Base):
+    """A worker process and when it was last heard of."""
+
+    __tablename__ = "worker"
+    executor_id: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    pid: Mapped[int]
+    started_at: Mapped[datetime]
+    last_seen: Mapped[datetime]
+    info: Mapped[Json]
+
+
+class ApiKey(Base):
+    """An API key; only the SHA-256 of its text is kept."""
+
+    __tablename__ = "api_key"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    name: Mapped[str]
+    sha256: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    scopes: Mapped[list[Any]]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class Idempotency(Base):
+    """The answer to a POST, kept so that a repeated request gets the same one."""
+
+    __tablename__ = "idempotency"
+    key_id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    route: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    digest: Mapped[str] = mapped_column(sa.String(64))
+    status: Mapped[int | None]  #: None while the first request is under way
+    location: Mapped[str | None]
+    body: Mapped[Json | None]
+    created_at: Mapped[datetime] = mapped_column(default=now, index=True)

@@ -1,0 +1,1 @@
+"""Schema revisions of our own tables."""
