@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...]`: run benchmarks; finished cells are kept and not repeated (delete them to repeat)."""
+"""`python -m benchmarks [NAME ...]`: run benchmarks; finished cells are kept (delete them to repeat)."""
 
 from __future__ import annotations
 

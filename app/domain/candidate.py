@@ -14,7 +14,7 @@ Fidelity = Literal["screen", "full", "holdout"]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Metrics of one assignment on one set of pictures: accuracy (top-1) where there are labels, kl to the float outputs."""
+    """Metrics of one assignment on one set of pictures: accuracy (top-1) where labelled, kl to the float outputs."""
 
     metrics: Mapping[str, float]
     fidelity: Fidelity

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import get_args, Literal
+from typing import Literal, get_args
 
 from app.domain.device import DeviceProfile
 from app.domain.graph import Activation, Layer, ModelGraph
@@ -25,7 +25,7 @@ BIAS_BYTES = 4
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Cost of one layer: widths after removal, bits of its operands, MACs, BOPs, stored bytes, modelled milliseconds."""
+    """Cost of one layer: widths after removal, bits of its operands, MACs, BOPs, stored bytes, modelled time."""
 
     name: str
     in_channels: int

@@ -128,7 +128,7 @@ def widest(graph: ModelGraph, bits: int) -> Assignment:
 
 
 def cheapest(graph: ModelGraph, space: SearchSpace) -> Assignment:
-    """Return the assignment with the fewest kept channels and the fewest bits everywhere (a bound, pair rules apart)."""
+    """Return the assignment with the fewest channels and bits everywhere (a bound; pair rules are not looked at)."""
     return Assignment(
         keep={group.id: min(space.keep[group.id]) for group in graph.groups},
         weight_bits={layer.name: min(space.weight_bits[layer.name]) for layer in graph.layers},
