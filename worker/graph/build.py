@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import keyword
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, fx, nn
 from worker.graph.errors import NetworkRefused
 
 EXAMPLE_BATCH = 2
+MAX_INPUT = 1 << 26
 Value = fx.Node | Tensor
 """What flows between operations while reading: a graph node, or a constant known at reading time."""
 
@@ -34,6 +36,7 @@ class Builder:
         self.modules: dict[str, nn.Module] = {}
         self.buffers: dict[str, Tensor] = {}
         self.example: dict[fx.Node, Tensor] = {}
+        self.batch: int | None = None
         self._names: set[str] = set()
 
     def unique(self, wanted: str) -> str:
@@ -48,8 +51,12 @@ class Builder:
         self._names.add(name)
         return name
 
-    def input(self, name: str, shape: Sequence[int]) -> fx.Node:
-        """Add a network input; `shape` is without the batch dimension."""
+    def input(self, name: str, shape: Sequence[int], batch: int | None = None) -> fx.Node:
+        """Add a network input; `shape` is without the batch dimension, `batch` its size where the file fixes it."""
+        elements = math.prod(shape)
+        if elements > MAX_INPUT:
+            raise NetworkRefused("model-too-large", f"an input of {elements} elements; at most {MAX_INPUT} are read")
+        self.batch = batch
         unique = self.unique(name)
         node = self.graph.create_node("placeholder", unique, name=unique)
         node.meta["input_shape"] = tuple(shape)

@@ -133,6 +133,9 @@ def fold(builder: Builder, call: OnnxCall) -> Value | None:
         return None
     inputs = [item for item in call.inputs if isinstance(item, Tensor)]
     try:
-        return FOLDS[call.op_type](call, inputs)
+        found = FOLDS[call.op_type](call, inputs)
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
         raise NetworkRefused("invalid-graph", f"{call.op_type} {call.name!r}: {str(error)[:200]}") from error
+    if inputs and found.numel() > max(MAX_FOLDED, *(item.numel() for item in inputs)):
+        raise NetworkRefused("model-too-large", f"{call.op_type} {call.name!r} folds to {found.numel()} elements")
+    return found

@@ -125,7 +125,8 @@ class _Flow:
 
     def _same(self, node: fx.Node, sources: list[fx.Node]) -> Labels:
         labels = self.values[sources[0].name]
-        if len(labels) != self._channels(node):
+        reduced: Any = node.kwargs.get("dim", ())  # a mean over channels may leave as many rows as there were channels
+        if len(labels) != self._channels(node) or 1 in reduced:
             return self._freeze_all(node, sources, f"{node.name} changes the channel dimension")
         return labels
 

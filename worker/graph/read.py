@@ -12,6 +12,18 @@ from worker.graph.read_onnx import read_onnx
 from worker.graph.read_pt2 import read_pt2
 
 PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_BROKEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    StopIteration,
+    TypeError,
+    ValueError,
+)
+"""What a malformed file can make a reader raise besides its own refusals: a refusal too, never a crash."""
+
 REFUSED_STARTS = {
     b"\x89HDF": "HDF5 (Keras)",
     b"\x93NUMPY": "a NumPy array",
@@ -58,7 +70,10 @@ def read_network(data: bytes, format: str | None = None) -> fx.GraphModule:
     found = sniff(data)
     if format is not None and format != found:
         raise NetworkRefused("unrecognised-format", f"declared as {format!r}, but the content is {found!r}")
-    return read_onnx(data) if found == "onnx" else read_pt2(data)
+    try:
+        return read_onnx(data) if found == "onnx" else read_pt2(data)
+    except _BROKEN as error:
+        raise NetworkRefused("invalid-graph", f"the network is not laid out as expected: {error!r}"[:300]) from error
 
 
 def input_shape(module: fx.GraphModule) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ def read_onnx(data: bytes) -> fx.GraphModule:
     """
     model = _parse(data)
     _check(model)
-    return _Reader(model.graph).read()
+    return _Reader(model.graph, _opset(model)).read()
 
 
 def _parse(data: bytes) -> onnx.ModelProto:
@@ -45,7 +45,7 @@ def _check(model: onnx.ModelProto) -> None:
     graph = model.graph
     if len(graph.node) > MAX_NODES:
         raise NetworkRefused("model-too-large", f"{len(graph.node)} nodes; at most {MAX_NODES} are read")
-    opset = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
+    opset = _opset(model)
     if opset < MIN_OPSET:
         raise NetworkRefused("invalid-onnx", f"opset {opset}; at least {MIN_OPSET} is needed")
     outside = [t.name for t in _tensors(graph) if t.external_data or t.data_location == onnx.TensorProto.EXTERNAL]
@@ -57,6 +57,10 @@ def _check(model: onnx.ModelProto) -> None:
     unknown = [(node.name or node.output[0], _type(node)) for node in graph.node if not _known(node)]
     if unknown:
         raise unsupported(dict(Counter(kind for _, kind in unknown)), unknown)
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
 
 
 def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
@@ -78,8 +82,10 @@ def _known(node: onnx.NodeProto) -> bool:
 class _Reader:
     """One pass over the nodes in file order (ONNX demands topological order)."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: onnx.GraphProto, opset: int) -> None:
         self.graph = graph
+        self.opset = opset
+        self.folded = 0
         self.builder = Builder()
         self.values: dict[str, Value] = {}
         self.uses = Counter(name for node in graph.node for name in node.input)
@@ -115,7 +121,7 @@ class _Reader:
                 "dynamic-shape-unsupported",
                 f"input {real[0].name!r} must be float32 with every dimension but the batch fixed; found {sizes}",
             )
-        self.values[real[0].name] = self.builder.input(real[0].name, sizes[1:])
+        self.values[real[0].name] = self.builder.input(real[0].name, sizes[1:], sizes[0] or None)
 
     def _node(self, node: onnx.NodeProto) -> None:
         inputs = tuple(self._value(name, node.name) if name else None for name in node.input)
@@ -126,6 +132,7 @@ class _Reader:
             {attribute.name: _attribute(attribute) for attribute in node.attribute},
             _module_name(node),
             tuple(self.uses[name] for name in node.input),
+            self.opset,
         )
         value = fold(self.builder, call)
         if value is None:
@@ -133,7 +140,21 @@ class _Reader:
             if reader is None:
                 raise unsupported({node.op_type: 1}, [(call.name, node.op_type)])
             value = self._guarded(reader, call)
-        self.values[node.output[0]] = value
+        self._bind(node, call, value)
+
+    def _bind(self, node: onnx.NodeProto, call: OnnxCall, value: Value) -> None:
+        """Give a node's value its name; a value passed on unchanged has the readers of both its names."""
+        output = node.output[0]
+        if output in self.values:
+            raise NetworkRefused("invalid-graph", f"two nodes produce {output!r}")
+        if isinstance(value, Tensor):
+            self.folded += value.numel()
+            if self.folded > MAX_PARAMETERS:
+                raise NetworkRefused("model-too-large", f"constants fold to more than {MAX_PARAMETERS} elements")
+        for item, uses in zip(call.inputs, call.input_uses, strict=True):
+            if item is value:
+                self.uses[output] += uses - 1
+        self.values[output] = value
 
     def _guarded(self, reader: Any, call: OnnxCall) -> Value:
         try:
@@ -154,7 +175,7 @@ def _tensor(proto: onnx.TensorProto) -> Tensor:
     try:
         array = np.array(numpy_helper.to_array(proto))
         return torch.from_numpy(array)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise NetworkRefused("invalid-tensor", f"initializer {proto.name!r}: {str(error)[:200]}") from error
 
 

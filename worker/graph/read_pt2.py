@@ -69,6 +69,8 @@ class _Archive:
             self.zip = zipfile.ZipFile(io.BytesIO(data))
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
             raise NetworkRefused("invalid-archive", f"a broken zip archive: {error}") from error
+        if data[-22:-18] != b"PK\x05\x06":  # the end record, without a comment, must close the file
+            raise NetworkRefused("trailing-data", "something follows the zip archive")
         self.entries = {info.filename: info for info in self.zip.infolist()}
         self._check()
         self.root = next(name for name in self.entries if name.endswith("models/model.json"))[
@@ -211,7 +213,7 @@ class _Reader:
         sizes = [size.get("as_int") for size in self.graph["tensor_values"][users[0]]["sizes"]]
         if len(sizes) < 2 or any(not isinstance(size, int) or size < 1 for size in sizes[1:]):
             raise NetworkRefused("dynamic-shape-unsupported", f"every dimension but the batch must be fixed: {sizes}")
-        self.values[users[0]] = self.builder.input(users[0], sizes[1:])
+        self.values[users[0]] = self.builder.input(users[0], sizes[1:], sizes[0])
 
     def _held(self, spec: Any, kind: str) -> None:
         """Bind a parameter, buffer or constant to its value; counters that nothing reads may be missing."""

@@ -57,7 +57,7 @@ def _shallow(leaf: nn.Module) -> Any:
 def _sliced_layer(leaf: nn.Module, rows: Tensor, columns: Tensor) -> nn.Module:
     clone = _shallow(leaf)
     weight: Tensor = clone.weight.detach()[rows]
-    depthwise = getattr(clone, "groups", 1) > 1 and weight.shape[1] == 1
+    depthwise = getattr(clone, "groups", 1) > 1 and clone.groups == clone.out_channels == clone.in_channels
     if getattr(clone, "groups", 1) == 1:
         weight = weight[:, columns]
     clone.weight = nn.Parameter(weight, requires_grad=False)

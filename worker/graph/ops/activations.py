@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from worker.graph.build import Builder, Value
+from worker.graph.errors import NetworkRefused
 from worker.graph.ops.table import Flow, Grid, OnnxCall, Op, ReadAten, ReadOnnx, Write, register, scalar
 from worker.graph.write_onnx import OnnxWriter
 
@@ -65,7 +66,7 @@ def _aten_clamp(builder: Builder, name: str, args: list[Any]) -> Value:
 
 
 def _aten_hardtanh(builder: Builder, name: str, args: list[Any]) -> Value:
-    bounds = [*args[1:3], -1.0, 1.0][:2] if len(args) < 3 else args[1:3]
+    bounds = [*args[1:3], *(-1.0, 1.0)[len(args[1:3]) :]]
     return _clamp(builder, args[0], scalar(bounds[0]), scalar(bounds[1]), name)
 
 
@@ -96,7 +97,11 @@ def _write_silu(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str
 
 
 def _read_softmax(builder: Builder, call: OnnxCall) -> Value:
-    return builder.call(torch.softmax, call.value(0), name=call.name, dim=int(call.attributes.get("axis", -1)))
+    rank = len(builder.shape(call.value(0)))
+    axis = int(call.attributes.get("axis", -1 if call.opset >= 13 else 1))
+    if call.opset < 13 and axis % rank != rank - 1:
+        raise NetworkRefused("unsupported-operator", f"Softmax {call.name!r} over several axes (before opset 13)")
+    return builder.call(torch.softmax, call.value(0), name=call.name, dim=axis)
 
 
 def _aten_softmax(builder: Builder, name: str, args: list[Any]) -> Value:
@@ -105,6 +110,23 @@ def _aten_softmax(builder: Builder, name: str, args: list[Any]) -> Value:
 
 def _write_softmax(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
     return writer.emit("Softmax", inputs[:1], node.name, axis=node.kwargs["dim"])
+
+
+def _read_hardsigmoid(builder: Builder, call: OnnxCall) -> Value:
+    alpha, beta = float(call.attributes.get("alpha", 0.2)), float(call.attributes.get("beta", 0.5))
+    if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5:
+        return builder.call(F.hardsigmoid, call.value(0), name=call.name)
+    scaled = builder.call(torch.mul, call.value(0), torch.tensor(alpha), name=f"{call.name}_scaled")
+    shifted = builder.call(torch.add, scaled, torch.tensor(beta), name=f"{call.name}_shifted")
+    return builder.call(torch.clamp, shifted, name=call.name, min=0.0, max=1.0)
+
+
+def _gelu(builder: Builder, value: Value, approximate: Any, name: str) -> Value:
+    return builder.call(F.gelu, value, name=name, approximate=str(approximate))
+
+
+def _write_gelu(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+    return writer.emit("Gelu", inputs[:1], node.name, approximate=node.kwargs.get("approximate", "none"))
 
 
 def _read_identity(builder: Builder, call: OnnxCall) -> Value:
@@ -120,7 +142,21 @@ _simple("relu", torch.relu, "Relu", Grid.fuse, unsigned=True)
 _simple("sigmoid", torch.sigmoid, "Sigmoid", Grid.new, unsigned=True)
 _simple("tanh", torch.tanh, "Tanh", Grid.new)
 _simple("hardswish", F.hardswish, "HardSwish", Grid.new)
-_simple("gelu", F.gelu, "Gelu", Grid.new)
+register(
+    Op(
+        "gelu",
+        F.gelu,
+        Flow.same,
+        Grid.new,
+        _write_gelu,
+        {
+            "Gelu": lambda builder, call: _gelu(
+                builder, call.value(0), call.attributes.get("approximate", "none"), call.name
+            )
+        },
+        {"aten.gelu.default": lambda b, n, a: _gelu(b, a[0], a[1] if len(a) > 1 else "none", n)},
+    )
+)
 register(
     Op(
         "hardsigmoid",
@@ -128,7 +164,7 @@ register(
         Flow.same,
         Grid.new,
         _write("HardSigmoid", alpha=1 / 6, beta=0.5),
-        {"HardSigmoid": _read_onnx(F.hardsigmoid)},
+        {"HardSigmoid": _read_hardsigmoid},
         {"aten.hardsigmoid.default": _read_aten(F.hardsigmoid)},
         unsigned=True,
     )

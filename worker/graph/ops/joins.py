@@ -33,12 +33,18 @@ def _absorbed(builder: Builder, call: OnnxCall) -> bool:
         if not isinstance(node, fx.Node) or not isinstance(constant, Tensor) or node.op != "call_module" or uses != 1:
             continue
         leaf = builder.modules[str(node.target)]
-        if isinstance(leaf, nn.Linear) and leaf.bias is None and constant.numel() == leaf.out_features:
+        if isinstance(leaf, nn.Linear) and leaf.bias is None and _is_row(constant, leaf, len(builder.shape(node))):
             leaf.bias = nn.Parameter(constant.detach().float().reshape(-1).clone())
             with torch.no_grad():
                 builder.example[node] = builder.example[node] + leaf.bias
             return True
     return False
+
+
+def _is_row(constant: Tensor, leaf: nn.Linear, rank: int) -> bool:
+    """Tell whether a constant adds one number per output feature, along the last of `rank` dimensions."""
+    along_last = constant.numel() == constant.shape[-1:].numel() and constant.dim() <= rank
+    return along_last and constant.numel() == leaf.out_features
 
 
 def _read_aten(target: Callable[..., Tensor]) -> ReadAten:

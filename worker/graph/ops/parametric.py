@@ -111,7 +111,9 @@ def _read_gemm(builder: Builder, call: OnnxCall) -> Value:
     if not call.attributes.get("transB", 0):
         weight = weight.t()
     if bias is not None:
-        bias = (bias.float() * float(call.attributes.get("beta", 1.0))).expand(weight.shape[0])
+        if bias.numel() not in (1, weight.shape[0]) or bias.shape[-1:].numel() != bias.numel():
+            raise NetworkRefused("unsupported-operator", f"Gemm {call.name!r}: a bias of shape {tuple(bias.shape)}")
+        bias = (bias.float() * float(call.attributes.get("beta", 1.0))).reshape(-1).expand(weight.shape[0])
     return builder.module(call.module_name, linear(weight.contiguous(), bias), call.value(0))
 
 
@@ -122,7 +124,13 @@ def _read_matmul(builder: Builder, call: OnnxCall) -> Value:
     return builder.module(call.module_name, linear(weight.t().contiguous(), None), call.value(0))
 
 
+def _refuse_training(training: Any, name: str) -> None:
+    if training:
+        raise NetworkRefused("unsupported-operator", f"{name!r} normalises by batch statistics; export model.eval()")
+
+
 def _read_batchnorm(builder: Builder, call: OnnxCall) -> Value:
+    _refuse_training(call.attributes.get("training_mode", 0), call.name)
     value = call.value(0)
     vectors = [call.constant(index) for index in range(1, 5)]
     leaf = batchnorm(vectors, float(call.attributes.get("epsilon", 1e-5)), len(builder.shape(value)))
@@ -138,8 +146,21 @@ def _aten_conv(builder: Builder, name: str, args: list[Any]) -> Value:
     value, weight, bias, stride, padding, dilation, groups = (*args, *[None, 1, 0, 1, 1][len(args) - 2 :])[:7]
     rank = weight.dim() - 2
     options: dict[str, Any] = {"stride": _pair(stride, rank), "dilation": _pair(dilation, rank), "groups": int(groups)}
-    options["padding"] = padding if isinstance(padding, str) else _pair(padding, rank)
+    if isinstance(padding, str):
+        value, padding = _aten_same(builder, name, value, weight, options) if padding == "same" else (value, 0)
+    options["padding"] = _pair(padding, rank)
     return builder.module(name, convolution(weight, bias, options), value)
+
+
+def _aten_same(
+    builder: Builder, name: str, value: fx.Node, weight: Tensor, options: dict[str, Any]
+) -> tuple[fx.Node, list[int]]:
+    """Return value and padding for padding="same": the odd zero goes behind, as torch places it."""
+    totals = [step * (extent - 1) for step, extent in zip(options["dilation"], weight.shape[2:], strict=True)]
+    begin, end = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    if begin == end:
+        return value, begin
+    return pad_node(builder, value, begin, end, name), [0] * len(begin)
 
 
 def _aten_convolution(builder: Builder, name: str, args: list[Any]) -> Value:
@@ -158,7 +179,8 @@ def _aten_addmm(builder: Builder, name: str, args: list[Any]) -> Value:
 
 
 def _aten_batchnorm(builder: Builder, name: str, args: list[Any]) -> Value:
-    value, gamma, beta, mean, variance, _, _, eps = args[:8]
+    value, gamma, beta, mean, variance, training, _, eps = args[:8]
+    _refuse_training(training, name)
     return builder.module(name, batchnorm([gamma, beta, mean, variance], float(eps), len(builder.shape(value))), value)
 
 

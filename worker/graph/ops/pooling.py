@@ -41,6 +41,8 @@ def _read_maxpool(builder: Builder, call: OnnxCall) -> Value:
 
 def _read_avgpool(builder: Builder, call: OnnxCall) -> Value:
     options, pads = _window(call)
+    if any(int(d) != 1 for d in call.attributes.get("dilations", [])):
+        raise NetworkRefused("unsupported-operator", f"AveragePool {call.name!r} with dilation")
     value, counted = call.value(0), bool(call.attributes.get("count_include_pad", 0))
     if pads[:2] != pads[2:]:
         if not counted:
@@ -53,7 +55,10 @@ def _read_avgpool(builder: Builder, call: OnnxCall) -> Value:
 def mean(builder: Builder, value: Value, name: str, dims: Sequence[int], keepdim: bool) -> Value:
     """Add a mean over dimensions (made non-negative)."""
     rank = len(builder.shape(value))
-    return builder.call(torch.mean, value, name=name, dim=tuple(sorted(d % rank for d in dims)), keepdim=keepdim)
+    found = tuple(sorted(d % rank for d in dims))
+    if 0 in found:
+        raise NetworkRefused("unsupported-operator", f"{name!r}: a mean over the batch")
+    return builder.call(torch.mean, value, name=name, dim=found, keepdim=keepdim)
 
 
 def _read_global_average(builder: Builder, call: OnnxCall) -> Value:
@@ -80,6 +85,8 @@ def _aten_maxpool(builder: Builder, name: str, args: list[Any]) -> Value:
 
 
 def _aten_avgpool(builder: Builder, name: str, args: list[Any]) -> Value:
+    if len(args) > 6 and args[6] is not None:
+        raise NetworkRefused("unsupported-operator", f"{name!r}: average pooling with a divisor of its own")
     value, kernel, stride, padding, ceil, counted = (*args, *[None, 0, False, True][len(args) - 2 :])[:6]
     options = {"kernel_size": _two(kernel), "stride": _two(stride or kernel), "padding": _two(padding)}
     return builder.call(

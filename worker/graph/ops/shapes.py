@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
-from worker.graph.build import EXAMPLE_BATCH, Builder, Value
+from worker.graph.build import Builder, Value
 from worker.graph.errors import NetworkRefused
 from worker.graph.ops.table import Flow, Grid, OnnxCall, Op, register
 from worker.graph.write_onnx import OnnxWriter
@@ -29,7 +29,7 @@ def reshape(builder: Builder, value: fx.Node, sizes: Sequence[int], name: str) -
     """Add a reshape to `sizes` (first entry: the batch), as a flatten or as nothing where that is what it is."""
     shape = builder.shape(value)
     tail = list(sizes[1:])
-    if sizes[0] not in (BATCH, EXAMPLE_BATCH, -1, 0, 1) or any(size % BATCH == 0 and size for size in tail):
+    if sizes[0] not in (BATCH, builder.batch, -1, 0, 1) or any(size % BATCH == 0 and size for size in tail):
         raise NetworkRefused("unsupported-operator", f"{name!r}: a reshape that mixes the batch with other dimensions")
     total = 1
     for extent in shape[1:]:

@@ -38,7 +38,7 @@ class Grid(StrEnum):
 
 @dataclass(frozen=True)
 class OnnxCall:
-    """One ONNX node as a reader sees it. `uses` counts the readers of its first input's producer."""
+    """One ONNX node as a reader sees it. `input_uses` counts, per input, the readers of its value."""
 
     op_type: str
     name: str
@@ -46,6 +46,7 @@ class OnnxCall:
     attributes: dict[str, Any]
     module_name: str
     input_uses: tuple[int, ...] = ()
+    opset: int = 13
 
     def value(self, index: int) -> fx.Node:
         """Return an input that must depend on the network's input."""
