@@ -1,0 +1,299 @@
+"""The verbs behind REST, pages and schedules: each checks, writes and enqueues in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dbos import DBOSClient
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.domain import ids
+from app.domain.budget import Limit, reach, resolve
+from app.domain.device import DeviceProfile
+from app.domain.graph import ModelGraph
+from app.domain.lifecycle import ModelState, SearchState
+from app.domain.space import SearchSpace, SpaceSpec, build_space
+from app.problems import Problem, field_error
+from app.settings import Settings
+from app.store import blobs, events, query
+from app.store.blobs import Blobs
+from app.store.engine import Database
+from app.store.tables import Candidate, Dataset, Device, Model, Schedule, Search, now
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Service:
+    """What every verb works with."""
+
+    settings: Settings
+    database: Database
+    blobs: Blobs
+    client: DBOSClient
+
+
+def create_model(service: Service, name: str, format: str, sha256: str, size: int) -> Model:
+    """Record an uploaded network and enqueue its inspection."""
+    with service.database.writing() as session:
+        blobs.record(session, sha256, size)
+        row = Model(id=ids.new_id("model"), name=name, format=format, blob_sha=sha256, bytes=size)
+        row.state, row.created_at = ModelState.inspecting, now()
+        session.add(row)
+        session.flush()
+        queue.enqueue(service.client, session, queue.INSPECT_MODEL, f"{row.id}-inspect", row.id)
+        return row
+
+
+def create_dataset(service: Service, name: str, spec: Json, sha256: str, size: int) -> Dataset:
+    """Record an uploaded dataset and enqueue its inspection."""
+    with service.database.writing() as session:
+        blobs.record(session, sha256, size)
+        row = Dataset(id=ids.new_id("dataset"), name=name, blob_sha=sha256, bytes=size, spec=spec)
+        row.state, row.created_at = ModelState.inspecting, now()
+        session.add(row)
+        session.flush()
+        queue.enqueue(service.client, session, queue.INSPECT_DATASET, f"{row.id}-inspect", row.id)
+        return row
+
+
+def create_device(service: Service, profile: Json) -> Device:
+    """Store a device profile; a known name gets its next revision."""
+    with service.database.writing() as session:
+        before = query.device(session, profile["name"])
+        if before is not None and before.builtin:
+            detail = f"{profile['name']!r} is a built-in profile; give yours another name"
+            raise Problem("invalid-device-profile", detail, [field_error("/name", detail)])
+        revision = 1 if before is None else before.revision + 1
+        row = Device(id=ids.new_id("device"), name=profile["name"], revision=revision, profile=profile, created_at=now())
+        row.builtin = False
+        session.add(row)
+        return row
+
+
+def delete_upload(service: Service, table: type[Model] | type[Dataset], key: str) -> None:
+    """Delete a model or dataset that no search has used."""
+    with service.database.writing() as session:
+        row = session.get(table, key)
+        if row is None:
+            raise Problem("not-found", f"no {table.__tablename__} {key!r}")
+        if table is Model:
+            used = query.page(session, Search, 5, model_id=key)
+        else:
+            used = [item for item in query.page(session, Search, 200) if key in item.dataset.values()]
+        if used:
+            raise Problem("in-use", f"searches use it: {[item.id for item in used]}")
+        session.delete(row)
+
+
+def create_search(service: Service, request: Json, schedule_id: str | None = None) -> Search:
+    """Check a request against model, data, device and budget, then queue the search.
+
+    Raises Problem: not-found, model-not-ready, dataset-not-ready, invalid-dataset, invalid-search-space,
+    search-space-too-large, invalid-limits, invalid-budget, budget-unreachable.
+    """
+    with service.database.writing() as session:
+        model = _ready(session, Model, request["model_id"], "model-not-ready")
+        graph = ModelGraph.from_json(model.graph or {})
+        _check_datasets(session, request["dataset"], graph)
+        device = query.device(session, request["device_id"])
+        if device is None:
+            raise Problem("not-found", f"no device {request['device_id']!r}")
+        profile = DeviceProfile.from_json(device.profile)
+        limits = _checked_limits(service.settings, request, graph, profile)
+        row = Search(
+            id=ids.new_id("search"),
+            name=request["name"],
+            model_id=model.id,
+            dataset=request["dataset"],
+            device_id=device.id,
+            device=device.profile,
+            spec=request,
+            limits=limits,
+            schedule_id=schedule_id,
+        )
+        row.state, row.desired, row.created_at = SearchState.queued, "run", now()
+        row.progress_done = row.progress_total = row.event_seq = row.slice = 0
+        session.add(row)
+        session.flush()
+        events.append(session, row.id, "state", {"state": row.state})
+        queue.enqueue_slice(service.client, session, row.id)
+        return row
+
+
+def preflight(service: Service, request: Json) -> Json:
+    """Return the absolute limits, the smallest reachable values and the space's size, queueing nothing."""
+    with service.database.reading() as session:
+        model = _ready(session, Model, request["model_id"], "model-not-ready")
+        device = query.device(session, request["device_id"])
+        if device is None:
+            raise Problem("not-found", f"no device {request['device_id']!r}")
+    graph, profile = ModelGraph.from_json(model.graph or {}), DeviceProfile.from_json(device.profile)
+    space = _space(service.settings, request, graph, profile)
+    budget = resolve(_limits(request), graph, profile)
+    bound = reach(graph, space, profile, budget)
+    return {
+        "limits": dict(budget.limits),
+        "reachable": dict(bound.smallest),
+        "binding": list(bound.unreachable),
+        "feasible": bound.feasible,
+        "space_log10": space.size_log10,
+    }
+
+
+def cancel_search(service: Service, search_id: str) -> tuple[Search, bool]:
+    """Ask a search to end; return it and whether it had been cancelled before. Idempotent."""
+    with service.database.writing() as session:
+        row = session.get(Search, search_id)
+        if row is None:
+            raise Problem("not-found", f"no search {search_id!r}")
+        if row.state in (SearchState.cancelled, SearchState.cancelling):
+            return row, True
+        if SearchState(row.state).is_finished:
+            raise Problem("already-finished", f"the search is {row.state}")
+        row.desired = "cancel"
+        if row.state == SearchState.queued:
+            row.state, row.finished_at = SearchState.cancelled, now()
+        else:
+            row.state = SearchState.cancelling
+        events.append(session, row.id, "state", {"state": row.state})
+        return row, False
+
+
+def export_candidate(service: Service, candidate_id: str) -> Candidate:
+    """Enqueue the export of a candidate (feasible or not); one that is exported already stays as it is."""
+    with service.database.writing() as session:
+        row = session.get(Candidate, candidate_id)
+        if row is None:
+            raise Problem("not-found", f"no candidate {candidate_id!r}")
+        if row.export_state in ("queued", "running", "done"):
+            return row
+        row.export_state = "queued"
+        queue.enqueue(service.client, session, queue.EXPORT_CANDIDATE, f"{row.id}-export-{now():%Y%m%d%H%M%S%f}", row.id)
+        return row
+
+
+def create_schedule(service: Service, request: Json) -> Schedule:
+    """Store a schedule and hand its cron expression to the durable engine. The template is checked now and per tick."""
+    bound = preflight(service, request["search"])
+    if not bound["feasible"]:
+        raise _unreachable(bound["limits"], bound["reachable"], bound["binding"])
+    key = ids.new_id("schedule")
+    try:
+        queue.put_schedule(service.client, key, request["cron"], request["timezone"])
+    except ValueError as error:
+        raise Problem("invalid-schedule", str(error), [field_error("/cron", str(error))]) from error
+    with service.database.writing() as session:
+        row = Schedule(id=key, name=request["name"], cron=request["cron"], timezone=request["timezone"])
+        row.template, row.enabled, row.created_at = request["search"], True, now()
+        session.add(row)
+        return row
+
+
+def delete_schedule(service: Service, schedule_id: str) -> None:
+    """Remove a schedule; its searches stay."""
+    with service.database.writing() as session:
+        row = session.get(Schedule, schedule_id)
+        if row is None:
+            raise Problem("not-found", f"no schedule {schedule_id!r}")
+        session.delete(row)
+    queue.remove_schedule(service.client, schedule_id)
+
+
+def fire_schedule(service: Service, schedule_id: str) -> str | None:
+    """Create the search of a schedule unless its last one still runs; return the search's id."""
+    with service.database.reading() as session:
+        row = session.get(Schedule, schedule_id)
+        if row is None or not row.enabled:
+            return None
+        last = None if row.last_search_id is None else session.get(Search, row.last_search_id)
+    if last is not None and not SearchState(last.state).is_finished:
+        return None
+    problem, search = None, None
+    try:
+        search = create_search(service, {**row.template, "name": f"{row.template['name']} {now():%Y-%m-%d %H:%M}"}, row.id)
+    except Problem as refusal:
+        problem = refusal.to_json()
+    with service.database.writing() as session:
+        row = session.get_one(Schedule, schedule_id)
+        row.last_fired_at, row.problem = now(), problem
+        row.last_search_id = row.last_search_id if search is None else search.id
+    return None if search is None else search.id
+
+
+def space_spec(request: Mapping[str, Any]) -> SpaceSpec:
+    """Return the space a request asks for."""
+    data = request.get("space") or {}
+    bits = {key: tuple(data[key]) if data.get(key) else None for key in ("weight_bits", "activation_bits")}
+    return SpaceSpec(
+        min_keep=data.get("min_keep") or 0.125,
+        prune=data.get("prune", True),
+        freeze=tuple(data.get("freeze") or ()),
+        fixed_bits={name: (pair[0], pair[1]) for name, pair in (data.get("fixed_bits") or {}).items()},
+        **bits,
+    )
+
+
+def _ready(session: Session, table: Any, key: str, slug: str) -> Any:
+    row = session.get(table, key)
+    if row is None:
+        raise Problem("not-found", f"no {table.__tablename__} {key!r}")
+    if row.state != ModelState.ready:
+        raise Problem(slug, f"{key} is {row.state}", extra={"problem": row.problem})
+    return row
+
+
+def _check_datasets(session: Session, roles: Mapping[str, str], graph: ModelGraph) -> None:
+    if set(roles) not in ({"all"}, {"calibration", "evaluation", "holdout"}):
+        detail = "give one dataset for `all`, or three for calibration, evaluation and holdout"
+        raise Problem("calibration-required", detail, [field_error("/dataset", detail)])
+    for role, key in roles.items():
+        info = _ready(session, Dataset, key, "dataset-not-ready").info or {}
+        if tuple(info.get("shape", ())) != graph.input_shape:
+            detail = f"inputs of shape {info.get('shape')}, but the network takes {list(graph.input_shape)}"
+            raise Problem("invalid-dataset", detail, [field_error(f"/dataset/{role}", detail, "shape")])
+        classes = graph.output_shape[0] if len(graph.output_shape) == 1 else None
+        if info.get("classes") and classes and info["classes"] > classes:
+            detail = f"labels up to {info['classes'] - 1}, but the network has {classes} outputs"
+            raise Problem("invalid-dataset", detail, [field_error(f"/dataset/{role}", detail, "labels")])
+
+
+def _checked_limits(settings: Settings, request: Json, graph: ModelGraph, profile: DeviceProfile) -> dict[str, float]:
+    trials = (request.get("search") or {}).get("trials") or 60
+    if trials > settings.max_trials:
+        detail = f"{trials} trials; at most {settings.max_trials}"
+        raise Problem("invalid-limits", detail, [field_error("/search/trials", detail)])
+    space = _space(settings, request, graph, profile)
+    budget = resolve(_limits(request), graph, profile)
+    bound = reach(graph, space, profile, budget)
+    if not bound.feasible:
+        raise _unreachable(budget.limits, bound.smallest, bound.unreachable)
+    return dict(budget.limits)
+
+
+def _unreachable(limits: Mapping[str, float], smallest: Mapping[str, float], binding: Any) -> Problem:
+    said = "; ".join(f"{metric} can't go below {smallest[metric]:g} (asked: {limits[metric]:g})" for metric in binding)
+    errors = [field_error("/limits", f"{metric} >= {smallest[metric]:g}", metric) for metric in binding]
+    return Problem("budget-unreachable", said, errors, {"reachable": dict(smallest), "binding": list(binding)})
+
+
+def _space(settings: Settings, request: Json, graph: ModelGraph, profile: DeviceProfile) -> SearchSpace:
+    if len(graph.layers) > settings.max_layers:
+        raise Problem("search-space-too-large", f"{len(graph.layers)} layers; at most {settings.max_layers}")
+    try:
+        return build_space(graph, profile, space_spec(request))
+    except ValueError as error:
+        raise Problem("invalid-search-space", str(error), [field_error("/space", str(error))]) from error
+
+
+def _limits(request: Json) -> tuple[Limit, ...]:
+    if not request.get("limits"):
+        detail = "at least one limit is needed"
+        raise Problem("invalid-budget", detail, [field_error("/limits", detail)])
+    return tuple(
+        Limit(item["metric"], item.get("max"), item.get("relative"), item.get("relative_to") or "w8a8")
+        for item in request["limits"]
+    )

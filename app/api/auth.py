@@ -1,0 +1,142 @@
+"""API keys and dashboard sessions."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import string
+import time
+from collections import defaultdict, deque
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from fastapi import Request
+
+from app.actions import Service
+from app.domain import ids
+from app.problems import Problem
+from app.store.tables import ApiKey, now
+
+COOKIE = "tightfit_session"
+SCOPES = ("models:write", "searches:write", "artefacts:read", "admin")
+_ALPHABET = string.ascii_letters + string.digits
+
+
+@dataclass(frozen=True)
+class Key:
+    """Who asks."""
+
+    id: str
+    scopes: tuple[str, ...]
+
+
+def digest(text: str) -> str:
+    """Return what is stored of a key."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def new_key(service: Service, name: str, scopes: tuple[str, ...] = SCOPES) -> tuple[ApiKey, str]:
+    """Create a key; its text is returned once and not stored."""
+    key_id = ids.new_id("key")
+    text = f"tf_{key_id[4:14]}_{''.join(secrets.choice(_ALPHABET) for _ in range(32))}"
+    with service.database.writing() as session:
+        row = ApiKey(id=key_id, name=name, sha256=digest(text), scopes=list(scopes), created_at=now())
+        session.add(row)
+    return row, text
+
+
+def ensure_admin_key(service: Service) -> None:
+    """At the first start create an administrator's key and leave it in the data folder, readable by the owner only."""
+    file = service.settings.key_file
+    with service.database.reading() as session:
+        known = session.scalar(sa.select(sa.func.count()).select_from(ApiKey))
+    if known and file.exists():
+        return
+    _, text = new_key(service, "first start")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch(mode=0o600)
+    file.chmod(0o600)
+    file.write_text(text + "\n")
+
+
+def secret(service: Service) -> bytes:
+    """Return the secret that signs sessions and cursors; made at the first use."""
+    file = service.settings.secret_file
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_hex(32))
+    return file.read_text().strip().encode()
+
+
+class Attempts:
+    """Counts failed keys per address in the last minute."""
+
+    def __init__(self, allowed: int) -> None:
+        self.allowed = allowed
+        self._failed: dict[str, deque[float]] = defaultdict(deque)
+
+    def failed(self, address: str) -> None:
+        """Note a failure."""
+        self._failed[address].append(time.monotonic())
+
+    def is_blocked(self, address: str) -> bool:
+        """Tell whether an address failed too often within a minute."""
+        times = self._failed.get(address)
+        while times and times[0] < time.monotonic() - 60:
+            times.popleft()
+        return bool(times) and len(times or ()) >= self.allowed
+
+
+def authenticate(request: Request) -> Key:
+    """Return the key of a request's bearer token or session cookie. Raises Problem unauthenticated."""
+    service: Service = request.app.state.service
+    header = request.headers.get("authorization", "")
+    if header.lower().startswith("bearer "):
+        return check_token(service, header[7:].strip())
+    cookie = request.cookies.get(COOKIE)
+    if cookie:
+        return check_session(request, service, cookie)
+    raise Problem("unauthenticated", "an API key is needed: Authorization: Bearer tf_...")
+
+
+def check_token(service: Service, text: str) -> Key:
+    """Return the key that a token's text is. Unknown, revoked and expired look alike."""
+    with service.database.reading() as session:
+        row = session.scalar(sa.select(ApiKey).where(ApiKey.sha256 == digest(text)))
+    expired = row is not None and row.expires_at is not None and row.expires_at < now()
+    if row is None or row.revoked_at is not None or expired:
+        raise Problem("unauthenticated", "the API key is not valid")
+    return Key(row.id, tuple(row.scopes))
+
+
+def issue_session(service: Service, key: Key) -> str:
+    """Return a signed cookie value for a key."""
+    body = f"{key.id}.{int(time.time() + service.settings.session_s)}"
+    return f"{body}.{_sign(service, body)}"
+
+
+def check_session(request: Request, service: Service, cookie: str) -> Key:
+    """Return the key behind a cookie; changes from another site are refused."""
+    body, _, signature = cookie.rpartition(".")
+    key_id, _, until = body.partition(".")
+    if not hmac.compare_digest(signature, _sign(service, body)) or not until.isdigit() or int(until) < time.time():
+        raise Problem("unauthenticated", "the session has ended; log in again")
+    if request.method not in ("GET", "HEAD") and request.headers.get("sec-fetch-site") not in (None, "same-origin", "none"):
+        raise Problem("cross-site-request", "a form of another site can't act here")
+    with service.database.reading() as session:
+        row = session.get(ApiKey, key_id)
+    if row is None or row.revoked_at is not None:
+        raise Problem("unauthenticated", "the session has ended; log in again")
+    return Key(row.id, tuple(row.scopes))
+
+
+def require(key: Key, scope: str) -> None:
+    """Raise Problem missing-scope unless the key has a scope (admin has all)."""
+    if scope not in key.scopes and "admin" not in key.scopes:
+        raise Problem("missing-scope", f"the key lacks the scope {scope!r}", extra={"scope": scope})
+
+
+def _sign(service: Service, body: str) -> str:
+    return hmac.new(secret(service), body.encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,113 @@
+"""Typed problems (RFC 9457): every refusal has a slug, a status and a documented meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One entry of the catalogue."""
+
+    status: int
+    title: str
+    meaning: str
+
+
+PROBLEMS: dict[str, Kind] = {
+    "malformed-json": Kind(400, "Malformed JSON", "The body is not UTF-8 JSON, or is nested too deeply."),
+    "duplicate-json-key": Kind(400, "Duplicate JSON key", "An object names the same key twice."),
+    "invalid-number": Kind(422, "Invalid number", "NaN, infinity or a number too large for a float."),
+    "unknown-field": Kind(422, "Unknown field", "A field the request may not have."),
+    "invalid-request": Kind(422, "Invalid request", "A field is missing or has the wrong type or value."),
+    "body-too-large": Kind(413, "Body too large", "A JSON body is larger than 1 MiB."),
+    "unsupported-media-type": Kind(415, "Unsupported media type", "JSON needs Content-Type: application/json."),
+    "length-required": Kind(411, "Length required", "An upload needs a Content-Length."),
+    "upload-too-large": Kind(413, "Upload too large", "The file is larger than the service accepts."),
+    "incomplete-upload": Kind(400, "Incomplete upload", "The connection ended before the declared length."),
+    "insufficient-storage": Kind(507, "Insufficient storage", "The disk is nearly full; reads and cancels still work."),
+    "digest-mismatch": Kind(422, "Digest mismatch", "The bytes are not those the digest header names."),
+    "unauthenticated": Kind(401, "Unauthenticated", "No valid API key: unknown, revoked and expired keys look alike."),
+    "missing-scope": Kind(403, "Missing scope", "The key lacks the scope that this needs."),
+    "cross-site-request": Kind(403, "Cross-site request", "A form of another site can't act here."),
+    "not-found": Kind(404, "Not found", "There is nothing under this address or id."),
+    "method-not-allowed": Kind(405, "Method not allowed", "The address does not take this method."),
+    "invalid-cursor": Kind(400, "Invalid cursor", "The paging cursor is not one of ours."),
+    "invalid-limit": Kind(422, "Invalid limit", "Page sizes go from 1 to 200."),
+    "invalid-name": Kind(422, "Invalid name", "Names have 1 to 200 printable characters."),
+    "idempotency-key-reused": Kind(422, "Idempotency key reused", "The key came with another body before."),
+    "request-in-progress": Kind(409, "Request in progress", "The first request with this key is not answered yet."),
+    "in-use": Kind(409, "In use", "A search that is not finished still needs this."),
+    "unsafe-format": Kind(422, "Unsafe format", "Pickle, TorchScript and their like can execute code; they are refused."),
+    "unrecognised-format": Kind(422, "Unrecognised format", "The content is no format tightfit reads."),
+    "unsupported-format": Kind(422, "Unsupported format", "A format tightfit knows but does not read."),
+    "invalid-archive": Kind(422, "Invalid archive", "A zip archive that breaks the zip laws."),
+    "compressed-entry": Kind(422, "Compressed entry", "torch.export stores entries uncompressed; others are refused."),
+    "overlapping-entries": Kind(422, "Overlapping entries", "Two zip entries share bytes."),
+    "invalid-onnx": Kind(422, "Invalid ONNX", "The file is not a readable ONNX model."),
+    "external-data-refused": Kind(422, "External data refused", "ONNX weights must be inside the file."),
+    "unsupported-operator": Kind(422, "Unsupported operator", "The network uses operators that are not read yet."),
+    "invalid-graph": Kind(422, "Invalid graph", "The network's graph is inconsistent."),
+    "invalid-tensor": Kind(422, "Invalid tensor", "A stored tensor lies about its size, type or layout."),
+    "dynamic-shape-unsupported": Kind(422, "Dynamic shape unsupported", "Only the batch dimension may vary."),
+    "model-too-large": Kind(422, "Model too large", "More nodes or parameters than the reader accepts."),
+    "nothing-to-compress": Kind(422, "Nothing to compress", "The network has no convolution or linear layer."),
+    "inspection-failed": Kind(422, "Inspection failed", "The sandboxed reader died on this file."),
+    "invalid-dataset": Kind(422, "Invalid dataset", "Wrong shape, type, labels, or rows that are not finite."),
+    "dataset-too-large": Kind(422, "Dataset too large", "The dataset expands to more than the cap."),
+    "calibration-required": Kind(422, "Calibration required", "A role has no dataset."),
+    "invalid-device-profile": Kind(422, "Invalid device profile", "The profile has illegal or missing fields."),
+    "invalid-budget": Kind(422, "Invalid budget", "No limit, or a limit that is not a positive figure."),
+    "budget-unreachable": Kind(422, "Budget unreachable", "No legal assignment keeps the limit; `reachable` says what could be kept."),
+    "invalid-search-space": Kind(422, "Invalid search space", "The space leaves a layer without a legal choice."),
+    "search-space-too-large": Kind(422, "Search space too large", "More layers than one search handles."),
+    "invalid-limits": Kind(422, "Invalid limits", "Trials or time outside what the service allows."),
+    "model-not-ready": Kind(409, "Model not ready", "The model is still being read, or was rejected."),
+    "dataset-not-ready": Kind(409, "Dataset not ready", "The dataset is still being read, or was rejected."),
+    "already-finished": Kind(409, "Already finished", "The search has ended."),
+    "export-running": Kind(409, "Export running", "An export of this candidate is under way."),
+    "invalid-schedule": Kind(422, "Invalid schedule", "The cron expression or time zone is not valid."),
+    "blob-corrupt": Kind(500, "Blob corrupt", "A stored file changed; it is not used."),
+    "busy": Kind(503, "Busy", "The database is locked; try again."),
+    "internal-error": Kind(500, "Internal error", "A fault of the service; the log has the request id."),
+    "baseline-invalid": Kind(409, "Baseline invalid", "The float network can't be measured on the evaluation set."),
+    "trials-keep-failing": Kind(409, "Trials keep failing", "Three trials in a row ended the same bad way."),
+    "search-failed": Kind(409, "Search failed", "The search ended on a fault; its record says which."),
+    "export-failed": Kind(409, "Export failed", "The export could not be made."),
+}
+
+
+class Problem(Exception):
+    """A refusal on its way to the client."""
+
+    def __init__(
+        self, slug: str, detail: str, errors: Sequence[Json] = (), extra: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(f"{slug}: {detail}")
+        self.slug, self.detail, self.errors, self.extra = slug, detail, list(errors), dict(extra or {})
+
+    @property
+    def status(self) -> int:
+        """Return the HTTP status."""
+        return PROBLEMS[self.slug].status
+
+    def to_json(self, instance: str = "") -> Json:
+        """Return the problem document."""
+        body: Json = {
+            "type": f"/problems/{self.slug}",
+            "title": PROBLEMS[self.slug].title,
+            "status": self.status,
+            "detail": self.detail,
+            "instance": instance,
+            "errors": self.errors,
+        }
+        return {**body, **self.extra}
+
+
+def field_error(pointer: str, detail: str, code: str = "invalid") -> Json:
+    """Return one entry of a problem's `errors`."""
+    return {"pointer": pointer, "code": code, "detail": detail}

@@ -1,0 +1,67 @@
+"""Reading rows: one by id, or a page of many, newest first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from app.store.tables import Artefact, Candidate, Device, Search, Trial, Worker
+
+Row = TypeVar("Row")
+LIVE = ("queued", "running", "cancelling")
+
+
+def page(session: Session, table: Any, limit: int, before: str | None = None, **equal: Any) -> Sequence[Any]:
+    """Return up to `limit` rows ordered by id descending (ids sort by time), below id `before`, filtered by columns."""
+    query = sa.select(table).order_by(table.id.desc()).limit(limit)
+    if before is not None:
+        query = query.where(table.id < before)
+    for column, value in equal.items():
+        if value is not None:
+            query = query.where(getattr(table, column) == value)
+    return session.scalars(query).all()
+
+
+def device(session: Session, key: str) -> Device | None:
+    """Return a device by id, or the newest revision of a name."""
+    found = session.get(Device, key)
+    if found is not None:
+        return found
+    return session.scalar(sa.select(Device).where(Device.name == key).order_by(Device.revision.desc()).limit(1))
+
+
+def candidates(session: Session, search_id: str) -> Sequence[Candidate]:
+    """Return a search's candidates by rank."""
+    query = sa.select(Candidate).where(Candidate.search_id == search_id).order_by(Candidate.rank, Candidate.trial_idx)
+    return session.scalars(query).all()
+
+
+def artefacts(session: Session, candidate_id: str) -> Sequence[Artefact]:
+    """Return a candidate's artefacts by kind."""
+    query = sa.select(Artefact).where(Artefact.candidate_id == candidate_id).order_by(Artefact.kind)
+    return session.scalars(query).all()
+
+
+def trials(session: Session, search_id: str, after: int = -1, limit: int = 200) -> Sequence[Trial]:
+    """Return a search's trials by number, beginning behind `after`."""
+    query = sa.select(Trial).where(Trial.search_id == search_id, Trial.idx > after).order_by(Trial.idx).limit(limit)
+    return session.scalars(query).all()
+
+
+def live_searches(session: Session, column: Any, value: str) -> list[str]:
+    """Return the ids of unfinished searches with a column's value."""
+    return list(session.scalars(sa.select(Search.id).where(column == value, Search.state.in_(LIVE))))
+
+
+def workers(session: Session) -> Sequence[Worker]:
+    """Return the workers by id."""
+    return session.scalars(sa.select(Worker).order_by(Worker.executor_id)).all()
+
+
+def counts(session: Session, table: Any) -> dict[str, int]:
+    """Return how many rows are in each state."""
+    query = sa.select(table.state, sa.func.count()).group_by(table.state)
+    return {state: number for state, number in session.execute(query)}
