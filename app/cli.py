@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,12 +34,12 @@ def serve(
     workers: Annotated[int, typer.Option(min=0, help="Worker processes beside the service.")] = 1,
 ) -> None:
     """Run the service, the dashboard and a worker; prints the dashboard's link. Ctrl-C stops them."""
-    from app import supervisor
     from app.settings import Settings
+    from app.supervisor import serve as run
 
-    given = {"host": host, "port": port, "data_dir": data_dir}
+    given: dict[str, Any] = {"host": host, "port": port, "data_dir": data_dir}
     settings = Settings(**{key: value for key, value in given.items() if value is not None})
-    raise typer.Exit(supervisor.serve(settings, workers=workers) or 0)
+    raise typer.Exit(run(settings, workers=workers))
 
 
 @app.command()

@@ -74,7 +74,7 @@ def layer_table(candidate: Any) -> Any:
     rows = [
         (
             layer["name"],
-            f"{layer['out_channels']}/{layer.get('channels', layer['out_channels'])}",
+            f"{layer['out_channels']}/{layer['full_out_channels']}",
             layer["weight_bits"],
             layer["input_bits"],
             amount("macs", layer["macs"]),

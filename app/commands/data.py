@@ -24,8 +24,8 @@ app = typer.Typer(no_args_is_help=True, help="Datasets: make, push, list.")
 class Spec:
     """How the stored numbers become the network's inputs, and what the dataset is for."""
 
-    layout: Annotated[str | None, typer.Option(help="NCHW or NHWC.")] = None
-    scale: Annotated[float | None, typer.Option(help="Factor on stored values (1/255 by default for bytes).")] = None
+    layout: Annotated[str | None, typer.Option(help="NCHW, NHWC, NHW, NC or NCL.")] = None
+    scale: Annotated[float | None, typer.Option(help="Factor on stored values, such as 0.00392157 for bytes.")] = None
     mean: Annotated[str | None, typer.Option(help="Per-channel mean after scaling: 0.49,0.48,0.45.")] = None
     std: Annotated[str | None, typer.Option(help="Per-channel standard deviation after scaling.")] = None
     role: Annotated[str | None, typer.Option(help="calibration, evaluation, holdout or all.")] = None

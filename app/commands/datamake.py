@@ -61,7 +61,11 @@ def from_arrays(source: Path, labels: Path | None) -> Made:
 
 
 def guess_layout(shape: tuple[int, ...]) -> str:
-    """Return NHWC for pictures whose last axis looks like channels (1, 3 or 4) and whose second does not."""
+    """Return the layout an array looks like: the axis of 1, 3 or 4 is the channels, equal last axes are a picture."""
+    if len(shape) == 2:
+        return "NC"
+    if len(shape) == 3:
+        return "NHW" if shape[1] == shape[2] else "NCL"
     return "NHWC" if len(shape) == 4 and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4) else "NCHW"
 
 

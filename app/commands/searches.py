@@ -165,12 +165,8 @@ def resolve(client: Client, names: _Names) -> dict[str, Any]:
 
 def best_candidate(client: Client, search: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the best candidate of a search in full, or None while there is none."""
-    best = search.get("best") or {}
-    id = best.get("candidate_id") or best.get("id")
-    if id is None:
-        found = client.candidates(search["id"])
-        id = found[0]["id"] if found else None
-    return None if id is None else client.get(f"/v1/candidates/{id}")
+    found = client.candidates(search["id"])
+    return client.get(f"/v1/candidates/{found[0]['id']}") if found else None
 
 
 def _follow(session: Session, id: str) -> None:

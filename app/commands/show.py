@@ -79,11 +79,11 @@ def candidate_summary(console: Console, candidate: Json) -> None:
 def quality_rows(candidate: Json) -> list[tuple[str, str, str, str]]:
     """Return (set, accuracy, agreement, KL) for each set of pictures the candidate was measured on."""
     rows = []
-    for name, metrics in (candidate.get("metrics") or {}).items():
-        if isinstance(metrics, Mapping):
-            kl = metrics.get("kl")
-            shown = "–" if kl is None else f"{kl:.4f}"
-            rows.append((name, percent(metrics.get("accuracy")), percent(metrics.get("agreement")), shown))
+    for key, name in (("evaluation", "evaluation"), ("holdout", "hold-out")):
+        metrics = (candidate.get("metrics") or {}).get(key) or {}
+        kl = metrics.get("kl")
+        shown = "–" if kl is None else f"{kl:.4f}"
+        rows.append((name, percent(metrics.get("accuracy")), percent(metrics.get("agreement")), shown))
     return rows
 
 
@@ -102,8 +102,6 @@ def best_line(search: Json) -> str:
     """Return the best candidate so far in a few words, or nothing."""
     best = search.get("best") or {}
     metrics = best.get("metrics") or {}
-    if "evaluation" in metrics and isinstance(metrics["evaluation"], Mapping):
-        metrics = metrics["evaluation"]
     if metrics.get("accuracy") is not None:
         return f"best {percent(metrics['accuracy'])}"
     return f"best KL {metrics['kl']:.4f}" if metrics.get("kl") is not None else ""

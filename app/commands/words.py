@@ -64,7 +64,7 @@ def verdict(search: Mapping[str, Any]) -> str:
     """Return what became of a search, in one sentence."""
     state, outcome = search.get("state"), search.get("outcome")
     if state == "failed":
-        reason = (search.get("problem") or {}).get("detail") or (search.get("error") or "")
+        reason = (search.get("error") or search.get("problem") or {}).get("detail") or ""
         return f"The search failed. {reason}".strip()
     if state == "cancelled":
         return "The search was cancelled."

@@ -13,6 +13,7 @@ router.include_router(pages.router)
 
 
 def mount(app: FastAPI) -> None:
-    """Add the dashboard's pages and files to a service."""
+    """Add the dashboard's pages and files to a service; `app.state.service` must be set."""
     app.include_router(router)
     app.mount("/static", assets.Static(directory=assets.STATIC), name="static")
+    app.add_exception_handler(login.LoginNeeded, login.to_login)

@@ -17,7 +17,7 @@ Json = dict[str, Any]
 Read = Annotated[Reader, Depends(reader)]
 Axis = Annotated[str, Query(alias="x", pattern="^(latency_ms|weight_bytes|bops)$")]
 
-EVENT_NAMES = "state stage progress trial best baseline candidate artefact export verification outcome done"
+EVENT_NAMES = "state progress trial candidate export"
 _FINISHED = ("completed", "cancelled", "failed")
 
 router = APIRouter(include_in_schema=False, dependencies=[Depends(signed_in)])
@@ -122,9 +122,8 @@ def search_trials(id: str, read: Read) -> Response:
 def pareto(id: str, read: Read, axis: Axis = "bops") -> Response:
     """Return the Pareto figure over one cost axis."""
     trials = read.trials(id)
-    found = read.search(id)
-    points = view.points(trials, _chosen(found))
-    limit = view.limits_of(found).get(axis)
+    points = view.points(trials, read.candidates(id))
+    limit = view.limits_of(read.search(id)).get(axis)
     return JSONResponse(charts.pareto(points, axis, limit, view.quality_name(trials)))
 
 
@@ -143,11 +142,12 @@ def candidate(id: str, read: Read) -> Response:
     return page(
         "candidate.html",
         here="/searches",
-        candidate={"rank": None, "artefacts": [], "created_at": None, **found},
+        candidate=found,
         search_name=owner["name"],
         quality=view.quality_rows(found, owner.get("baseline") or {}),
         rows=view.candidate_layers(found),
         checks=view.check_facts(found.get("report") or {}),
+        notes=view.check_notes(found.get("report") or {}),
     )
 
 
@@ -188,27 +188,22 @@ def _uploads(read: Reader) -> dict[str, list[Json]]:
 
 def _status(read: Reader, id: str) -> Json:
     found = read.search(id)
-    best, baseline = found.get("best") or {}, found.get("baseline") or {}
+    candidates, baseline = read.candidates(id), found.get("baseline") or {}
+    best = candidates[0] if candidates else found.get("best") or {}
     return {
         "search": found,
         "finished": found["state"] in _FINISHED,
         "stages": view.stages(found),
-        "best_id": best.get("candidate_id") or best.get("id"),
+        "best_id": best.get("id"),
         "best_quality": view.quality_text(best),
         "best_costs": best.get("costs") or {},
         "baseline_quality": view.quality_text(baseline) if baseline else "",
-        "model_name": read.name("models", found["model_id"]),
-        "device_name": read.name("devices", found["device_id"]),
+        "model_name": read.model_name(found["model_id"]),
+        "device_name": read.device_name(found["device_id"]),
     }
 
 
 def _trials(read: Reader, id: str) -> Json:
     trials = read.trials(id)
-    chosen = _chosen(read.search(id))
-    return {"trials": view.trial_rows(trials, chosen), "quality": view.quality_name(trials).capitalize()}
-
-
-def _chosen(search: Json) -> int | None:
-    best = search.get("best") or {}
-    idx = best.get("trial_idx", best.get("idx"))
-    return None if idx is None else int(idx)
+    rows = view.trial_rows(trials, read.candidates(id))
+    return {"trials": rows, "quality": view.quality_name(trials).capitalize()}

@@ -1,17 +1,129 @@
-"""Everything the pages read."""
+"""Everything the pages read, in the same shapes as the API answers with."""
 
 from __future__ import annotations
 
+import shutil
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import Request
 
+from app.actions import Service
+from app.api import shapes
+from app.commands.words import amount
+from app.problems import Problem
+from app.store import query
+from app.store.tables import Candidate, Dataset, Device, Model, Search, now
+from app.web.view import moment
+
 Json = dict[str, Any]
+SHOWN = 200
+ALL_TRIALS = 100_000
 
 
 class Reader:
-    def __init__(self, request: Request) -> None: ...
+    """Reads rows in short transactions. Raises Problem not-found for an unknown id."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._database = service.database
+
+    def models(self) -> list[Json]:
+        """Return the newest models."""
+        return [shapes.model(row) for row in self._page(Model)]
+
+    def model(self, id: str) -> Json:
+        """Return one model."""
+        return shapes.model(self._one(Model, id))
+
+    def datasets(self) -> list[Json]:
+        """Return the newest datasets."""
+        return [shapes.dataset(row) for row in self._page(Dataset)]
+
+    def devices(self) -> list[Json]:
+        """Return the device profiles, built-in ones first."""
+        found = [shapes.device(row) for row in self._page(Device)]
+        return sorted(found, key=lambda item: (not item["builtin"], item["name"], -item["revision"]))
+
+    def searches(self) -> list[Json]:
+        """Return the newest searches."""
+        return [shapes.search(row) for row in self._page(Search)]
+
+    def search(self, id: str) -> Json:
+        """Return one search."""
+        return shapes.search(self._one(Search, id))
+
+    def trials(self, id: str) -> list[Json]:
+        """Return the trials of a search in order."""
+        with self._database.reading() as session:
+            return [shapes.trial(row) for row in query.trials(session, id, limit=ALL_TRIALS)]
+
+    def candidates(self, id: str) -> list[Json]:
+        """Return the candidates of a search, best first, without their artefacts."""
+        with self._database.reading() as session:
+            return [shapes.candidate(row, ()) for row in query.candidates(session, id)]
+
+    def candidate(self, id: str) -> Json:
+        """Return one candidate with its artefacts."""
+        row = self._one(Candidate, id)
+        with self._database.reading() as session:
+            return shapes.candidate(row, query.artefacts(session, id))
+
+    def model_name(self, id: str) -> str:
+        """Return a model's name, or its id where it was deleted."""
+        with self._database.reading() as session:
+            row = session.get(Model, id)
+        return id if row is None else row.name
+
+    def device_name(self, id: str) -> str:
+        """Return the name and revision of a device profile."""
+        with self._database.reading() as session:
+            row = session.get(Device, id)
+        return id if row is None or row.builtin else f"{row.name} r{row.revision}"
+
+    def workers(self) -> list[Json]:
+        """Return the workers, and whether each was heard of lately."""
+        silence = self._service.settings.worker_silence_s
+        with self._database.reading() as session:
+            rows = query.workers(session)
+        return [
+            {
+                **shapes.worker(row),
+                "alive": (now() - row.last_seen).total_seconds() < silence,
+                "seen": moment(shapes.moment(row.last_seen)),
+            }
+            for row in rows
+        ]
+
+    def system(self) -> list[tuple[str, str]]:
+        """Return facts about the service: version, database, disk, rows by state."""
+        settings = self._service.settings
+        with self._database.reading() as session:
+            counts = {table.__tablename__: query.counts(session, table) for table in (Model, Dataset, Search)}
+        facts = [
+            ("Version", version("tightfit")),
+            ("Database", "SQLite" if settings.is_sqlite else "PostgreSQL"),
+            ("Data folder", str(settings.data_dir)),
+            ("Disk free", amount("weight_bytes", shutil.disk_usage(settings.data_dir).free)),
+        ]
+        return facts + [(f"{noun.capitalize()} rows", _by_state(found)) for noun, found in counts.items()]
+
+    def _page(self, table: Any) -> list[Any]:
+        with self._database.reading() as session:
+            return list(query.page(session, table, SHOWN))
+
+    def _one(self, table: Any, id: str) -> Any:
+        with self._database.reading() as session:
+            row = session.get(table, id)
+        if row is None:
+            raise Problem("not-found", f"no {table.__tablename__} {id!r}")
+        return row
 
 
 def reader(request: Request) -> Reader:
-    return Reader(request)
+    """Return the reader of a request's service."""
+    return Reader(request.app.state.service)
+
+
+def _by_state(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number} {state}" for state, number in sorted(counts.items())) or "none"

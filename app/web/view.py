@@ -38,18 +38,15 @@ def quality_of(item: Mapping[str, Any]) -> tuple[str, float | None]:
 
 
 def flat_metrics(item: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the metrics of the evaluation set, however deep they lie."""
+    """Return the metrics on the evaluation set: a candidate's lie under its name, a trial's directly."""
     metrics = item.get("metrics") or {}
-    for fidelity in ("full", "evaluation", "screen"):
-        nested = metrics.get(fidelity)
-        if isinstance(nested, Mapping):
-            return nested.get("metrics", nested)
-    return metrics
+    nested = metrics.get("evaluation")
+    return nested if isinstance(nested, Mapping) else metrics
 
 
-def points(trials: Sequence[Mapping[str, Any]], chosen: int | None = None) -> list[Point]:
-    """Return the measured trials as chart points."""
-    made = []
+def points(trials: Sequence[Mapping[str, Any]], candidates: Sequence[Mapping[str, Any]] = ()) -> list[Point]:
+    """Return the measured trials as chart points; a candidate's leads to its page, the best one's is marked."""
+    made, chosen = [], chosen_idx(candidates)
     for trial in trials:
         if not trial.get("costs"):
             continue
@@ -60,7 +57,7 @@ def points(trials: Sequence[Mapping[str, Any]], chosen: int | None = None) -> li
                 quality=quality_of(trial)[1],
                 feasible=bool(trial.get("feasible")),
                 kind=str(trial.get("kind") or "sampled"),
-                href=candidate_href(trial),
+                href=hrefs(candidates).get(trial["idx"]),
                 chosen=trial["idx"] == chosen,
             )
         )
@@ -72,38 +69,36 @@ def quality_name(trials: Sequence[Mapping[str, Any]]) -> str:
     return next((quality_of(trial)[0] for trial in trials if flat_metrics(trial)), "accuracy")
 
 
-def candidate_href(trial: Mapping[str, Any]) -> str | None:
-    """Return the page of a trial's candidate, if it became one."""
-    id = trial.get("candidate_id")
-    return f"/candidates/{id}" if id else None
+def hrefs(candidates: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Return the pages of candidates by trial number."""
+    return {item["trial_idx"]: f"/candidates/{item['id']}" for item in candidates}
 
 
-def trial_rows(trials: Sequence[Mapping[str, Any]], chosen: int | None) -> list[Json]:
+def chosen_idx(candidates: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the trial number of the best candidate."""
+    return min(candidates, key=lambda item: item["rank"])["trial_idx"] if candidates else None
+
+
+def trial_rows(trials: Sequence[Mapping[str, Any]], candidates: Sequence[Mapping[str, Any]] = ()) -> list[Json]:
     """Return the trial table, newest first."""
-    rows = []
+    rows, chosen, pages = [], chosen_idx(candidates), hrefs(candidates)
     for trial in reversed(trials):
-        problem = trial.get("problem") or trial.get("error")
-        rows.append(
-            {
-                **trial,
-                "costs": trial.get("costs") or {},
-                "quality": quality_of(trial)[1],
-                "href": candidate_href(trial),
-                "chosen": trial["idx"] == chosen,
-                "seconds": trial.get("seconds"),
-                "problem": problem.get("detail") if isinstance(problem, Mapping) else problem,
-            }
-        )
+        own = {
+            "costs": trial.get("costs") or {},
+            "quality": quality_of(trial)[1],
+            "href": pages.get(trial["idx"]),
+            "chosen": trial["idx"] == chosen,
+            "seconds": trial.get("seconds"),
+            "failure": (trial.get("failure") or {}).get("detail"),
+        }
+        rows.append({**trial, **own})
     return rows
 
 
 def limits_of(search: Mapping[str, Any]) -> dict[str, float]:
     """Return the absolute limits of a search by metric."""
-    budget = search.get("budget") or {}
-    found = budget.get("limits", budget)
-    if isinstance(found, Mapping):
-        return {metric: float(limit) for metric, limit in found.items() if isinstance(limit, int | float)}
-    return {limit["metric"]: float(limit["max"]) for limit in found if limit.get("max") is not None}
+    found = (search.get("budget") or {}).get("limits") or {}
+    return {metric: float(limit) for metric, limit in found.items()}
 
 
 def stages(search: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -131,29 +126,15 @@ def quality_text(item: Mapping[str, Any]) -> str:
 
 def quality_rows(candidate: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[Json]:
     """Return the quality table of a candidate: one row per set of pictures, with the change from the float network."""
+    before = {"evaluation": baseline.get("metrics") or {}, "holdout": baseline.get("holdout") or {}}
     rows = []
-    for name, values in (candidate.get("metrics") or {}).items():
-        if not isinstance(values, Mapping):
-            continue
-        own = values.get("metrics", values)
-        accuracy = own.get("accuracy")
-        before = baseline_accuracy(baseline, name)
-        delta = None if accuracy is None or before is None else accuracy - before
-        rows.append(
-            {"name": name, "accuracy": accuracy, "delta": delta, "agreement": own.get("agreement"), "kl": own.get("kl")}
-        )
+    for key, name in (("evaluation", "evaluation"), ("holdout", "hold-out")):
+        own = (candidate.get("metrics") or {}).get(key) or {}
+        accuracy, reference = own.get("accuracy"), before[key].get("accuracy")
+        delta = None if accuracy is None or reference is None else accuracy - reference
+        shared = {"agreement": own.get("agreement"), "kl": own.get("kl")}
+        rows.append({"name": name, "accuracy": accuracy, "delta": delta, **shared})
     return rows
-
-
-def baseline_accuracy(baseline: Mapping[str, Any], fidelity: str) -> float | None:
-    """Return the float network's accuracy on one set of pictures."""
-    metrics = baseline.get("metrics") or {}
-    nested = metrics.get(fidelity)
-    if isinstance(nested, Mapping):
-        value = nested.get("metrics", nested).get("accuracy")
-    else:
-        value = metrics.get("accuracy") if fidelity in ("full", "evaluation") else None
-    return None if value is None else float(value)
 
 
 def bars(rows: Sequence[Mapping[str, Any]]) -> list[Bar]:
@@ -163,26 +144,32 @@ def bars(rows: Sequence[Mapping[str, Any]]) -> list[Bar]:
 
 def candidate_layers(candidate: Mapping[str, Any]) -> list[Json]:
     """Return the per-layer table with kept and full output channels."""
-    rows = []
-    for layer in candidate.get("layers") or []:
-        kept = int(layer["out_channels"])
-        rows.append({**layer, "kept": kept, "channels": int(layer.get("channels") or kept)})
-    return rows
+    rows = candidate.get("layers") or []
+    return [{**row, "kept": row["out_channels"], "channels": row["full_out_channels"]} for row in rows]
 
 
 def check_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what verification found, as (name, text)."""
-    latency = report.get("latency") or report
+    accuracy, latency = report.get("accuracy") or {}, report.get("latency") or {}
+    sizes, costs = report.get("file_bytes") or {}, report.get("costs") or {}
     facts = [
-        ("Accuracy, simulated", _share(report.get("accuracy_sim"))),
-        ("Accuracy, ONNX Runtime", _share(report.get("accuracy_ort"))),
-        ("Top-1 agreement", _share(report.get("agreement"))),
-        ("Latency, float", _amount("latency_ms", latency.get("float_ms"))),
-        ("Latency, compressed", _amount("latency_ms", latency.get("compressed_ms"))),
-        ("Speed-up", _times(latency.get("ratio"))),
-        ("Weight bytes, recounted", _amount("weight_bytes", report.get("weight_bytes"))),
+        ("Accuracy, simulated", _share(accuracy.get("simulated"))),
+        ("Accuracy, ONNX Runtime", _share(accuracy.get("onnx"))),
+        ("Top-1 agreement", _share((report.get("agreement") or {}).get("top1"))),
+        ("Weight bytes, recounted", _amount("weight_bytes", costs.get("weight_bytes"))),
+        ("ONNX file", _amount("weight_bytes", sizes.get("onnx"))),
+        ("ONNX file, float", _amount("weight_bytes", sizes.get("float_onnx"))),
+        ("Latency here", _amount("latency_ms", (latency.get("compressed") or {}).get("min_ms"))),
+        ("Latency here, float", _amount("latency_ms", (latency.get("float") or {}).get("min_ms"))),
+        ("Speed-up here", _times(report.get("latency_ratio"))),
     ]
     return [(name, text) for name, text in facts if text is not None]
+
+
+def check_notes(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return failures and remarks of a verification as (kind, text), failures first."""
+    failures = [("bad", f"{item['code']}: {item['detail']}") for item in report.get("failures") or []]
+    return failures + [("warn", str(note)) for note in report.get("notes") or []]
 
 
 def moment(text: str | None, now: datetime | None = None) -> str:

@@ -131,7 +131,14 @@ def test_data_make_when_array_holds_objects_then_never_unpickles(runner: CliRunn
 
 @pytest.mark.parametrize(
     ("shape", "layout"),
-    [((9, 32, 32, 3), "NHWC"), ((9, 3, 32, 32), "NCHW"), ((9, 1, 8, 8), "NCHW"), ((9, 64), "NCHW")],
+    [
+        ((9, 32, 32, 3), "NHWC"),
+        ((9, 3, 32, 32), "NCHW"),
+        ((9, 1, 8, 8), "NCHW"),
+        ((9, 64), "NC"),
+        ((9, 28, 28), "NHW"),
+        ((9, 2, 128), "NCL"),
+    ],
 )
 def test_layout_when_guessed_then_follows_the_channel_axis(shape: tuple[int, ...], layout: str) -> None:
     assert guess_layout(shape) == layout

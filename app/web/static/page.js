@@ -63,6 +63,10 @@ async function refresh(region) {
   region.replaceWith(next);
   if (next.dataset.refresh) later(next);
 }
+// A page that waits for something outside its regions is loaded again after a while.
+const waiting = document.querySelector("[data-reload]");
+if (waiting) setTimeout(() => location.reload(), Number(waiting.dataset.reload));
+
 const later = (region) => setTimeout(() => refresh(region).catch(() => later(region)), 1500);
 document.querySelectorAll("[data-refresh]").forEach(later);
 

@@ -24,10 +24,9 @@ def test_layer_rows_when_made_then_shares_add_up_to_one() -> None:
 @pytest.mark.parametrize(
     ("metrics", "wanted"),
     [
-        ({"full": {"accuracy": 0.8, "kl": 0.1}}, ("accuracy", 0.8)),
+        ({"accuracy": 0.8, "kl": 0.1}, ("accuracy", 0.8)),
         ({"evaluation": {"agreement": 0.9, "kl": 0.1}}, ("agreement", 0.9)),
         ({"kl": 0.25}, ("KL", -0.25)),
-        ({"full": {"metrics": {"accuracy": 0.7}}}, ("accuracy", 0.7)),
         ({}, ("KL", None)),
     ],
 )
@@ -37,9 +36,8 @@ def test_quality_when_metrics_differ_then_the_most_telling_is_shown(
     assert view.quality_of({"metrics": metrics}) == wanted
 
 
-def test_limits_when_written_either_way_then_are_absolute_by_metric() -> None:
+def test_limits_when_known_then_are_absolute_by_metric() -> None:
     assert view.limits_of({"budget": {"limits": {"bops": 10}}}) == {"bops": 10.0}
-    assert view.limits_of({"budget": {"limits": [{"metric": "bops", "max": 10}, {"metric": "macs"}]}}) == {"bops": 10.0}
     assert view.limits_of({}) == {}
 
 
@@ -50,10 +48,10 @@ def test_stages_when_searching_then_earlier_ones_are_done() -> None:
 
 
 def test_quality_rows_when_baseline_is_known_then_tell_the_change() -> None:
-    candidate = {"metrics": {"evaluation": {"accuracy": 0.95}, "holdout": {"accuracy": 0.94, "kl": 0.02}, "junk": 1}}
-    baseline = {"metrics": {"evaluation": {"accuracy": 0.97}, "holdout": {"accuracy": 0.96}}}
+    candidate = {"metrics": {"evaluation": {"accuracy": 0.95}, "holdout": {"accuracy": 0.94, "kl": 0.02}}}
+    baseline = {"metrics": {"accuracy": 0.97}, "holdout": {"accuracy": 0.96}}
     rows = view.quality_rows(candidate, baseline)
-    assert [row["name"] for row in rows] == ["evaluation", "holdout"]
+    assert [row["name"] for row in rows] == ["evaluation", "hold-out"]
     assert [row["delta"] for row in rows] == pytest.approx([-0.02, -0.02])
 
 
@@ -67,14 +65,39 @@ def test_moment_when_recent_then_is_relative(seconds: int, text: str) -> None:
 
 def test_trial_rows_when_listed_then_newest_comes_first_and_failures_say_why() -> None:
     trials = [
-        {"idx": 0, "kind": "baseline", "state": "done", "metrics": {"full": {"accuracy": 0.9}}, "costs": {"bops": 1}},
-        {"idx": 1, "kind": "sampled", "state": "failed", "problem": {"detail": "out of memory"}},
+        {"idx": 0, "kind": "baseline", "state": "done", "metrics": {"accuracy": 0.9}, "costs": {"bops": 1}},
+        {
+            "idx": 1,
+            "kind": "sampled",
+            "state": "failed",
+            "failure": {"kind": "x", "detail": "out of memory"},
+        },
     ]
-    rows = view.trial_rows(trials, 0)
+    candidates = [{"id": "cnd_2", "rank": 2, "trial_idx": 1}, {"id": "cnd_1", "rank": 1, "trial_idx": 0}]
+    rows = view.trial_rows(trials, candidates)
     assert [row["idx"] for row in rows] == [1, 0]
-    assert rows[0]["problem"] == "out of memory"
+    assert rows[0]["failure"] == "out of memory"
     assert rows[1]["chosen"]
-    assert [point.idx for point in view.points(trials)] == [0]
+    assert [row["href"] for row in rows] == ["/candidates/cnd_2", "/candidates/cnd_1"]
+    (point,) = view.points(trials, candidates)
+    assert (point.idx, point.chosen, point.href) == (0, True, "/candidates/cnd_1")
+
+
+def test_checks_when_a_report_is_there_then_facts_and_failures_are_told() -> None:
+    report = {
+        "accuracy": {"simulated": 0.9, "onnx": 0.91},
+        "agreement": {"top1": 0.999},
+        "latency": {"float": {"min_ms": 2.0}, "compressed": {"min_ms": 0.05}},
+        "latency_ratio": 40.0,
+        "costs": {"weight_bytes": 12_300},
+        "failures": [{"code": "recount", "detail": "bytes differ"}],
+        "notes": ["slow"],
+    }
+    facts = dict(view.check_facts(report))
+    assert (facts["Top-1 agreement"], facts["Latency here"], facts["Speed-up here"]) == ("99.90 %", "50 µs", "40.00×")
+    assert facts["Weight bytes, recounted"] == "12.3 kB"
+    assert view.check_notes(report) == [("bad", "recount: bytes differ"), ("warn", "slow")]
+    assert view.check_facts({}) == []
 
 
 def test_brief_when_long_floats_then_four_digits() -> None:
