@@ -184,6 +184,7 @@ NETS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "grouped": (Grouped(8, 4), (2, 6, 6)),
     "grouped and widening": (Grouped(12, 4), (2, 6, 6)),
     "depthwise": (Grouped(8, 8), (2, 6, 6)),
+    "depthwise and widening": (Grouped(16, 8), (2, 6, 6)),
     "one axis": (Sound(), (2, 16)),
     "three axes": (Volume(), (1, 4, 4, 4)),
     "tokens": (Tokens(), (7, 6)),
