@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import pickle
 from collections.abc import Iterator
@@ -17,34 +16,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from app.domain.cost import count
-from app.domain.device import DeviceProfile, MemoryPool, Throughput
 from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, widest
+from tests.worker.digit_files import DEVICE, SPEC, Net, exported, write_files
 from worker.sandbox import Child, ChildRefused
 
 WAIT_S = 120.0
-SPEC = {"layout": "NCHW", "scale": 1 / 16}
-DEVICE = DeviceProfile(
-    name="bench",
-    unit="cpu",
-    pairs={"default": tuple((w, a) for w in (8, 4, 2) for a in (8, 4))},
-    compute=(Throughput(8, 8, 4.0, {"default": 0.5}),),
-    activation_pool=MemoryPool(None, 2.0),
-    weight_store=MemoryPool(None, 2.0),
-)
-
-
-class Net(nn.Module):
-    """Two convolutions, a pool and a linear layer: about 91 % on digits after two seconds of training."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(1, 12, 3, padding=1), nn.Conv2d(12, 16, 3, padding=1)
-        self.last = nn.Linear(16, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.relu(self.second(F.max_pool2d(F.relu(self.first(x)), 2)))
-        return self.last(torch.mean(y, dim=(2, 3)))
 
 
 class NoLayers(nn.Module):
@@ -64,38 +41,10 @@ class Marker:
         return Path.touch, (self.path,)
 
 
-def exported(net: nn.Module) -> bytes:
-    """Return a torch.export archive with a dynamic batch."""
-    shapes = ({0: torch.export.Dim("batch")},)
-    buffer = io.BytesIO()
-    torch.export.save(torch.export.export(net.eval(), (torch.zeros(2, 1, 8, 8),), dynamic_shapes=shapes), buffer)
-    return buffer.getvalue()
-
-
-def trained(x: torch.Tensor, y: torch.Tensor) -> Net:
-    """Train for a few seconds."""
-    torch.manual_seed(0)
-    net = Net()
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    for _ in range(15):
-        for rows in torch.randperm(len(x)).split(64):
-            optimizer.zero_grad()
-            F.cross_entropy(net(x[rows]), y[rows]).backward()
-            optimizer.step()
-    return net
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with net.pt2 and digits.npz (1,097 rows the network has not seen, integers 0..16)."""
-    from sklearn.datasets import load_digits
-
-    folder = tmp_path_factory.mktemp("files")
-    digits = load_digits()
-    x = torch.from_numpy(digits.images[:700, None].astype(np.float32) / 16)
-    (folder / "net.pt2").write_bytes(exported(trained(x, torch.from_numpy(digits.target[:700]).long())))
-    np.savez_compressed(folder / "digits.npz", x=digits.images[700:, None].astype(np.uint8), y=digits.target[700:])
-    return folder
+    return write_files(tmp_path_factory.mktemp("files"))
 
 
 @pytest.fixture(scope="module")
