@@ -68,7 +68,9 @@ def create_device(service: Service, profile: Json) -> Device:
             detail = f"{profile['name']!r} is a built-in profile; give yours another name"
             raise Problem("invalid-device-profile", detail, [field_error("/name", detail)])
         revision = 1 if before is None else before.revision + 1
-        row = Device(id=ids.new_id("device"), name=profile["name"], revision=revision, profile=profile, created_at=now())
+        row = Device(
+            id=ids.new_id("device"), name=profile["name"], revision=revision, profile=profile, created_at=now()
+        )
         row.builtin = False
         session.add(row)
         return row
@@ -172,7 +174,9 @@ def export_candidate(service: Service, candidate_id: str) -> Candidate:
         if row.export_state in ("queued", "running", "done"):
             return row
         row.export_state = "queued"
-        queue.enqueue(service.client, session, queue.EXPORT_CANDIDATE, f"{row.id}-export-{now():%Y%m%d%H%M%S%f}", row.id)
+        queue.enqueue(
+            service.client, session, queue.EXPORT_CANDIDATE, f"{row.id}-export-{now():%Y%m%d%H%M%S%f}", row.id
+        )
         return row
 
 
@@ -214,7 +218,9 @@ def fire_schedule(service: Service, schedule_id: str) -> str | None:
         return None
     problem, search = None, None
     try:
-        search = create_search(service, {**row.template, "name": f"{row.template['name']} {now():%Y-%m-%d %H:%M}"}, row.id)
+        search = create_search(
+            service, {**row.template, "name": f"{row.template['name']} {now():%Y-%m-%d %H:%M}"}, row.id
+        )
     except Problem as refusal:
         problem = refusal.to_json()
     with service.database.writing() as session:

@@ -32,6 +32,7 @@ PROBLEMS: dict[str, Kind] = {
     "insufficient-storage": Kind(507, "Insufficient storage", "The disk is nearly full; reads and cancels still work."),
     "digest-mismatch": Kind(422, "Digest mismatch", "The bytes are not those the digest header names."),
     "unauthenticated": Kind(401, "Unauthenticated", "No valid API key: unknown, revoked and expired keys look alike."),
+    "too-many-attempts": Kind(429, "Too many attempts", "Too many wrong keys from one address; wait a minute."),
     "missing-scope": Kind(403, "Missing scope", "The key lacks the scope that this needs."),
     "cross-site-request": Kind(403, "Cross-site request", "A form of another site can't act here."),
     "not-found": Kind(404, "Not found", "There is nothing under this address or id."),
@@ -42,7 +43,9 @@ PROBLEMS: dict[str, Kind] = {
     "idempotency-key-reused": Kind(422, "Idempotency key reused", "The key came with another body before."),
     "request-in-progress": Kind(409, "Request in progress", "The first request with this key is not answered yet."),
     "in-use": Kind(409, "In use", "A search that is not finished still needs this."),
-    "unsafe-format": Kind(422, "Unsafe format", "Pickle, TorchScript and their like can execute code; they are refused."),
+    "unsafe-format": Kind(
+        422, "Unsafe format", "Pickle, TorchScript and their like can execute code; they are refused."
+    ),
     "unrecognised-format": Kind(422, "Unrecognised format", "The content is no format tightfit reads."),
     "unsupported-format": Kind(422, "Unsupported format", "A format tightfit knows but does not read."),
     "invalid-archive": Kind(422, "Invalid archive", "A zip archive that breaks the zip laws."),
@@ -62,7 +65,9 @@ PROBLEMS: dict[str, Kind] = {
     "calibration-required": Kind(422, "Calibration required", "A role has no dataset."),
     "invalid-device-profile": Kind(422, "Invalid device profile", "The profile has illegal or missing fields."),
     "invalid-budget": Kind(422, "Invalid budget", "No limit, or a limit that is not a positive figure."),
-    "budget-unreachable": Kind(422, "Budget unreachable", "No legal assignment keeps the limit; `reachable` says what could be kept."),
+    "budget-unreachable": Kind(
+        422, "Budget unreachable", "No legal assignment keeps the limit; `reachable` says what could be kept."
+    ),
     "invalid-search-space": Kind(422, "Invalid search space", "The space leaves a layer without a legal choice."),
     "search-space-too-large": Kind(422, "Search space too large", "More layers than one search handles."),
     "invalid-limits": Kind(422, "Invalid limits", "Trials or time outside what the service allows."),

@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from dbos import DBOSClient
-from dbos.error import DBOSException
+from dbos import error as dbos_error
 from sqlalchemy.orm import Session
 
 from app.store.engine import Database
@@ -79,7 +79,7 @@ def put_schedule(client: DBOSClient, schedule_id: str, cron: str, timezone: str)
             cron_timezone=timezone,
             queue_name=CONTROL,
         )
-    except DBOSException as error:
+    except dbos_error.DBOSException as error:
         raise ValueError(str(error)) from error
 
 

@@ -6,9 +6,10 @@ import logging
 import os
 import socket
 
-from app.queue import APPLICATION, APPLICATION_VERSION, CONTROL, TRIALS
 from dbos import DBOS, DBOSConfig
 
+from app import queue
+from app.queue import APPLICATION, APPLICATION_VERSION, CONTROL, TRIALS
 from app.store.engine import Database
 
 POLL_S = 0.3
@@ -28,7 +29,7 @@ def launch(database: Database, executor_id: str, concurrency: int = 1) -> None:
     logging.getLogger("dbos").setLevel(logging.WARNING)
     config = DBOSConfig(
         name=APPLICATION,
-        system_database_url=_plain(database.url),
+        system_database_url=queue.plain(database.url),
         executor_id=executor_id,
         application_version=APPLICATION_VERSION,
         scheduler_polling_interval_sec=SCHEDULER_POLL_S,
@@ -42,8 +43,3 @@ def launch(database: Database, executor_id: str, concurrency: int = 1) -> None:
     DBOS.launch()
     DBOS.register_queue(CONTROL, worker_concurrency=2, polling_interval_sec=POLL_S)
     DBOS.register_queue(TRIALS, worker_concurrency=concurrency, polling_interval_sec=POLL_S)
-
-
-def _plain(url: str) -> str:
-    """Return a URL without driver name: DBOS picks its own."""
-    return url.replace("postgresql+psycopg://", "postgresql://")

@@ -29,9 +29,13 @@ INSPECT_S = 300.0
 class Context:
     """What the workflows of this process work with."""
 
-    settings: Settings
+    service: actions.Service
     site: Site
-    client: DBOSClient
+
+    @property
+    def client(self) -> DBOSClient:
+        """The durable engine's client."""
+        return self.service.client
 
 
 _context: Context | None = None
@@ -42,7 +46,7 @@ def install(settings: Settings, database: Database) -> None:
     global _context
     limits = Limits(memory_bytes=settings.child_memory_bytes)
     site = Site(database, Blobs(settings.blob_dir), limits, settings.trial_s, settings.slice_s)
-    _context = Context(settings, site, queue.client(database))
+    _context = Context(actions.Service(settings, database, site.blobs, queue.client(database)), site)
 
 
 def context() -> Context:
@@ -163,7 +167,7 @@ def export_one(candidate_id: str) -> None:
 @DBOS.workflow(name=queue.FIRE_SCHEDULE)
 def fire_schedule(at: Any, schedule_id: Any) -> None:
     """Create the search a schedule asks for; a tick is one workflow, so it fires once."""
-    actions.fire_schedule(context().site.database, context().client, str(schedule_id), context().settings)
+    actions.fire_schedule(context().service, str(schedule_id))
 
 
 __all__ = ["export_candidate", "install", "run_search"]

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from app.actions import space_spec
 from app.domain.budget import Budget
 from app.domain.candidate import Measurement
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
 from app.domain.lifecycle import Outcome
-from app.domain.space import Assignment, SpaceSpec, build_space
+from app.domain.space import Assignment, build_space
 from app.store import runner as rows
 from app.store.blobs import Blobs
 from app.store.engine import Database
@@ -363,19 +364,6 @@ class LostTrial(RuntimeError):
 Measure = Callable[[Job, Sequence[tuple[Assignment, str, str]]], list[Json]]
 
 
-def space_spec(spec: Json) -> SpaceSpec:
-    """Return the space a request asks for."""
-    data = spec.get("space") or {}
-    bits = {key: tuple(data[key]) if data.get(key) else None for key in ("weight_bits", "activation_bits")}
-    return SpaceSpec(
-        min_keep=data.get("min_keep") or 0.125,
-        prune=data.get("prune", True),
-        freeze=tuple(data.get("freeze") or ()),
-        fixed_bits={name: (pair[0], pair[1]) for name, pair in (data.get("fixed_bits") or {}).items()},
-        **bits,
-    )
-
-
 def search_settings(spec: Json) -> Settings:
     """Return the loop's settings a request asks for."""
     data = spec.get("search") or {}
@@ -414,4 +402,4 @@ def _row(trial: Trial) -> TrialRow:
     )
 
 
-__all__ = ["Cancelled", "GivenUp", "Job", "LostTrial", "Outcome", "Runner", "Site", "search_settings", "space_spec"]
+__all__ = ["Cancelled", "GivenUp", "Job", "LostTrial", "Outcome", "Runner", "Site", "search_settings"]

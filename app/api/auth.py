@@ -123,7 +123,11 @@ def check_session(request: Request, service: Service, cookie: str) -> Key:
     key_id, _, until = body.partition(".")
     if not hmac.compare_digest(signature, _sign(service, body)) or not until.isdigit() or int(until) < time.time():
         raise Problem("unauthenticated", "the session has ended; log in again")
-    if request.method not in ("GET", "HEAD") and request.headers.get("sec-fetch-site") not in (None, "same-origin", "none"):
+    if request.method not in ("GET", "HEAD") and request.headers.get("sec-fetch-site") not in (
+        None,
+        "same-origin",
+        "none",
+    ):
         raise Problem("cross-site-request", "a form of another site can't act here")
     with service.database.reading() as session:
         row = session.get(ApiKey, key_id)

@@ -112,6 +112,11 @@ class BlobWriter:
         self._digest.update(data)
         self.bytes += len(data)
 
+    def peek(self) -> Path:
+        """Return the unfinished file's path, everything written so far in it."""
+        self._file.flush()
+        return self._temporary
+
     def commit(self) -> str:
         """Sync the file and give it its name; return the SHA-256."""
         sha256 = self._digest.hexdigest()

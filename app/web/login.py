@@ -85,7 +85,7 @@ def safe_next(target: str) -> str:
 
 def _enter(request: Request, token: str, target: str) -> Response:
     service: Service = request.app.state.service
-    attempts = _attempts(request, service)
+    attempts: auth.Attempts = request.app.state.attempts
     address = request.client.host if request.client else ""
     if attempts.is_blocked(address):
         told = "Too many wrong keys; wait a minute."
@@ -105,12 +105,3 @@ def _enter(request: Request, token: str, target: str) -> Response:
         secure=request.url.scheme == "https",
     )
     return answer
-
-
-def _attempts(request: Request, service: Service) -> auth.Attempts:
-    """Return the process's count of failed logins."""
-    state = request.app.state
-    if not hasattr(state, "login_attempts"):
-        state.login_attempts = auth.Attempts(service.settings.failed_logins_per_minute)
-    found: auth.Attempts = state.login_attempts
-    return found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Response
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 
 from app.domain.cost import METRICS
+from app.problems import PROBLEMS, Problem
 from app.web import charts, view
 from app.web.login import signed_in
 from app.web.read import Reader, reader
@@ -20,13 +23,25 @@ Axis = Annotated[str, Query(alias="x", pattern="^(latency_ms|weight_bytes|bops)$
 EVENT_NAMES = "state progress trial candidate export"
 _FINISHED = ("completed", "cancelled", "failed")
 
-router = APIRouter(include_in_schema=False, dependencies=[Depends(signed_in)])
+
+class PageRoute(APIRoute):
+    """Shows a refusal as a page."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler, refusals of which become pages."""
+        handle = super().get_route_handler()
+
+        async def shown(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except Problem as problem:
+                title = PROBLEMS[problem.slug].title
+                return page("problem.html", problem.status, title=title, detail=problem.detail)
+
+        return shown
 
 
-@router.get("/")
-def home() -> Response:
-    """Go to the searches."""
-    return RedirectResponse("/searches", 303)
+router = APIRouter(include_in_schema=False, dependencies=[Depends(signed_in)], route_class=PageRoute)
 
 
 @router.get("/models")

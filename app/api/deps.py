@@ -1,0 +1,216 @@
+"""What every route shares: strict JSON, names, paging, idempotency."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
+
+from app.actions import Service
+from app.api import auth
+from app.problems import Problem, field_error
+from app.store.tables import Idempotency, now
+
+Json = dict[str, Any]
+Body = TypeVar("Body", bound=BaseModel)
+MAX_DEPTH = 64
+MAX_DIGITS = 400
+
+
+def service(request: Request) -> Service:
+    """Return the process's service."""
+    found: Service = request.app.state.service
+    return found
+
+
+def key(request: Request) -> auth.Key:
+    """Return who asks; refuses addresses that failed too often... and everyone without a valid key."""
+    return auth.authenticate(request)
+
+
+ServiceDep = Annotated[Service, Depends(service)]
+KeyDep = Annotated[auth.Key, Depends(key)]
+
+
+async def strict_json(request: Request, limit: int) -> Any:
+    """Return a request's JSON: UTF-8 only, no duplicate keys, no NaN, bounded in size and depth."""
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Problem("unsupported-media-type", f"Content-Type {kind or 'missing'!r}; application/json is needed")
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > limit:
+            raise Problem("body-too-large", f"more than {limit} bytes")
+    return parse_json(bytes(raw))
+
+
+def parse_json(raw: bytes) -> Any:
+    """Parse strict JSON. Raises Problem malformed-json, duplicate-json-key or invalid-number."""
+    try:
+        text = raw.decode("utf-8")
+        if _depth(text) > MAX_DEPTH or text.startswith("\ufeff"):
+            raise Problem("malformed-json", "nested too deeply, or begins with a byte order mark")
+        return json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_integer, parse_float=_float
+        )
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise Problem("malformed-json", str(error)[:200]) from error
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    inside = escaped = False
+    for char in text:
+        if inside:
+            inside = escaped or char != '"'
+            escaped = char == "\\" and not escaped
+        elif char == '"':
+            inside = True
+        elif char in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif char in "]}":
+            depth -= 1
+    return deepest
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Json:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise Problem("duplicate-json-key", f"{sorted({n for n in names if names.count(n) > 1})}")
+    return found
+
+
+def _no_constant(text: str) -> float:
+    raise Problem("invalid-number", f"{text} is no JSON number")
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise Problem("malformed-json", f"an integer of {len(text)} digits")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise Problem("invalid-number", f"{text[:40]} is too large")
+    return value
+
+
+def validated(schema: type[Body], data: Any, slug: str = "invalid-request") -> Body:
+    """Return a request's body as its schema, or raise a Problem with a pointer per fault."""
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        errors = [field_error("/" + "/".join(map(str, item["loc"])), item["msg"], item["type"]) for item in faults]
+        unknown = all(item["type"] == "extra_forbidden" for item in faults)
+        found = "unknown-field" if unknown and slug == "invalid-request" else _slug(faults, slug)
+        detail = "; ".join(f"{item['pointer']}: {item['detail']}" for item in errors[:5])
+        raise Problem(found, detail, errors) from error
+
+
+_BY_FIELD = {
+    "limits": "invalid-budget",
+    "space": "invalid-search-space",
+    "search": "invalid-limits",
+    "name": "invalid-name",
+}
+
+
+def _slug(faults: Any, slug: str) -> str:
+    """Name a fault after the part of the request it is in."""
+    if slug != "invalid-request":
+        return slug
+    first = faults[0]["loc"][0] if faults[0]["loc"] else ""
+    missing = faults[0]["type"] == "missing"
+    return slug if missing else _BY_FIELD.get(str(first), slug)
+
+
+async def body(request: Request, schema: type[Body], slug: str = "invalid-request") -> Body:
+    """Read and validate a JSON body."""
+    limit = service(request).settings.max_json_bytes
+    return validated(schema, await strict_json(request, limit), slug)
+
+
+def page_of(request: Request, limit: int | None = None, cursor: str | None = None) -> tuple[int, str | None]:
+    """Return (limit, last id) of a paging request. Raises Problem invalid-limit or invalid-cursor."""
+    size = 50 if limit is None else limit
+    if not 1 <= size <= 200:
+        raise Problem("invalid-limit", f"limit {size}; 1 to 200", [field_error("/limit", "1 to 200")])
+    if cursor is None:
+        return size, None
+    value, _, signature = cursor.rpartition(".")
+    if not hmac.compare_digest(signature, _signature(request, value)):
+        raise Problem("invalid-cursor", "the cursor is not one of ours")
+    return size, value
+
+
+PagingDep = Annotated[tuple[int, str | None], Depends(page_of)]
+
+
+def paged(request: Request, items: list[Json], size: int, last: str | None) -> Json:
+    """Return a page; `last` is the sort key of its last item."""
+    more = len(items) == size and last is not None
+    return {"items": items, "next_cursor": f"{last}.{_signature(request, str(last))}" if more else None}
+
+
+def _signature(request: Request, value: str) -> str:
+    text = f"{request.url.path}|{value}".encode()
+    return hmac.new(auth.secret(service(request)), text, hashlib.sha256).hexdigest()[:16]
+
+
+def idempotent(request: Request, who: auth.Key, fingerprint: bytes, act: Callable[[], JSONResponse]) -> JSONResponse:
+    """Run `act` once per Idempotency-Key: a repeated request gets the first answer, another body is refused."""
+    name = request.headers.get("idempotency-key")
+    if name is None:
+        return act()
+    if not 1 <= len(name) <= 64 or not name.isascii() or not name.isprintable():
+        raise Problem("invalid-request", "Idempotency-Key has 1 to 64 visible ASCII characters")
+    here, digest = service(request), hashlib.sha256(fingerprint).hexdigest()
+    place = (who.id, f"{request.method} {request.url.path}", name)
+    with here.database.writing() as session:
+        row = session.get(Idempotency, place)
+        if row is None:
+            session.add(Idempotency(key_id=place[0], route=place[1], key=name, digest=digest, created_at=now()))
+    if row is not None:
+        return _replayed(row, digest)
+    try:
+        answer = act()
+    except Problem as problem:
+        _settle(here, place, None if problem.status >= 500 else problem.status, problem.to_json(request.url.path), None)
+        raise
+    except BaseException:
+        _settle(here, place, None, {}, None)
+        raise
+    _settle(here, place, answer.status_code, json.loads(bytes(answer.body)), answer.headers.get("location"))
+    return answer
+
+
+def _replayed(row: Idempotency, digest: str) -> JSONResponse:
+    if row.digest != digest:
+        raise Problem("idempotency-key-reused", "the key came with another body before")
+    if row.status is None:
+        raise Problem("request-in-progress", "the first request with this key is not answered yet")
+    headers = {"Idempotency-Replayed": "true", **({"Location": row.location} if row.location else {})}
+    media = "application/problem+json" if row.status >= 400 else "application/json"
+    return JSONResponse(row.body, row.status, headers, media_type=media)
+
+
+def _settle(here: Service, place: tuple[str, str, str], status: int | None, answer: Json, location: str | None) -> None:
+    """Store the answer; forget the key where there is none to repeat."""
+    with here.database.writing() as session:
+        row = session.get_one(Idempotency, place)
+        if status is None:
+            session.delete(row)
+        else:
+            row.status, row.body, row.location = status, answer, location

@@ -1,0 +1,172 @@
+"""Models, datasets and devices."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
+
+from app import actions
+from app.actions import Service
+from app.api import shapes
+from app.api.auth import require
+from app.api.deps import Json, KeyDep, PagingDep, ServiceDep, body, idempotent, paged, parse_json, validated
+from app.api.schemas import DatasetSpecIn, DeviceIn
+from app.api.uploads import receive
+from app.problems import Problem, field_error
+from app.store import query
+from app.store.tables import Dataset, Device, Model
+
+router = APIRouter(prefix="/v1")
+MAX_NAME = 200
+_BIDI = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def checked_name(name: str) -> str:
+    """Return a name or raise Problem invalid-name."""
+    bad = any(unicodedata.category(char).startswith("C") or char in _BIDI for char in name)
+    if not name.strip() or len(name) > MAX_NAME or bad:
+        detail = "1 to 200 printable characters"
+        raise Problem("invalid-name", detail, [field_error("/name", detail)])
+    return name
+
+
+def one(service: Service, table: Any, key: str) -> Any:
+    """Return a row by id or raise Problem not-found."""
+    with service.database.reading() as session:
+        row = session.get(table, key) if len(key) <= 64 else None
+    if row is None:
+        raise Problem("not-found", f"no {table.__tablename__} {key[:64]!r}")
+    return row
+
+
+def listing(service: Service, table: Any, paging: tuple[int, str | None], **equal: Any) -> Any:
+    """Return one page of rows and the page's (size, last id)."""
+    size, before = paging
+    with service.database.reading() as session:
+        rows = query.page(session, table, size, before, **equal)
+    return rows, size, rows[-1].id if rows else None
+
+
+def accepted(content: Json, location: str, status: int = 202) -> JSONResponse:
+    """Return an answer with its Location."""
+    return JSONResponse(content, status, {"Location": location})
+
+
+@router.post("/models", status_code=202, tags=["models"])
+async def create_model(
+    request: Request, service: ServiceDep, key: KeyDep, name: str = "model", format: str | None = None
+) -> Response:
+    """Upload a network (raw body: ONNX or torch.export .pt2); it is read in a sandboxed worker."""
+    require(key, "models:write")
+    checked_name(name)
+    sha256, size, found = await receive(request, service, "network")
+    if format is not None and format != found:
+        raise Problem("unrecognised-format", f"declared as {format!r}, but the content is {found!r}")
+
+    def act() -> JSONResponse:
+        row = actions.create_model(service, name, found, sha256, size)
+        return accepted(shapes.model(row), f"/v1/models/{row.id}")
+
+    return await run_in_threadpool(idempotent, request, key, f"{name}|{sha256}".encode(), act)
+
+
+@router.get("/models", tags=["models"])
+def list_models(
+    request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep, state: str | None = None,
+) -> Json:  # fmt: skip
+    """List models, newest first."""
+    rows, size, last = listing(service, Model, paging, state=state)
+    return paged(request, [shapes.model(row) for row in rows], size, last)
+
+
+@router.get("/models/{id}", tags=["models"])
+def get_model(id: str, service: ServiceDep, key: KeyDep) -> Json:
+    """Return a model; `graph` is null until it is ready, `problem` says why it was rejected."""
+    return shapes.model(one(service, Model, id))
+
+
+@router.delete("/models/{id}", status_code=204, tags=["models"])
+def delete_model(id: str, service: ServiceDep, key: KeyDep) -> Response:
+    """Delete a model that no search has used."""
+    require(key, "models:write")
+    actions.delete_upload(service, Model, id)
+    return Response(status_code=204)
+
+
+@router.post("/datasets", status_code=202, tags=["datasets"])
+async def create_dataset(request: Request, service: ServiceDep, key: KeyDep, name: str = "dataset") -> Response:
+    """Upload a dataset (raw body: npz or safetensors with `x` and optional `y`); the spec is in a header."""
+    require(key, "models:write")
+    checked_name(name)
+    header = request.headers.get("x-tightfit-dataset-spec", "{}")
+    spec = validated(DatasetSpecIn, parse_json(header.encode("latin-1"))).model_dump()
+    sha256, size, found = await receive(request, service, "dataset")
+    if found not in ("npz", "safetensors"):
+        raise Problem("unrecognised-format", f"a dataset is npz or safetensors; the content is {found}")
+    fingerprint = f"{name}|{json.dumps(spec, sort_keys=True)}|{sha256}".encode()
+
+    def act() -> JSONResponse:
+        row = actions.create_dataset(service, name, spec, sha256, size)
+        return accepted(shapes.dataset(row), f"/v1/datasets/{row.id}")
+
+    return await run_in_threadpool(idempotent, request, key, fingerprint, act)
+
+
+@router.get("/datasets", tags=["datasets"])
+def list_datasets(
+    request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep, state: str | None = None,
+) -> Json:  # fmt: skip
+    """List datasets, newest first."""
+    rows, size, last = listing(service, Dataset, paging, state=state)
+    return paged(request, [shapes.dataset(row) for row in rows], size, last)
+
+
+@router.get("/datasets/{id}", tags=["datasets"])
+def get_dataset(id: str, service: ServiceDep, key: KeyDep) -> Json:
+    """Return a dataset."""
+    return shapes.dataset(one(service, Dataset, id))
+
+
+@router.delete("/datasets/{id}", status_code=204, tags=["datasets"])
+def delete_dataset(id: str, service: ServiceDep, key: KeyDep) -> Response:
+    """Delete a dataset that no search has used."""
+    require(key, "models:write")
+    actions.delete_upload(service, Dataset, id)
+    return Response(status_code=204)
+
+
+@router.post("/devices", status_code=201, tags=["devices"])
+async def create_device(request: Request, service: ServiceDep, key: KeyDep) -> Response:
+    """Store a device profile; a known name gets its next revision."""
+    require(key, "searches:write")
+    profile = (await body(request, DeviceIn, "invalid-device-profile")).model_dump()
+    fingerprint = hashlib.sha256(json.dumps(profile, sort_keys=True).encode()).digest()
+
+    def act() -> JSONResponse:
+        row = actions.create_device(service, profile)
+        return accepted(shapes.device(row), f"/v1/devices/{row.id}", 201)
+
+    return await run_in_threadpool(idempotent, request, key, fingerprint, act)
+
+
+@router.get("/devices", tags=["devices"])
+def list_devices(request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep) -> Json:
+    """List device profiles: built-in ones under their names, users' revisions newest first."""
+    rows, size, last = listing(service, Device, paging)
+    return paged(request, [shapes.device(row) for row in rows], size, last)
+
+
+@router.get("/devices/{id}", tags=["devices"])
+def get_device(id: str, service: ServiceDep, key: KeyDep) -> Json:
+    """Return a device profile by id, or the newest revision of a name."""
+    with service.database.reading() as session:
+        row = query.device(session, id)
+    if row is None:
+        raise Problem("not-found", f"no device {id[:64]!r}")
+    return shapes.device(row)

@@ -1,0 +1,188 @@
+"""What requests may say (pydantic, extra fields forbidden, finite numbers only)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, model_validator
+
+Name = Annotated[
+    str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]+$")
+]
+Metric = Literal["macs", "bops", "weight_bytes", "peak_activation_bytes", "latency_ms", "energy_mj"]
+Bits = Annotated[int, Field(ge=2, le=32)]
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+
+
+class Strict(BaseModel):
+    """Forbids unknown fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class LimitIn(Strict):
+    """One limit: absolute (`max`) or relative to the 8-bit or float network."""
+
+    metric: Metric
+    max: Positive | None = None
+    relative: Positive | None = None
+    relative_to: Literal["w8a8", "float"] = "w8a8"
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.max is None) == (self.relative is None):
+            raise ValueError("give either max or relative")
+        return self
+
+
+class SpaceIn(Strict):
+    """Bounds of the space."""
+
+    min_keep: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.125
+    prune: bool = True
+    weight_bits: list[Bits] | None = None
+    activation_bits: list[Bits] | None = None
+    freeze: list[Name] = []
+    fixed_bits: dict[str, tuple[Bits, Bits]] = {}
+
+
+class SearchOptionsIn(Strict):
+    """How hard to search."""
+
+    trials: Annotated[int, Field(ge=1, le=100_000)] = 60
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    max_wall_s: Positive | None = None
+
+
+class SearchIn(Strict):
+    """The body of POST /v1/searches."""
+
+    name: Name
+    model_id: str
+    dataset: dict[Literal["all", "calibration", "evaluation", "holdout"], str]
+    device_id: str
+    limits: list[LimitIn]
+    space: SpaceIn = SpaceIn()
+    search: SearchOptionsIn = SearchOptionsIn()
+    export_top: Annotated[int, Field(ge=0, le=8)] = 1
+
+
+class DatasetSpecIn(Strict):
+    """How stored numbers become inputs."""
+
+    role: Literal["all", "calibration", "evaluation", "holdout"] = "all"
+    layout: Literal["NCHW", "NHWC", "NHW", "NC", "NCL"] = "NCHW"
+    scale: Positive = 1.0
+    mean: list[FiniteFloat] = []
+    std: list[Positive] = []
+    split_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+class ScheduleIn(Strict):
+    """A cron schedule of a search."""
+
+    name: Name
+    cron: Annotated[str, StringConstraints(min_length=9, max_length=100)]
+    timezone: Annotated[str, StringConstraints(min_length=1, max_length=64)] = "UTC"
+    search: SearchIn
+
+
+class KeyIn(Strict):
+    """A new API key."""
+
+    name: Name
+    scopes: list[Literal["models:write", "searches:write", "artefacts:read", "admin"]] = [
+        "models:write",
+        "searches:write",
+        "artefacts:read",
+    ]
+
+
+class ComputeIn(Strict):
+    """Throughput of one bit pair."""
+
+    w: Bits
+    a: Bits
+    gmacs: Positive
+    eff: dict[str, Annotated[FiniteFloat, Field(gt=0, le=1)]] = {}
+
+
+class PoolIn(Strict):
+    """A memory pool."""
+
+    bytes: Annotated[int, Field(gt=0)] | None = None
+    gbps: Positive
+
+
+class MemoryIn(Strict):
+    """The device's memories."""
+
+    activation_pool: PoolIn
+    weight_store: PoolIn
+
+
+class ForcedIn(Strict):
+    """Widths of the network's input and output."""
+
+    input: Bits = 8
+    output: Bits = 32
+
+
+class RulesIn(Strict):
+    """What the device may run."""
+
+    pairs: Annotated[
+        dict[Literal["conv", "depthwise", "linear", "default"], list[tuple[Bits, Bits]]], Field(min_length=1)
+    ]
+    per_channel_weights: list[Literal["conv", "depthwise", "linear"]] = ["conv", "depthwise", "linear"]
+    channel_multiple: dict[
+        Annotated[str, StringConstraints(pattern=r"^(default|w\d+)$")], Annotated[int, Field(ge=1, le=1024)]
+    ] = {"default": 1}
+    storage_bits: dict[Annotated[str, StringConstraints(pattern=r"^\d+$")], Bits] = {}
+    forced_bits: ForcedIn = ForcedIn()
+
+    @model_validator(mode="after")
+    def _legal_bits(self) -> Self:
+        empty = [kind for kind, pairs in self.pairs.items() if not pairs]
+        if empty:
+            raise ValueError(f"no legal (weight, activation) bit pair for {empty}")
+        missing = {"conv", "depthwise", "linear"} - set(self.pairs)
+        if missing and "default" not in self.pairs:
+            raise ValueError(f"no bit pairs for {sorted(missing)} and no default")
+        return self
+
+
+class OverheadsIn(Strict):
+    """Fixed times."""
+
+    per_inference_us: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    per_layer_us: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    requant_ns_per_elem: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+
+
+class PowerIn(Strict):
+    """Energy figures."""
+
+    pj_per_mac: dict[str, Annotated[FiniteFloat, Field(ge=0)]] = {}
+    pj_per_byte: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+
+
+class EvidenceIn(Strict):
+    """Where the figures come from."""
+
+    kind: str = "datasheet"
+    sources: list[str] = []
+
+
+class DeviceIn(Strict):
+    """A device profile record."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    unit: Literal["cpu", "gpu", "npu", "mcu", "dsp"] = "cpu"
+    compute: Annotated[list[ComputeIn], Field(min_length=1, max_length=64)]
+    memory: MemoryIn
+    rules: RulesIn
+    overheads: OverheadsIn = OverheadsIn()
+    power: PowerIn = PowerIn()
+    evidence: EvidenceIn = EvidenceIn()

@@ -1,0 +1,206 @@
+"""Searches, trials, the front, events, candidates and artefacts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from app import actions
+from app.actions import Service
+from app.api import shapes
+from app.api.auth import require
+from app.api.deps import Json, KeyDep, PagingDep, ServiceDep, body, idempotent, paged
+from app.api.resources import accepted, listing, one
+from app.api.schemas import SearchIn
+from app.domain import pareto
+from app.domain.cost import METRICS
+from app.domain.lifecycle import SearchState
+from app.problems import Problem, field_error
+from app.store import events, query
+from app.store.tables import Artefact, Candidate, Search, Trial
+
+router = APIRouter(prefix="/v1")
+_HIGHER = ("accuracy", "agreement")
+_QUALITY = (*_HIGHER, "kl")
+
+
+@router.post("/searches", status_code=202, tags=["searches"])
+async def create_search(request: Request, service: ServiceDep, key: KeyDep) -> Response:
+    """Queue a search. An impossible budget is refused at once, with the smallest reachable values."""
+    require(key, "searches:write")
+    wanted = (await body(request, SearchIn)).model_dump(mode="json")
+
+    def act() -> JSONResponse:
+        row = actions.create_search(service, wanted)
+        return accepted(shapes.search(row), f"/v1/searches/{row.id}")
+
+    return await run_in_threadpool(idempotent, request, key, json.dumps(wanted, sort_keys=True).encode(), act)
+
+
+@router.post("/searches/preflight", tags=["searches"])
+async def preflight(request: Request, service: ServiceDep, key: KeyDep) -> Json:
+    """Count what a search request could reach, without queueing it."""
+    wanted = (await body(request, SearchIn)).model_dump(mode="json")
+    return await run_in_threadpool(actions.preflight, service, wanted)
+
+
+@router.get("/searches", tags=["searches"])
+def list_searches(
+    request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep, state: str | None = None,
+    model_id: str | None = None,
+) -> Json:  # fmt: skip
+    """List searches, newest first."""
+    rows, size, last = listing(service, Search, paging, state=state, model_id=model_id)
+    return paged(request, [shapes.search(row) for row in rows], size, last)
+
+
+@router.get("/searches/{id}", tags=["searches"])
+def get_search(id: str, service: ServiceDep, key: KeyDep) -> Json:
+    """Return a search: state, stage, progress, outcome, best so far."""
+    return shapes.search(one(service, Search, id))
+
+
+@router.post("/searches/{id}/cancel", status_code=202, tags=["searches"])
+def cancel_search(id: str, service: ServiceDep, key: KeyDep) -> Response:
+    """Ask a search to end; its child is killed within a second or two."""
+    require(key, "searches:write")
+    row, before = actions.cancel_search(service, id)
+    return JSONResponse(shapes.search(row), 200 if before else 202)
+
+
+@router.get("/searches/{id}/trials", tags=["searches"])
+def list_trials(id: str, request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep) -> Json:
+    """List a search's trials by number."""
+    one(service, Search, id)
+    size, after = paging
+    with service.database.reading() as session:
+        rows = query.trials(session, id, int(after) if after is not None else -1, size)
+    return paged(request, [shapes.trial(row) for row in rows], size, str(rows[-1].idx) if rows else None)
+
+
+@router.get("/searches/{id}/front", tags=["searches"])
+def front(id: str, service: ServiceDep, key: KeyDep, axes: str = "accuracy,bops", feasible: bool = False) -> Json:
+    """Return the trials no other beats on every axis (costs and quality metrics, comma-separated)."""
+    one(service, Search, id)
+    names = [name.strip() for name in axes.split(",") if name.strip()]
+    unknown = [name for name in names if name not in (*METRICS, *_QUALITY)]
+    if unknown or not names:
+        detail = f"axes are among {[*METRICS, *_QUALITY]}"
+        raise Problem("invalid-request", detail, [field_error("/axes", detail)])
+    with service.database.reading() as session:
+        rows = [row for row in all_trials(session, id) if row.kind != "baseline" and row.metrics]
+    names = [
+        "kl" if name == "accuracy" and not any("accuracy" in (r.metrics or {}) for r in rows) else name
+        for name in names
+    ]
+    rows = [
+        row for row in rows if (row.feasible or not feasible) and all(_coordinate(row, n) is not None for n in names)
+    ]
+    points = [[float(_coordinate(row, name) or 0.0) for name in names] for row in rows]
+    return {"axes": names, "items": [shapes.trial(rows[index]) for index in pareto.front(points)]}
+
+
+def all_trials(session: Any, search_id: str) -> list[Trial]:
+    """Return every trial of a search."""
+    found: list[Trial] = []
+    while part := query.trials(session, search_id, found[-1].idx if found else -1, 1000):
+        found += part
+    return found
+
+
+def _coordinate(row: Trial, name: str) -> float | None:
+    value = (row.costs or {}).get(name) if name in METRICS else (row.metrics or {}).get(name)
+    return None if value is None else (-value if name in _HIGHER else value)
+
+
+@router.get("/searches/{id}/candidates", tags=["candidates"])
+def list_candidates(id: str, service: ServiceDep, key: KeyDep) -> Json:
+    """List a search's candidates by rank on the hold-out set."""
+    one(service, Search, id)
+    with service.database.reading() as session:
+        rows = query.candidates(session, id)
+        items = [shapes.candidate(row, query.artefacts(session, row.id)) for row in rows]
+    return {"items": items, "next_cursor": None}
+
+
+@router.get("/candidates/{id}", tags=["candidates"])
+def get_candidate(id: str, service: ServiceDep, key: KeyDep) -> Json:
+    """Return a candidate: assignment, costs, metrics, layers, budget table, verification, artefacts."""
+    row = one(service, Candidate, id)
+    with service.database.reading() as session:
+        return shapes.candidate(row, query.artefacts(session, id))
+
+
+@router.post("/candidates/{id}/export", status_code=202, tags=["candidates"])
+def export_candidate(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
+    """Export and verify a candidate, whether or not it keeps the budget (the manifest says)."""
+    require(key, "searches:write")
+
+    def act() -> JSONResponse:
+        row = actions.export_candidate(service, id)
+        with service.database.reading() as session:
+            return accepted(shapes.candidate(row, query.artefacts(session, id)), f"/v1/candidates/{id}")
+
+    return idempotent(request, key, id.encode(), act)
+
+
+@router.get("/artefacts/{id}", tags=["artefacts"])
+def get_artefact(id: str, service: ServiceDep, key: KeyDep) -> Json:
+    """Return an artefact's record."""
+    return shapes.artefact(one(service, Artefact, id))
+
+
+@router.get("/artefacts/{id}/content", tags=["artefacts"])
+def artefact_content(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
+    """Download an artefact; ranges and If-None-Match work, the ETag is its SHA-256."""
+    row = one(service, Artefact, id)
+    etag = f'"{row.blob_sha}"'
+    if request.headers.get("if-none-match") == etag:
+        return Response(status_code=304, headers={"ETag": etag})
+    path = service.blobs.path(row.blob_sha)
+    if not path.exists():
+        raise Problem("blob-corrupt", "the stored file is gone")
+    headers = {"ETag": etag, "X-Content-Type-Options": "nosniff"}
+    return FileResponse(path, media_type="application/octet-stream", filename=row.filename, headers=headers)
+
+
+@router.get("/searches/{id}/events", tags=["searches"])
+async def stream(id: str, request: Request, service: ServiceDep, key: KeyDep, after: int | None = None) -> Response:
+    """Server-sent events of a search from the first, or behind `Last-Event-ID` (or `after`); ends with the search."""
+    await run_in_threadpool(one, service, Search, id)
+    text = request.headers.get("last-event-id", "")
+    start = after if after is not None else (int(text) if text.isdigit() else 0)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_events(request, service, id, start), media_type="text/event-stream", headers=headers)
+
+
+async def _events(request: Request, service: Service, id: str, seq: int) -> AsyncIterator[str]:
+    settings = service.settings
+    end, pinged = time.monotonic() + settings.event_stream_s, time.monotonic()
+    while time.monotonic() < end and not request.app.state.stopping.is_set():
+        rows, finished = await run_in_threadpool(_after, service, id, seq)
+        for row in rows:
+            seq = row.seq
+            data = {"seq": row.seq, "kind": row.kind, "at": shapes.moment(row.at), **row.payload}
+            yield f"id: {row.seq}\nevent: {row.kind}\ndata: {json.dumps(data)}\n\n"
+        if finished and not rows:
+            return
+        if time.monotonic() - pinged > settings.event_ping_s:
+            pinged = time.monotonic()
+            yield ": ping\n\n"
+        if not rows:
+            await asyncio.sleep(settings.event_poll_s)
+
+
+def _after(service: Service, id: str, seq: int) -> tuple[Any, bool]:
+    with service.database.reading() as session:
+        rows = events.after(session, id, seq)
+        search = session.get(Search, id)
+        return rows, search is None or SearchState(search.state).is_finished

@@ -1,0 +1,196 @@
+"""How rows look outside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from app.store.tables import ApiKey, Artefact, Candidate, Dataset, Device, Model, Schedule, Search, Trial, Worker
+
+Json = dict[str, Any]
+
+
+def moment(value: datetime | None) -> str | None:
+    """Return RFC 3339 in UTC."""
+    return None if value is None else value.isoformat().replace("+00:00", "Z")
+
+
+def model(row: Model) -> Json:
+    """Return a model."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "format": row.format,
+        "bytes": row.bytes,
+        "sha256": row.blob_sha,
+        "state": row.state,
+        "graph": row.graph,
+        "problem": row.problem,
+        "created_at": moment(row.created_at),
+        "links": {"self": f"/v1/models/{row.id}"},
+    }
+
+
+def dataset(row: Dataset) -> Json:
+    """Return a dataset."""
+    info = row.info or {}
+    return {
+        "id": row.id,
+        "name": row.name,
+        "bytes": row.bytes,
+        "sha256": row.blob_sha,
+        "state": row.state,
+        "spec": row.spec,
+        **{key: info.get(key) for key in ("rows", "shape", "dtype", "has_labels", "classes")},
+        "problem": row.problem,
+        "created_at": moment(row.created_at),
+        "links": {"self": f"/v1/datasets/{row.id}"},
+    }
+
+
+def device(row: Device) -> Json:
+    """Return a device profile."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "revision": row.revision,
+        "builtin": row.builtin,
+        "profile": row.profile,
+        "created_at": moment(row.created_at),
+        "links": {"self": f"/v1/devices/{row.id}"},
+    }
+
+
+def search(row: Search) -> Json:
+    """Return a search."""
+    base = f"/v1/searches/{row.id}"
+    return {
+        "id": row.id,
+        "name": row.name,
+        "model_id": row.model_id,
+        "dataset": row.dataset,
+        "device_id": row.device_id,
+        "schedule_id": row.schedule_id,
+        "state": row.state,
+        "stage": row.stage,
+        "outcome": row.outcome,
+        "progress": {"done": row.progress_done, "total": row.progress_total},
+        "eta_s": row.eta_s,
+        "budget": {"limits": row.limits},
+        "baseline": row.baseline,
+        "best": row.best,
+        "request": row.spec,
+        "error": row.error,
+        "created_at": moment(row.created_at),
+        "started_at": moment(row.started_at),
+        "finished_at": moment(row.finished_at),
+        "links": {
+            "self": base,
+            "trials": f"{base}/trials",
+            "front": f"{base}/front",
+            "candidates": f"{base}/candidates",
+            "events": f"{base}/events",
+            "page": f"/searches/{row.id}",
+        },
+    }
+
+
+def trial(row: Trial) -> Json:
+    """Return a trial."""
+    return {
+        "id": row.id,
+        "idx": row.idx,
+        "kind": row.kind,
+        "state": row.state,
+        "attempt": row.attempt,
+        "params": row.params,
+        "assignment": row.assignment,
+        "costs": row.costs,
+        "metrics": row.metrics,
+        "feasible": row.feasible,
+        "violation": row.violation,
+        "failure": row.failure,
+        "seconds": row.seconds,
+        "created_at": moment(row.created_at),
+        "finished_at": moment(row.finished_at),
+    }
+
+
+def candidate(row: Candidate, artefacts: Sequence[Artefact]) -> Json:
+    """Return a candidate with its artefacts."""
+    return {
+        "id": row.id,
+        "search_id": row.search_id,
+        "trial_idx": row.trial_idx,
+        "rank": row.rank,
+        "assignment": row.assignment,
+        "costs": row.costs,
+        "metrics": row.metrics,
+        "layers": row.layers,
+        "budget": row.budget,
+        "feasible": row.feasible,
+        "verification": row.verification,
+        "export_state": row.export_state,
+        "report": row.report,
+        "problem": row.problem,
+        "artefacts": [artefact(item) for item in artefacts],
+        "created_at": moment(row.created_at),
+        "links": {"self": f"/v1/candidates/{row.id}", "search": f"/v1/searches/{row.search_id}"},
+    }
+
+
+def artefact(row: Artefact) -> Json:
+    """Return an artefact's record."""
+    return {
+        "id": row.id,
+        "candidate_id": row.candidate_id,
+        "kind": row.kind,
+        "filename": row.filename,
+        "bytes": row.bytes,
+        "sha256": row.blob_sha,
+        "verification": row.verification,
+        "created_at": moment(row.created_at),
+        "links": {"self": f"/v1/artefacts/{row.id}", "content": f"/v1/artefacts/{row.id}/content"},
+    }
+
+
+def schedule(row: Schedule) -> Json:
+    """Return a schedule."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "cron": row.cron,
+        "timezone": row.timezone,
+        "search": row.template,
+        "enabled": row.enabled,
+        "last_fired_at": moment(row.last_fired_at),
+        "last_search_id": row.last_search_id,
+        "problem": row.problem,
+        "created_at": moment(row.created_at),
+        "links": {"self": f"/v1/schedules/{row.id}"},
+    }
+
+
+def api_key(row: ApiKey) -> Json:
+    """Return a key's record (never its text)."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "scopes": row.scopes,
+        "created_at": moment(row.created_at),
+        "expires_at": moment(row.expires_at),
+        "revoked_at": moment(row.revoked_at),
+        "last_used_at": moment(row.last_used_at),
+    }
+
+
+def worker(row: Worker) -> Json:
+    """Return a worker."""
+    return {
+        "executor_id": row.executor_id,
+        "host": row.host,
+        "pid": row.pid,
+        "started_at": moment(row.started_at),
+        "last_seen": moment(row.last_seen),
+    }
