@@ -1,0 +1,208 @@
+"""Pages, login and policy against the real application on a fresh SQLite database."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+from app.store import blobs, tables
+
+WEB = Path(__file__).resolve().parents[3] / "app" / "web"
+GRAPH = {
+    "layers": [
+        {"name": "stem", "kind": "conv", "weight_shape": [4, 1, 3, 3], "positions": 64, "groups": 1},
+        {"name": "head", "kind": "linear", "weight_shape": [10, 4], "positions": 1, "groups": 1},
+    ],
+    "groups": [
+        {"id": "stem", "channels": 4, "producers": ["stem"], "consumers": ["head"], "frozen": None},
+        {"id": "head", "channels": 10, "producers": ["head"], "consumers": [], "frozen": "network output"},
+    ],
+    "activations": [],
+    "input_shape": [1, 8, 8],
+    "output_shape": [10],
+    "parameters": 90,
+    "op_counts": {},
+}
+COSTS = {"macs": 1, "bops": 1000, "weight_bytes": 500, "peak_activation_bytes": 1, "latency_ms": 0.5, "energy_mj": 0}
+HOSTILE = '<script>alert("x")</script>'
+
+
+@pytest.fixture(scope="module")
+def anonymous(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    settings = Settings(data_dir=tmp_path_factory.mktemp("web"), disk_floor_bytes=0)
+    app = create_app(settings)
+    with TestClient(app, follow_redirects=False) as client:
+        with app.state.service.database.writing() as session:
+            seed(session)
+        yield client
+
+
+@pytest.fixture
+def web(anonymous: TestClient) -> Iterator[TestClient]:
+    key = anonymous.app.state.settings.key_file.read_text().strip()  # type: ignore[attr-defined]
+    assert anonymous.get(f"/login?token={key}").status_code == 303
+    yield anonymous
+    anonymous.cookies.clear()
+
+
+def seed(session: Any) -> None:
+    blobs.record(session, "ab" * 32, 5)
+    session.add(
+        tables.Model(
+            id="mdl_1",
+            name=HOSTILE,
+            format="onnx",
+            blob_sha="ab" * 32,
+            bytes=5,
+            state="ready",
+            graph=GRAPH,
+            problem=None,
+        )
+    )
+    session.flush()
+    session.add(
+        tables.Search(
+            id="srh_1", name="nightly", model_id="mdl_1", dataset={"all": "dst_1"}, device_id="generic-npu", device={},
+            spec={}, limits={"bops": 2000.0}, state="completed", outcome="feasible", progress_done=2, progress_total=2,
+            baseline={"metrics": {"accuracy": 0.9}, "holdout": {"accuracy": 0.88}, "costs": COSTS},
+        )
+    )  # fmt: skip
+    session.flush()
+    for idx, kind, accuracy, bops in (
+        (0, "baseline", 0.9, 64_000),
+        (1, "seed", 0.85, 1000),
+        (2, "sampled", 0.87, 3000),
+    ):
+        session.add(
+            tables.Trial(
+                id=f"trl_{idx}", search_id="srh_1", idx=idx, kind=kind, state="done", costs={**COSTS, "bops": bops},
+                metrics={"accuracy": accuracy, "kl": 0.1, "agreement": 0.9}, feasible=bops <= 2000, seconds=0.2,
+            )
+        )  # fmt: skip
+    layer = {
+        "name": "stem", "kind": "conv", "out_channels": 3, "full_out_channels": 4, "weight_bits": 4, "input_bits": 8,
+        "macs": 10, "bops": 320, "weight_bytes": 20, "latency_ms": 0.01,
+    }  # fmt: skip
+    row = {"metric": "bops", "limit": 2000.0, "value": 1000.0, "slack": 1000.0, "evidence": "modelled", "met": True}
+    metrics = {"evaluation": {"accuracy": 0.85, "kl": 0.1}, "holdout": {"accuracy": 0.84, "kl": 0.1}}
+    session.add(
+        tables.Candidate(
+            id="cnd_1", search_id="srh_1", trial_idx=1, rank=1, assignment={}, costs=COSTS, metrics=metrics,
+            layers=[layer], budget=[row], feasible=True,
+        )
+    )  # fmt: skip
+
+
+def test_page_when_nobody_is_logged_in_then_leads_to_the_login(anonymous: TestClient) -> None:
+    answer = anonymous.get("/models?x=1")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/login?next=%2Fmodels%3Fx%3D1")
+    assert anonymous.get("/web/models").status_code == 401
+
+
+def test_login_when_the_key_is_right_then_sets_a_strict_cookie_and_hides_the_token(anonymous: TestClient) -> None:
+    key = anonymous.app.state.settings.key_file.read_text().strip()  # type: ignore[attr-defined]
+    answer = anonymous.post("/login", data={"token": key, "next": "/models"})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/models")
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "samesite=lax" in cookie.lower()
+    assert key not in cookie
+    anonymous.cookies.clear()
+
+
+def test_login_when_the_key_is_wrong_then_says_so_without_a_cookie(anonymous: TestClient) -> None:
+    answer = anonymous.get("/login?token=tf_wrong")
+    assert answer.status_code == 403
+    assert "set-cookie" not in answer.headers
+    assert "not known" in answer.text
+
+
+@pytest.mark.parametrize(
+    "target", ["//evil.example", "https://evil.example/", "/\\evil.example", "/login?token=x", "x"]
+)
+def test_login_when_told_to_go_elsewhere_then_stays_here(anonymous: TestClient, target: str) -> None:
+    key = anonymous.app.state.settings.key_file.read_text().strip()  # type: ignore[attr-defined]
+    answer = anonymous.post("/login", data={"token": key, "next": target})
+    assert answer.headers["location"] == "/searches"
+    anonymous.cookies.clear()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/searches", "/models", "/models/mdl_1", "/datasets", "/devices", "/system", "/searches/new", "/searches/srh_1",
+     "/candidates/cnd_1", "/web/models", "/web/datasets", "/web/searches", "/web/searches/srh_1/status",
+     "/web/searches/srh_1/trials", "/web/models/mdl_1"],
+)  # fmt: skip
+def test_page_when_opened_then_keeps_the_policy_and_escapes_names(web: TestClient, path: str) -> None:
+    answer = web.get(path)
+    assert answer.status_code == 200, answer.text[-2000:]
+    policy = answer.headers["content-security-policy"]
+    assert "script-src 'self';" in policy
+    assert "unsafe-inline" not in policy.replace("style-src-attr 'unsafe-inline'", "")
+    assert HOSTILE not in answer.text
+    assert not re.search(r"<script(?![^>]*\ssrc=)|\son[a-z]+=|\sstyle=", answer.text)
+
+
+def test_search_page_when_finished_then_shows_the_verdict_and_both_chips(web: TestClient) -> None:
+    text = web.get("/searches/srh_1").text
+    assert "Inside the budget: every limit is kept." in text
+    assert "85.00 %" in text
+    assert 'href="/candidates/cnd_1"' in text
+    assert "data-live" not in text
+
+
+def test_pareto_figure_when_fetched_then_marks_the_candidate_and_the_limit(web: TestClient) -> None:
+    figure = web.get("/web/searches/srh_1/pareto.json?x=bops").json()
+    drawn = {trace["name"]: trace for trace in figure["data"]}
+    assert drawn["chosen"]["customdata"] == ["/candidates/cnd_1"]
+    assert drawn["over budget"]["x"] == [3000]
+    assert figure["layout"]["shapes"][1]["x0"] == 2000.0
+    assert web.get("/web/searches/srh_1/pareto.json?x=rubbish").status_code == 422
+
+
+def test_candidate_page_when_opened_then_tells_change_from_the_float_network(web: TestClient) -> None:
+    text = web.get("/candidates/cnd_1").text
+    assert "-5.00" in text
+    assert "-4.00" in text
+    assert "3 / 4" in text
+    figure = web.get("/web/candidates/cnd_1/layers.json").json()
+    assert figure["data"][1]["y"] == [1]
+
+
+def test_page_when_the_id_is_unknown_then_a_page_says_so(web: TestClient) -> None:
+    answer = web.get("/searches/srh_unknown")
+    assert answer.status_code == 404
+    assert "<h1>Not found</h1>" in answer.text
+
+
+def test_plotly_when_fetched_then_is_compressed_and_kept_for_ever(anonymous: TestClient) -> None:
+    answer = anonymous.get("/static/plotly.js", headers={"Accept-Encoding": "gzip"})
+    assert answer.headers["content-encoding"] == "gzip"
+    assert "immutable" in answer.headers["cache-control"]
+    assert len(answer.content) > 4_000_000
+    assert int(answer.headers["content-length"]) < 1_600_000
+    plain = anonymous.get("/static/plotly.js", headers={"Accept-Encoding": "identity"})
+    assert gzip.compress(plain.content[:100]) == gzip.compress(answer.content[:100])
+
+
+def test_static_file_when_the_address_has_its_digest_then_is_kept_for_ever(web: TestClient) -> None:
+    address = re.search(r'href="(/static/app.css\?v=[0-9a-f]{12})"', web.get("/models").text)
+    assert address is not None
+    assert "immutable" in web.get(address[1]).headers["cache-control"]
+    assert web.get("/static/app.css").headers["cache-control"] == "no-cache"
+
+
+def test_templates_and_modules_when_read_then_nothing_is_inline_or_fetched_from_elsewhere() -> None:
+    for path in [*WEB.glob("templates/*.html"), *WEB.glob("static/*")]:
+        text = path.read_text().replace("http://www.w3.org/2000/svg", "")
+        assert "http://" not in text, path.name
+        assert "https://" not in text, path.name
+        assert "eval(" not in text, path.name
