@@ -15,7 +15,6 @@ BLUE, VERMILION, GREEN, ORANGE = "#1F83C9", "#D55E00", "#009E73", "#E69F00"
 BITS_COLOURS = {2: "#440154", 3: "#443983", 4: "#31688E", 5: "#21918C", 6: "#35B779", 7: "#7AD151", 8: "#5EC962"}
 WIDE_COLOUR = "#B8BDC6"
 AXES = ("latency_ms", "weight_bytes", "bops")
-_LOG_AXES = frozenset({"bops", "weight_bytes", "macs"})
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,10 @@ def pareto(points: Sequence[Point], axis: str, limit: float | None, quality: str
     ]
     xaxis = {
         "title": {"text": axis_title(axis)},
-        "type": "log" if axis in _LOG_AXES else "linear",
+        "type": "log",
         "exponentformat": "SI",
     }
-    layout = _layout(xaxis, {"title": {"text": quality}, "tickformat": ".0%" if quality != "KL" else ""})
+    layout = _layout(xaxis, {"title": {"text": quality}, "tickformat": ".1%" if quality != "KL" else ""})
     right = max((point.costs[axis] for point in shown), default=0.0)
     return {"data": [trace for trace in traces if trace["x"]], "layout": {**layout, **_budget(limit, axis, right)}}
 
@@ -93,7 +92,7 @@ def history(points: Sequence[Point], quality: str = "accuracy") -> Figure:
         "y": best,
         "hoverinfo": "skip",
     }
-    layout = _layout({"title": {"text": "trial"}}, {"title": {"text": quality}, "tickformat": ".0%"})
+    layout = _layout({"title": {"text": "trial"}}, {"title": {"text": quality}, "tickformat": ".1%"})
     return {"data": [trace for trace in (*dots, stairs) if trace["x"]], "layout": layout}
 
 
@@ -197,7 +196,7 @@ def _bits(name: str, bars: Sequence[Bar], field: str) -> Figure:
 def _budget(limit: float | None, axis: str, right: float) -> Figure:
     if limit is None:
         return {}
-    far = max(right, limit) * (4.0 if axis in _LOG_AXES else 1.5)
+    far = max(right, limit) * 4.0
     shade = {
         "type": "rect",
         "yref": "paper",

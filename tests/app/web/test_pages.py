@@ -87,6 +87,7 @@ def seed(session: Any) -> None:
                 metrics={"accuracy": accuracy, "kl": 0.1, "agreement": 0.9}, feasible=bops <= 2000, seconds=0.2,
             )
         )  # fmt: skip
+    session.add(tables.Trial(id="trl_3", search_id="srh_1", idx=3, kind="sampled", state="running"))
     layer = {
         "name": "stem", "kind": "conv", "out_channels": 3, "full_out_channels": 4, "weight_bits": 4, "input_bits": 8,
         "macs": 10, "bops": 320, "weight_bytes": 20, "latency_ms": 0.01,
