@@ -16,13 +16,14 @@ Json = Mapping[str, Any]
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """Return a plain table; numbers are written by the caller. Cells are text, never markup."""
+    """Return a plain table; cells are text, never markup, and the first column, which is copied, is never cut."""
     from rich.table import Table
     from rich.text import Text
 
     drawn = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right")
+        longest = max((len(str(row[0])) for row in rows), default=0) if index == 0 else None
+        drawn.add_column(column, justify="left" if index == 0 else "right", min_width=longest)
     for row in rows:
         drawn.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     return drawn

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.domain import ids
@@ -21,6 +22,10 @@ from app.store.tables import Artefact, Candidate, Dataset, Evaluation, Json, Mod
 
 MAX_ATTEMPTS = 3
 TOLD = ("stage", "progress_done", "progress_total", "eta_s", "best")
+
+
+class TrialFinished(RuntimeError):
+    """The trial to be claimed is finished: another worker is ahead."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +86,15 @@ def evaluations(session: Session, keys: Sequence[str]) -> dict[str, Json]:
 
 def store_evaluation(session: Session, key: str, measurement: Json) -> None:
     """Keep a measurement for every search it fits (the first one stays)."""
-    if session.get(Evaluation, key) is None:
-        session.merge(Evaluation(key=key, measurement=measurement))
-        session.flush()
+    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+    row = {"key": key, "measurement": measurement, "created_at": now()}
+    session.execute(insert(Evaluation).values(row).on_conflict_do_nothing(index_elements=["key"]))
 
 
 def claim(session: Session, search_id: str, plan: Json, token: str) -> Trial:
     """Give a trial to the holder of `token`: a new row, or one that a killed worker left running.
 
-    Raises RuntimeError where the trial is finished already.
+    Raises TrialFinished where the trial is finished already.
     """
     _locked(session, search_id)
     row = session.scalar(sa.select(Trial).where(Trial.search_id == search_id, Trial.idx == plan["idx"]))
@@ -97,7 +102,7 @@ def claim(session: Session, search_id: str, plan: Json, token: str) -> Trial:
         row = Trial(id=ids.new_id("trial"), search_id=search_id, owner_token=token, attempt=1, **plan)
         session.add(row)
     elif row.state != TrialState.running:
-        raise RuntimeError(f"trial {plan['idx']} is {row.state}")
+        raise TrialFinished(f"trial {plan['idx']} is {row.state}")
     else:
         row.owner_token, row.attempt = token, row.attempt + 1
     session.flush()

@@ -191,10 +191,10 @@ def _match(fitted: _Fitted, inputs: Tensor, targets: Tensor, per_channel: bool) 
         outputs = torch.einsum("rgd,god->rgo", inputs, by_group).reshape(targets.shape)
     else:
         outputs = inputs @ fitted.weight.T
-    reached = outputs.std(0)
-    ratio = (targets.std(0) / reached.clamp_min(1e-8)).clamp(*VARIANCE_RATIO)
+    (wanted, goal), (reached, mean) = torch.std_mean(targets, 0), torch.std_mean(outputs, 0)
+    ratio = (wanted / reached.clamp_min(1e-8)).clamp(*VARIANCE_RATIO)
     ratio = torch.where((reached > 1e-6) & torch.tensor(per_channel or fitted.scale is None), ratio, 1.0)
-    bias = targets.mean(0) - outputs.mean(0) * ratio
+    bias = goal - mean * ratio
     if fitted.integers is None or fitted.scale is None:
         return _Fitted(None, None, fitted.weight * ratio[:, None]), bias
     scale = (fitted.scale * ratio).float()

@@ -5,32 +5,37 @@ The update of GPTQ (Frantar et al. 2023, eq. 2 and Algorithm 1) with the inverse
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from worker.quant.grids import weight_limit
 
-BLOCK = 64
+BLOCK = 32
 
 
 def round_with_feedback(weight: Tensor, scale: Tensor, bits: int, gram: Tensor, damp: float = 0.01) -> Tensor:
-    """Return integers (as float) [o, d] for weights [o, d], scales [o] and input Gram matrix [d, d]."""
+    """Return integers (as float) [o, d] for weights [o, d], scales [o] and input Gram matrix [d, d].
+
+    NumPy, columns as rows: thousands of tiny operations, for which torch's call overhead would be most of the time.
+    """
     dims = weight.shape[1]
-    diagonal = gram.diagonal()
-    ridge = damp * diagonal.mean().clamp_min(1e-8)
-    factor = _inverse_factor(gram + ridge * torch.eye(dims))
-    limit = weight_limit(bits)
-    work, integers = weight.clone(), torch.empty_like(weight)
+    ridge = damp * gram.diagonal().mean().clamp_min(1e-8)
+    factor = _inverse_factor(gram + ridge * torch.eye(dims)).numpy()
+    limit, steps = weight_limit(bits), scale.numpy()
+    work, integers = weight.T.contiguous().clone().numpy(), np.empty((dims, len(weight)), np.float32)
     for start in range(0, dims, BLOCK):
         stop = min(start + BLOCK, dims)
-        errors = torch.empty(weight.shape[0], stop - start)
+        errors = np.empty((stop - start, len(weight)), np.float32)
         for column in range(start, stop):
-            integers[:, column] = (work[:, column] / scale).round().clamp(-limit, limit)
-            error = (work[:, column] - integers[:, column] * scale) / factor[column, column]
-            work[:, column:stop] -= error[:, None] * factor[column, column:stop][None]
-            errors[:, column - start] = error
-        work[:, stop:] -= errors @ factor[start:stop, stop:]
-    return integers
+            row = integers[column]
+            np.rint(work[column] / steps, out=row)
+            np.clip(row, -limit, limit, out=row)
+            error = errors[column - start]
+            np.divide(work[column] - row * steps, factor[column, column], out=error)
+            work[column + 1 : stop] -= factor[column, column + 1 : stop, None] * error
+        work[stop:] -= factor[start:stop, stop:].T @ errors
+    return torch.from_numpy(integers.T.copy())
 
 
 def _inverse_factor(gram: Tensor) -> Tensor:

@@ -1,0 +1,223 @@
+"""Searches over HTTP: bounds before queueing, one answer per key, states, events."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.actions import Service
+from app.domain.budget import Budget
+from app.domain.device import DeviceProfile
+from app.store import events
+from app.store import runner as rows
+from app.store.tables import Search
+from tests.worker.search.pictures import resnet as resnet8
+
+Json = dict[str, Any]
+
+
+def post(client: TestClient, body: Any, **headers: str) -> Any:
+    return client.post("/v1/searches", json=body, headers=headers)
+
+
+def test_search_when_possible_then_queued_with_absolute_limits(client: TestClient, request_body: Json) -> None:
+    answer = post(client, request_body)
+    assert answer.status_code == 202
+    body = answer.json()
+    assert answer.headers["location"] == f"/v1/searches/{body['id']}"
+    assert (body["state"], body["outcome"]) == ("queued", None)
+    macs = sum(
+        layer.positions * layer.kernel_size * layer.weight_shape[0] * layer.weight_shape[1]
+        for layer in resnet8().layers
+    )
+    assert body["budget"]["limits"]["bops"] == pytest.approx(macs * 64 / 8)
+
+
+def test_search_when_queued_then_its_job_is_in_the_engine_and_its_event_told(
+    client: TestClient, service: Service, request_body: Json
+) -> None:
+    key = post(client, request_body).json()["id"]
+    jobs = service.client.list_workflows(queue_name="trials", load_input=False)
+    assert f"{key}-r0-s1" in {job.workflow_id for job in jobs}
+    with service.database.reading() as session:
+        assert [(e.seq, e.kind, e.payload) for e in events.after(session, key, 0)] == [
+            (1, "state", {"state": "queued"})
+        ]
+
+
+def test_budget_when_below_the_cheapest_assignment_then_refused_with_reachable_values(
+    client: TestClient, request_body: Json
+) -> None:
+    limits = [{"metric": "bops", "relative": 1e-6}, {"metric": "weight_bytes", "max": 1e9}]
+    answer = post(client, {**request_body, "limits": limits})
+    assert answer.status_code == 422
+    body = answer.json()
+    assert body["type"] == "/problems/budget-unreachable"
+    assert body["binding"] == ["bops"]
+    again = [{"metric": "bops", "max": body["reachable"]["bops"]}]
+    assert post(client, {**request_body, "limits": again}).status_code == 202
+    below = [{"metric": "bops", "max": body["reachable"]["bops"] - 1}]
+    assert post(client, {**request_body, "limits": below}).json()["type"] == "/problems/budget-unreachable"
+
+
+@pytest.mark.parametrize(
+    ("change", "slug"),
+    [
+        ({"limits": []}, "invalid-budget"),
+        ({"limits": [{"metric": "bops", "max": -1}]}, "invalid-budget"),
+        ({"limits": [{"metric": "bops"}]}, "invalid-budget"),
+        ({"limits": [{"metric": "volume", "max": 1}]}, "invalid-budget"),
+        ({"space": {"min_keep": 2}}, "invalid-search-space"),
+        ({"space": {"weight_bits": [7]}}, "invalid-search-space"),
+        ({"search": {"trials": 0}}, "invalid-limits"),
+        ({"search": {"trials": 99_999}}, "invalid-limits"),
+        ({"model_id": "mdl_none"}, "not-found"),
+        ({"device_id": "toaster"}, "not-found"),
+        ({"dataset": {"calibration": "dst_none"}}, "calibration-required"),
+        ({"colour": "red"}, "unknown-field"),
+    ],
+)
+def test_search_when_request_is_bad_then_refused_by_name(
+    client: TestClient, request_body: Json, change: Json, slug: str
+) -> None:
+    answer = post(client, {**request_body, **change})
+    assert answer.json()["type"] == f"/problems/{slug}"
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.status_code == answer.json()["status"]
+
+
+def test_search_when_model_is_not_ready_then_refused(client: TestClient, request_body: Json) -> None:
+    model = client.post("/v1/models", content=b"\x08\x0d" + b"q" * 40).json()["id"]
+    answer = post(client, {**request_body, "model_id": model})
+    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/model-not-ready")
+
+
+def test_dataset_when_shape_differs_from_the_network_then_refused(
+    client: TestClient, service: Service, request_body: Json
+) -> None:
+    from app.store.tables import Dataset
+
+    with service.database.writing() as session:
+        good = session.get_one(Dataset, request_body["dataset"]["all"])
+        bad = Dataset(id="dst_bad", name="bad", blob_sha=good.blob_sha, bytes=9, state="ready", spec={})
+        bad.info = {"rows": 5, "shape": [1, 28, 28], "dtype": "uint8", "has_labels": False, "classes": None}
+        session.add(bad)
+    answer = post(client, {**request_body, "dataset": {"all": "dst_bad"}})
+    assert answer.json()["type"] == "/problems/invalid-dataset"
+    assert answer.json()["errors"][0]["pointer"] == "/dataset/all"
+
+
+def test_idempotency_key_when_repeated_then_the_first_answer_is_replayed(
+    client: TestClient, request_body: Json
+) -> None:
+    first = post(client, request_body, **{"Idempotency-Key": "one"})
+    again = post(client, request_body, **{"Idempotency-Key": "one"})
+    assert again.json() == first.json() and again.status_code == 202
+    assert again.headers["idempotency-replayed"] == "true"
+    other = post(client, {**request_body, "name": "other"}, **{"Idempotency-Key": "one"})
+    assert other.json()["type"] == "/problems/idempotency-key-reused"
+
+
+def test_search_when_cancelled_twice_then_idempotent_and_finished(client: TestClient, request_body: Json) -> None:
+    key = post(client, request_body).json()["id"]
+    first, second = (client.post(f"/v1/searches/{key}/cancel") for _ in range(2))
+    assert (first.status_code, second.status_code) == (202, 200)
+    assert client.get(f"/v1/searches/{key}").json()["state"] == "cancelled"
+
+
+def finished_search(client: TestClient, service: Service, body: Json) -> str:
+    """Drive a search's rows as a runner would: three trials, the last one failed."""
+    key = post(client, body).json()["id"]
+    with service.database.writing() as session:
+        assert rows.begin(session, key) is not None
+    for idx, (bops, accuracy) in enumerate([(100, 0.9), (50, 0.8), (60, 0.7), (10, None)]):
+        plan = {
+            "idx": idx,
+            "kind": "baseline" if idx == 0 else "seed",
+            "params": {},
+            "assignment": {},
+            "sampler_attrs": {},
+        }
+        metrics = None if accuracy is None else {"accuracy": accuracy, "kl": 1 - accuracy}
+        failure = {"kind": "crashed", "detail": "x"} if metrics is None else None
+        with service.database.writing() as session:
+            rows.claim(session, key, plan, "t")
+            result = rows.TrialResult(metrics, failure, {"bops": bops}, 0.0, True, 0.1)
+            assert rows.finish(session, key, idx, "t", result)
+    with service.database.writing() as session:
+        rows.complete(session, key, rows.Outcome.feasible)
+    return key
+
+
+def test_trials_when_listed_then_paged_in_order_with_failures(
+    client: TestClient, service: Service, request_body: Json
+) -> None:
+    key = finished_search(client, service, request_body)
+    first = client.get(f"/v1/searches/{key}/trials?limit=3").json()
+    rest = client.get(f"/v1/searches/{key}/trials", params={"limit": 3, "cursor": first["next_cursor"]}).json()
+    assert [item["idx"] for item in first["items"] + rest["items"]] == [0, 1, 2, 3]
+    assert rest["next_cursor"] is None
+    assert rest["items"][0]["failure"] == {"kind": "crashed", "detail": "x"}
+
+
+def test_front_when_asked_then_dominated_failed_and_baseline_trials_are_left_out(
+    client: TestClient, service: Service, request_body: Json
+) -> None:
+    key = finished_search(client, service, request_body)
+    body = client.get(f"/v1/searches/{key}/front").json()
+    assert body["axes"] == ["accuracy", "bops"]
+    assert [item["idx"] for item in body["items"]] == [1]
+    assert client.get(f"/v1/searches/{key}/front?axes=beauty").json()["type"] == "/problems/invalid-request"
+
+
+def test_events_when_replayed_then_every_one_follows_the_last_seen(
+    client: TestClient, service: Service, request_body: Json
+) -> None:
+    key = finished_search(client, service, request_body)
+    text = client.get(f"/v1/searches/{key}/events").text
+    seqs = [int(line[4:]) for line in text.splitlines() if line.startswith("id: ")]
+    assert seqs == [1, 2, 3, 4, 5, 6, 7]
+    again = client.get(f"/v1/searches/{key}/events", headers={"Last-Event-ID": "5"}).text
+    assert [int(line[4:]) for line in again.splitlines() if line.startswith("id: ")] == [6, 7]
+    last = json.loads(again.strip().splitlines()[-1].removeprefix("data: "))
+    assert (last["kind"], last["state"], last["outcome"]) == ("state", "completed", "feasible")
+
+
+def test_cancel_when_finished_then_refused(client: TestClient, service: Service, request_body: Json) -> None:
+    key = finished_search(client, service, request_body)
+    assert client.post(f"/v1/searches/{key}/cancel").json()["type"] == "/problems/already-finished"
+
+
+def test_trial_when_finished_by_a_stranger_then_nothing_changes(
+    client: TestClient, service: Service, request_body: Json
+) -> None:
+    key = post(client, request_body).json()["id"]
+    plan = {"idx": 0, "kind": "baseline", "params": {}, "assignment": {}, "sampler_attrs": {}}
+    result = rows.TrialResult({"kl": 0.0}, None, {}, 0.0, True, 0.1)
+    with service.database.writing() as session:
+        rows.claim(session, key, plan, "first")
+        assert rows.claim(session, key, plan, "second").attempt == 2
+        assert not rows.finish(session, key, 0, "first", result)
+        assert rows.finish(session, key, 0, "second", result)
+        assert not rows.finish(session, key, 0, "second", result)
+
+
+def test_search_when_stored_then_limits_equal_the_domains(
+    client: TestClient, service: Service, request_body: Json
+) -> None:
+    body = post(client, {**request_body, "limits": [{"metric": "latency_ms", "relative": 0.5}]}).json()
+    with service.database.reading() as session:
+        row = session.get_one(Search, body["id"])
+    assert DeviceProfile.from_json(row.device).name == "generic-npu"
+    assert Budget(row.limits).limits == body["budget"]["limits"]
+
+
+def test_preflight_when_asked_then_counts_without_queueing(client: TestClient, request_body: Json) -> None:
+    before = len(client.get("/v1/searches?limit=200").json()["items"])
+    body = client.post("/v1/searches/preflight", json=request_body).json()
+    assert body["feasible"] is True and body["reachable"]["bops"] < body["limits"]["bops"]
+    assert body["space_log10"] > 5
+    assert len(client.get("/v1/searches?limit=200").json()["items"]) == before
