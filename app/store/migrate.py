@@ -63,7 +63,8 @@ def _alone(url: str) -> Iterator[None]:
         return
     database = connect(url)
     try:
-        with database.write.connect() as connection:
+        # Without a transaction: the durable engine builds indexes CONCURRENTLY, which waits for every open transaction.
+        with database.write.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(sa.select(sa.func.pg_advisory_lock(_LOCK)))
             yield
     finally:
