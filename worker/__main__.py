@@ -60,9 +60,10 @@ def _watch(database: Database, settings: Settings, executor_id: str) -> None:
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
-    """Kill the children and leave: workflows stay pending and are recovered from their rows."""
-    for runner in list(jobs.RUNNING.values()):
-        runner.close()
+    """Leave at once: workflows stay pending and are recovered from their rows.
+
+    The children see that and end by themselves; killing them here would let their trials be stored as failed.
+    """
     os._exit(0)
 
 

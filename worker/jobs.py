@@ -13,11 +13,11 @@ from app import actions, queue
 from app.domain.lifecycle import ModelState
 from app.settings import Settings
 from app.store import runner as rows
-from app.store.blobs import BlobCorrupt, Blobs
+from app.store.blobs import Blobs
 from app.store.engine import Database
 from app.store.tables import Dataset, Model
 from worker.finish import export_candidate
-from worker.runner import LostTrial, Runner, Site
+from worker.runner import GivenUp, LostTrial, Runner, Site
 from worker.sandbox import Child, ChildDied, ChildRefused, Limits
 
 Json = dict[str, Any]
@@ -114,13 +114,12 @@ def run_search(search_id: str) -> None:
     """Work on a search for one slice; enqueue the next slice where it is not finished."""
     here = context()
     runner = Runner(here.site, search_id)
-    RUNNING[search_id] = runner
     try:
         end = runner.run()
     except LostTrial as lost:
         log.warning("search %s: trial %s belongs to another worker now", search_id, lost)
         return
-    except (BlobCorrupt, FileNotFoundError, LookupError, ValueError, RuntimeError, AssertionError) as error:
+    except Exception as error:  # the engine does not run a failed workflow again: the search must not seem to run
         log.exception("search %s failed", search_id)
         problem = {
             "type": "/problems/search-failed",
@@ -131,15 +130,10 @@ def run_search(search_id: str) -> None:
             rows.fail(session, search_id, problem)
         return
     finally:
-        RUNNING.pop(search_id, None)
         runner.close()
     if end == "again":
         with here.site.database.writing() as session:
             queue.enqueue_slice(here.client, session, search_id)
-
-
-RUNNING: dict[str, Runner] = {}
-"""Runners of this process, for a signal handler to close their children."""
 
 
 @DBOS.workflow(name=queue.EXPORT_CANDIDATE)
@@ -152,15 +146,12 @@ def export_one(candidate_id: str) -> None:
     if row is None or trial is None:
         return
     runner = Runner(here.site, row.search_id)
-    RUNNING[candidate_id] = runner
     try:
         runner.export(candidate_id, trial)
-    except ChildRefused as refusal:
-        problem = {"type": f"/problems/{refusal.slug}", "title": refusal.slug, "detail": refusal.detail}
+    except GivenUp as reason:
         with here.site.database.writing() as session:
-            rows.export_failed(session, candidate_id, problem)
+            rows.export_failed(session, candidate_id, reason.problem)
     finally:
-        RUNNING.pop(candidate_id, None)
         runner.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -133,6 +134,7 @@ class Runner:
 
     def export(self, candidate_id: str, trial: Trial) -> None:
         """Export one candidate of the search, whatever the search's state."""
+        self._asked = math.inf  # its search's end, even by cancel, does not end an export that was asked for
         job = self._job()
         chosen = (Assignment.from_json(trial.assignment or {}), (trial.params or {}).get("repair"))
         export_candidate(self.site, job, candidate_id, chosen, self._call)
@@ -231,12 +233,18 @@ class Runner:
 
     def _run_trials(self, job: Job, loop: SearchLoop, plans: Sequence[TrialPlan]) -> None:
         for plan in plans:
-            with self.site.database.writing() as session:
-                row = rows.claim(session, self.search_id, _plan_json(plan), self.token)
-                attempt = row.attempt
+            attempt = self._claim(plan)
             result = self._attempt(job, plan) if attempt <= rows.MAX_ATTEMPTS else _poisoned(attempt)
             self._finish(job, loop, plan, result)
             self._failures.note((result.get("failure") or {}).get("kind"))
+
+    def _claim(self, plan: TrialPlan) -> int:
+        """Take a trial; return which attempt this is. Raises LostTrial where another worker has finished it."""
+        try:
+            with self.site.database.writing() as session:
+                return rows.claim(session, self.search_id, _plan_json(plan), self.token).attempt
+        except rows.TrialFinished as error:
+            raise LostTrial(plan.idx) from error
 
     def _attempt(self, job: Job, plan: TrialPlan) -> Json:
         start = time.perf_counter()
@@ -315,9 +323,9 @@ class Runner:
             answers = self._call(job, "evaluate", {"items": asked}, timeout)["results"]
             found = dict(zip(missing, answers, strict=True))
             with self.site.database.writing() as session:
-                for index, answer in found.items():
-                    if "measurement" in answer:
-                        rows.store_evaluation(session, keys[index], answer["measurement"])
+                for index in sorted(found, key=keys.__getitem__):  # one order everywhere: no deadlocks
+                    if "measurement" in found[index]:
+                        rows.store_evaluation(session, keys[index], found[index]["measurement"])
         return [found.get(i) or {"measurement": stored[key]} for i, key in enumerate(keys)]
 
     def _call(self, job: Job, method: str, params: Json, timeout_s: float) -> Json:

@@ -1,0 +1,122 @@
+"""kill -9 of real workers in the middle of a real search: nothing is lost, nothing is done twice."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from app import queue
+from tests.reliability.rig import Rig, build, wait
+from tests.worker.digit_files import write_files
+from worker.sandbox import Child
+
+TRIALS = 40
+POSTGRES = os.environ.get("TIGHTFIT_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def picture(files: Path) -> dict[str, Any]:
+    with Child() as child:
+        graph: dict[str, Any] = child.call("inspect", {"path": str(files / "net.pt2")}, 120)["graph"]
+        return graph
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """The URL of a database of this test's own; skips where no server answers."""
+    name = f"tightfit_test_{uuid.uuid4().hex[:12]}"
+    try:
+        server = psycopg.connect(POSTGRES, autocommit=True, connect_timeout=3)
+    except psycopg.OperationalError as error:
+        pytest.skip(f"no PostgreSQL server: {error}")
+    with server:
+        server.execute(f'CREATE DATABASE "{name}"')
+        yield re.sub(r"/[^/]*$", f"/{name}", POSTGRES)
+        server.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def enqueue(rig: Rig, search_id: str) -> None:
+    with rig.database.writing() as session:
+        queue.enqueue_slice(queue.client(rig.database), session, search_id)
+
+
+def finished(rig: Rig, search_id: str) -> bool:
+    return rig.search(search_id).finished_at is not None
+
+
+def check(rig: Rig, search_id: str) -> None:
+    """Assert that the search ended well, with every trial once."""
+    search, trials = rig.search(search_id), rig.trials(search_id)
+    assert (search.state, search.outcome, search.error) == ("completed", "feasible", None)
+    assert [trial.idx for trial in trials] == list(range(TRIALS + 1))
+    assert {trial.state for trial in trials} == {"done"}
+    assert max(trial.attempt for trial in trials) <= 2
+    assert sum(trial.attempt == 2 for trial in trials) <= 1
+    assert rig.candidates(search_id)[0].verification == "verified"
+
+
+@pytest.mark.slow
+def test_search_when_its_worker_is_killed_and_restarted_then_finished_with_every_trial_once(
+    tmp_path: Path, files: Path, picture: dict[str, Any]
+) -> None:
+    rig = build(f"sqlite:///{tmp_path / 'app.db'}", tmp_path, files, picture)
+    search = rig.add_search(TRIALS)
+    enqueue(rig, search)
+    worker = rig.start_worker("w0")
+    try:
+        wait(lambda: rig.done(search) >= 12, 60, "12 trials done")
+        worker.kill()
+        worker.wait()
+        before = rig.done(search)
+        assert before <= TRIALS
+        worker = rig.start_worker("w0")
+        recovery = wait(lambda: rig.done(search) > before, 40, "another trial after the restart")
+        print(f"SQLite: next trial {recovery:.1f} s after the restart, {before} were done")
+        wait(lambda: finished(rig, search), 60, "the search's end")
+        check(rig, search)
+    finally:
+        with suppress(ProcessLookupError):
+            worker.kill()
+        worker.wait()
+        rig.database.dispose()
+
+
+@pytest.mark.slow
+@pytest.mark.postgres
+def test_search_when_its_worker_is_killed_for_good_then_another_worker_finishes_it(
+    tmp_path: Path, files: Path, picture: dict[str, Any], postgres: str
+) -> None:
+    rig = build(postgres, tmp_path, files, picture)
+    search = rig.add_search(TRIALS)
+    enqueue(rig, search)
+    settings = {"TIGHTFIT_WORKER_SILENCE_S": "6"}
+    workers = {"w0": rig.start_worker("w0", **settings)}
+    try:
+        wait(lambda: rig.done(search) >= 12, 60, "12 trials done")
+        workers["w1"] = rig.start_worker("w1", **settings)  # only w0 can hold the search now
+        workers["w0"].kill()
+        workers["w0"].wait()
+        before = rig.done(search)
+        recovery = wait(lambda: rig.done(search) > before, 60, "another trial by the other worker")
+        print(f"PostgreSQL: next trial {recovery:.1f} s after the kill, {before} were done")
+        wait(lambda: finished(rig, search), 60, "the search's end")
+        check(rig, search)
+    finally:
+        for worker in workers.values():
+            with suppress(ProcessLookupError):
+                worker.kill()
+            worker.wait()
+        rig.database.dispose()

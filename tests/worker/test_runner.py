@@ -1,0 +1,270 @@
+"""The runner on real rows with a real child: slices, kills, cancels and fences change nothing but the time it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.domain.budget import Limit
+from app.store import runner as rows
+from app.store.tables import Trial
+from tests.reliability.rig import Rig, build
+from tests.worker.digit_files import write_files
+from worker.runner import LostTrial, Runner, Site
+from worker.sandbox import Child
+
+TRIALS = 12
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def picture(files: Path) -> dict[str, Any]:
+    with Child() as child:
+        graph: dict[str, Any] = child.call("inspect", {"path": str(files / "net.pt2")}, 120)["graph"]
+        return graph
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, files: Path, picture: dict[str, Any]) -> Iterator[tuple[Rig, str]]:
+    """A search run from start to end in one slice.
+
+    The other tests' searches lie beside it and find its measurements stored: they seldom need a child.
+    """
+    folder = tmp_path_factory.mktemp("whole")
+    made = build(f"sqlite:///{folder / 'app.db'}", folder, files, picture)
+    search = made.add_search(TRIALS)
+    assert Runner(site(made), search).run() == "finished"
+    yield made, search
+    made.database.dispose()
+
+
+@pytest.fixture
+def rig(whole: tuple[Rig, str]) -> Rig:
+    return whole[0]
+
+
+def begun(rig: Rig, trials: int) -> str:
+    """Return a search of which the first few trials are done, a slice each."""
+    search = rig.add_search(TRIALS)
+    while rig.done(search) < trials:
+        assert Runner(site(rig, slice_s=0.0), search).run() == "again"
+    return search
+
+
+def site(rig: Rig, **fields: Any) -> Site:
+    return dataclasses.replace(Site(rig.database, rig.blobs), **fields)
+
+
+def story(trials: list[Trial]) -> list[tuple[Any, ...]]:
+    """Return what must not depend on when or how often a search was interrupted."""
+    return [(trial.idx, trial.kind, trial.assignment, trial.state, trial.metrics) for trial in trials]
+
+
+def in_background(action: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    return thread
+
+
+def kill_child(runner: Runner) -> bool:
+    """Kill the runner's child as the kernel would; tell whether there was one."""
+    child = runner._child
+    if child is None or not child.alive:
+        return False
+    with suppress(ProcessLookupError):
+        os.kill(child.pid, signal.SIGKILL)
+    return True
+
+
+def test_run_when_nothing_disturbs_then_feasible_candidates_and_verified_files(whole: tuple[Rig, str]) -> None:
+    rig, search_id = whole
+    search, trials, found = rig.search(search_id), rig.trials(search_id), rig.candidates(search_id)
+    assert (search.state, search.outcome, search.error) == ("completed", "feasible", None)
+    assert [trial.idx for trial in trials] == list(range(TRIALS + 1))
+    assert {trial.state for trial in trials} == {"done"}
+    assert search.progress_done == search.progress_total
+    assert [candidate.rank for candidate in found] == list(range(1, len(found) + 1))
+    assert all(candidate.feasible for candidate in found)
+    assert (found[0].export_state, found[0].verification) == ("done", "verified")
+
+
+def test_run_when_it_is_finished_then_running_again_changes_nothing(whole: tuple[Rig, str]) -> None:
+    rig, search_id = whole
+    before = (rig.search(search_id).event_seq, story(rig.trials(search_id)))
+    assert Runner(site(rig), search_id).run() == "finished"
+    assert (rig.search(search_id).event_seq, story(rig.trials(search_id))) == before
+
+
+def test_run_when_cut_into_slices_then_the_same_trials(rig: Rig, whole: tuple[Rig, str]) -> None:
+    search = rig.add_search(TRIALS)
+    ends = [Runner(site(rig, slice_s=0.0), search).run()]
+    while ends[-1] == "again" and len(ends) < 100:
+        ends.append(Runner(site(rig, slice_s=0.0), search).run())
+    assert ends[-1] == "finished"
+    assert len(ends) > 2
+    assert story(rig.trials(search)) == story(whole[0].trials(whole[1]))
+
+
+def test_run_when_a_killed_worker_left_a_trial_running_then_it_is_repeated_under_its_number(
+    rig: Rig, whole: tuple[Rig, str]
+) -> None:
+    search = begun(rig, 5)
+    last = max(trial.idx for trial in rig.trials(search))
+    with rig.database.writing() as session:
+        lost = rows.trial_of(session, search, last)
+        assert lost is not None
+        lost.state, lost.metrics, lost.finished_at = "running", None, None
+    assert Runner(site(rig), search).run() == "finished"
+    assert story(rig.trials(search)) == story(whole[0].trials(whole[1]))
+    assert rig.trials(search)[last].attempt == 2
+
+
+def test_run_when_a_trial_killed_its_worker_three_times_then_it_fails_as_dead(rig: Rig) -> None:
+    search = begun(rig, 5)
+    last = max(trial.idx for trial in rig.trials(search))
+    with rig.database.writing() as session:
+        poison = rows.trial_of(session, search, last)
+        assert poison is not None
+        poison.state, poison.metrics, poison.attempt = "running", None, rows.MAX_ATTEMPTS
+    assert Runner(site(rig), search).run() == "finished"
+    trial = rig.trials(search)[last]
+    assert (trial.state, (trial.failure or {})["kind"]) == ("failed", "dead")
+    assert rig.search(search).state == "completed"
+
+
+def test_run_when_the_child_is_killed_once_then_at_most_that_trial_fails(rig: Rig) -> None:
+    search = rig.add_search(24, seed=3)
+    runner, struck = Runner(site(rig), search), threading.Event()
+
+    def strike() -> None:
+        while not kill_child(runner):
+            time.sleep(0.005)
+        struck.set()
+
+    thread = in_background(strike)
+    assert runner.run() == "finished"
+    thread.join(5)
+    trials = rig.trials(search)
+    failed = [trial.failure for trial in trials if trial.state == "failed"]
+    assert struck.is_set()
+    assert rig.search(search).state == "completed"
+    assert [trial.idx for trial in trials] == list(range(25))
+    assert [(failure or {})["kind"] for failure in failed] in ([], ["out-of-memory"])
+
+
+def test_run_when_every_trial_times_out_then_failed_with_the_reason(rig: Rig) -> None:
+    search = rig.add_search(TRIALS, limits=(Limit("weight_bytes", relative=0.43),))  # no trial is stored for these
+    assert Runner(site(rig, trial_s=1e-6), search).run() == "finished"
+    ended = rig.search(search)
+    assert (ended.state, (ended.error or {})["type"]) == ("failed", "/problems/trials-keep-failing")
+    assert [(trial.failure or {}).get("kind") for trial in rig.trials(search)] == [None, *["timed-out"] * 3]
+
+
+def test_run_when_cancelled_then_the_child_dies_and_no_trial_stays_running(rig: Rig) -> None:
+    search = rig.add_search(2000, seed=9)
+    runner = Runner(site(rig), search)
+    moments: list[float] = []
+
+    def strike() -> None:
+        while rig.done(search) < 3:
+            time.sleep(0.01)
+        rig.cancel(search)
+        moments.append(time.monotonic())
+
+    thread = in_background(strike)
+    runner.run()
+    ended = time.monotonic()
+    thread.join(5)
+    assert ended - moments[0] < 3.0
+    assert rig.search(search).state == "cancelled"
+    assert "running" not in {trial.state for trial in rig.trials(search)}
+    assert runner._child is None
+
+
+def test_run_when_cancelled_before_it_starts_then_no_trial_is_made(rig: Rig) -> None:
+    search = rig.add_search(TRIALS)
+    rig.cancel(search)
+    assert Runner(site(rig), search).run() == "finished"
+    assert (rig.search(search).state, rig.trials(search)) == ("cancelled", [])
+
+
+def test_finish_when_another_worker_took_the_trial_then_the_late_result_is_dropped(rig: Rig) -> None:
+    search = rig.add_search(TRIALS)
+    plan = {"idx": 0, "kind": "baseline", "params": {}, "assignment": {}, "sampler_attrs": {}}
+    late, prompt = (rows.TrialResult({"kl": kl}, None, {}, 0.0, True, 1.0) for kl in (9.0, 0.5))
+    with rig.database.writing() as session:
+        rows.claim(session, search, plan, "zombie")
+    with rig.database.writing() as session:
+        assert rows.claim(session, search, plan, "successor").attempt == 2
+    with rig.database.writing() as session:
+        assert not rows.finish(session, search, 0, "zombie", late)
+        assert rows.finish(session, search, 0, "successor", prompt)
+        assert not rows.finish(session, search, 0, "successor", late)
+    assert rig.trials(search)[0].metrics == {"kl": 0.5}
+
+
+def test_run_when_another_worker_is_ahead_then_this_one_leaves_and_the_search_goes_on(rig: Rig) -> None:
+    search = rig.add_search(TRIALS)
+    zombie = Runner(site(rig), search)
+    started = threading.Event()
+    call = zombie._attempt
+
+    def overtaken(*arguments: Any) -> Any:
+        """Stop the first sampled trial for as long as a successor needs to go past it."""
+        result = call(*arguments)
+        if arguments[1].idx == 3 and not started.is_set():
+            started.set()
+            successor = Runner(site(rig), search)
+            successor.site = dataclasses.replace(successor.site, slice_s=0.0)
+            for _ in range(4):
+                successor.run()
+        return result
+
+    zombie._attempt = overtaken  # type: ignore[method-assign]
+    with pytest.raises(LostTrial):
+        zombie.run()
+    zombie.close()
+    assert rig.search(search).state == "running"
+    assert Runner(site(rig), search).run() == "finished"
+    assert [trial.idx for trial in rig.trials(search)] == list(range(TRIALS + 1))
+
+
+def test_run_when_the_next_trial_is_finished_by_another_worker_then_this_one_leaves_too(rig: Rig) -> None:
+    search = rig.add_search(TRIALS)
+    zombie = Runner(site(rig), search)
+    finish = zombie._finish
+
+    def overtaken(*arguments: Any) -> None:
+        """Let a successor run two trials just after this runner's third."""
+        finish(*arguments)
+        if arguments[2].idx == 3:
+            successor = Runner(site(rig, slice_s=0.0), search)
+            for _ in range(2):
+                successor.run()
+
+    zombie._finish = overtaken  # type: ignore[method-assign]
+    with pytest.raises(LostTrial):
+        zombie.run()
+    zombie.close()
+    assert rig.search(search).state == "running"
+
+
+def test_store_evaluation_when_two_workers_measured_the_same_then_the_first_stays(rig: Rig) -> None:
+    for kl in (0.25, 0.5):
+        with rig.database.writing() as session:
+            rows.store_evaluation(session, "k" * 64, {"metrics": {"kl": kl}})
+    with rig.database.reading() as session:
+        assert rows.evaluations(session, ["k" * 64])["k" * 64]["metrics"] == {"kl": 0.25}
