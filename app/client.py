@@ -257,14 +257,19 @@ class Client:
         return list(self.items(f"/v1/searches/{id}/candidates"))
 
     def export_candidate(self, id: str, timeout_s: float = 300.0) -> Json:
-        """Export a candidate (checkpoint, ONNX, report) and wait until its verification is known."""
+        """Export a candidate (checkpoint, ONNX, report) and wait until its verification is known.
+
+        Raises ApiProblem when the files could not be made, TimeoutError when no worker makes them in time.
+        """
         candidate = self.post(f"/v1/candidates/{id}/export")
         deadline = time.monotonic() + timeout_s
-        while candidate.get("verification", "unverified") == "unverified" or not candidate.get("artefacts"):
+        while candidate["export_state"] in ("queued", "running"):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the export of {id} has not ended after {timeout_s:.0f} s; is a worker running?")
             time.sleep(_POLL_S / 2)
             candidate = self.get(f"/v1/candidates/{id}")
+        if candidate["export_state"] == "failed":
+            raise ApiProblem.from_body(candidate["problem"] or {"slug": "export-failed"}, 409)
         return candidate
 
     # -- downloads ------------------------------------------------------------------------------------------------

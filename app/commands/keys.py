@@ -31,7 +31,7 @@ def create(session: Session, name: Annotated[str, typer.Option(help="What the ke
 def list_keys(session: Session) -> None:
     """List the keys (never their secrets)."""
     keys = list(session.client.items("/v1/keys"))
-    session.answer(keys, listing(("id", "name", "created", "last used"), keys, _row))
+    session.answer(keys, listing(("id", "name", "state", "created", "last used"), keys, _row))
 
 
 @verb(app, "revoke")
@@ -43,8 +43,13 @@ def revoke(session: Session, key_id: Annotated[str, typer.Argument(help="Id of t
 
 def secret(key: Any) -> str:
     """Return the secret of a key that was just made."""
-    return str(key.get("key") or key.get("secret") or key.get("token") or "")
+    return str(key["key"])
 
 
 def _row(key: Any) -> tuple[object, ...]:
-    return key["id"], key.get("name", ""), key.get("created_at", "–"), key.get("last_used_at") or "never"
+    state = "revoked" if key["revoked_at"] else "valid"
+    return key["id"], key["name"], state, _minute(key["created_at"]), _minute(key["last_used_at"])
+
+
+def _minute(text: str | None) -> str:
+    return text[:16].replace("T", " ") if text else "never"

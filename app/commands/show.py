@@ -111,9 +111,9 @@ def best_line(search: Json) -> str:
 @contextmanager
 def upload_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar for bytes sent or received; yields the callback that moves it."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, console=console) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -1,0 +1,100 @@
+"""The command line and the client against the real application, served over HTTP (no worker)."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from typer.testing import CliRunner
+
+from app.cli import app
+from app.client import ApiProblem, Client
+from app.main import create_app
+from app.settings import Settings
+
+PROFILE = Path(__file__).resolve().parents[2] / "examples" / "device.json"
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    settings = Settings(data_dir=tmp_path_factory.mktemp("service"), disk_floor_bytes=0)
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.02)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield Client(f"http://127.0.0.1:{port}", settings.key_file.read_text().strip())
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture
+def run(client: Client, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("TIGHTFIT_URL", client.url)
+    monkeypatch.setenv("TIGHTFIT_KEY", client._http.headers["authorization"].removeprefix("Bearer "))
+    return lambda *arguments: CliRunner().invoke(app, [*arguments, "--json"])
+
+
+def test_device_when_pushed_twice_then_gets_its_next_revision(run: Any) -> None:
+    built_in = {item["id"] for item in json.loads(run("device", "list").stdout)}
+    assert {"onnxruntime-cpu", "generic-npu"} <= built_in
+    revisions = [json.loads(run("device", "push", str(PROFILE)).stdout)["revision"] for _ in range(2)]
+    assert revisions == [1, 2]
+    assert json.loads(run("device", "show", "demo-npu").stdout)["revision"] == 2
+
+
+def test_device_when_a_figure_is_illegal_then_the_field_is_pointed_at(run: Any, tmp_path: Path) -> None:
+    record = json.loads(PROFILE.read_text())
+    record["compute"][0]["gmacs"] = -4
+    (tmp_path / "bad.json").write_text(json.dumps(record))
+    result = run("device", "push", str(tmp_path / "bad.json"))
+    problem = json.loads(result.stdout)["problem"]
+    assert (result.exit_code, problem["slug"]) == (1, "invalid-device-profile")
+    assert problem["errors"][0]["pointer"] == "/compute/0/gmacs"
+
+
+def test_key_when_revoked_then_opens_nothing_any_more(run: Any, client: Client) -> None:
+    made = json.loads(run("key", "create", "--name", "ci").stdout)
+    guest = Client(client.url, made["key"])
+    assert list(guest.items("/v1/searches")) == []
+    assert run("key", "revoke", made["id"]).exit_code == 0
+    with pytest.raises(ApiProblem) as caught:
+        guest.get("/v1/searches")
+    assert (caught.value.slug, caught.value.status) == ("unauthenticated", 401)
+
+
+def test_model_when_the_content_is_no_network_then_is_refused_at_once(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(b"garbage")
+    result = run("model", "push", str(tmp_path / "net.onnx"))
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["problem"]["slug"] == "unrecognised-format"
+
+
+def test_dataset_when_no_worker_runs_then_waiting_ends_with_advice(client: Client) -> None:
+    arrays = {"x": np.zeros((4, 1, 8, 8), np.uint8), "y": np.array([0, 1, 0, 1])}
+    dataset = client.push_dataset(arrays, "tiny", {"scale": 0.5, "layout": "NCHW"}, wait=False)
+    assert (dataset["state"], dataset["spec"]["scale"]) == ("inspecting", 0.5)
+    with pytest.raises(TimeoutError, match="is a worker running"):
+        client.wait_ready("datasets", dataset["id"], timeout_s=0.2)
+
+
+def test_items_when_there_are_more_than_a_page_then_every_one_comes(client: Client) -> None:
+    everything = list(client.items("/v1/devices"))
+    by_two = list(client.items("/v1/devices", limit=2))
+    assert len(everything) >= 4
+    assert [item["id"] for item in by_two] == [item["id"] for item in everything]
+
+
+def test_search_when_the_model_is_unknown_then_leaves_with_1(run: Any) -> None:
+    result = run("search", "run", "--model", "absent", "--data", "d", "--device", "generic-npu", "--limit", "bops<=1/8")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["problem"]["slug"] == "not-found"
