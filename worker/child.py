@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -225,11 +226,12 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    for line in sys.stdin:
-        request = json.loads(line)
-        reply = {"id": request["id"], **_answer(session, request)}
-        out.write(json.dumps(reply, allow_nan=False) + "\n")
-        out.flush()
+    with suppress(BrokenPipeError):  # the worker is gone: nobody listens
+        for line in sys.stdin:
+            request = json.loads(line)
+            reply = {"id": request["id"], **_answer(session, request)}
+            out.write(json.dumps(reply, allow_nan=False) + "\n")
+            out.flush()
     _leave()
 
 
