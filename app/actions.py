@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,11 +84,11 @@ def delete_upload(service: Service, table: type[Model] | type[Dataset], key: str
         if row is None:
             raise Problem("not-found", f"no {table.__tablename__} {key!r}")
         if table is Model:
-            used = query.page(session, Search, 5, model_id=key)
+            used = [item.id for item in query.page(session, Search, 5, model_id=key)]
         else:
-            used = [item for item in query.page(session, Search, 200) if key in item.dataset.values()]
+            used = query.searches_on(session, key)
         if used:
-            raise Problem("in-use", f"searches use it: {[item.id for item in used]}")
+            raise Problem("in-use", f"searches use it: {used[:5]}")
         session.delete(row)
 
 
@@ -149,7 +150,7 @@ def preflight(service: Service, request: Json) -> Json:
 def cancel_search(service: Service, search_id: str) -> tuple[Search, bool]:
     """Ask a search to end; return it and whether it had been cancelled before. Idempotent."""
     with service.database.writing() as session:
-        row = session.get(Search, search_id)
+        row = session.get(Search, search_id, with_for_update=True)
         if row is None:
             raise Problem("not-found", f"no search {search_id!r}")
         if row.state in (SearchState.cancelled, SearchState.cancelling):
@@ -168,7 +169,7 @@ def cancel_search(service: Service, search_id: str) -> tuple[Search, bool]:
 def export_candidate(service: Service, candidate_id: str) -> Candidate:
     """Enqueue the export of a candidate (feasible or not); one that is exported already stays as it is."""
     with service.database.writing() as session:
-        row = session.get(Candidate, candidate_id)
+        row = session.get(Candidate, candidate_id, with_for_update=True)
         if row is None:
             raise Problem("not-found", f"no candidate {candidate_id!r}")
         if row.export_state in ("queued", "running", "done"):
@@ -213,8 +214,9 @@ def fire_schedule(service: Service, schedule_id: str) -> str | None:
         row = session.get(Schedule, schedule_id)
         if row is None or not row.enabled:
             return None
-        last = None if row.last_search_id is None else session.get(Search, row.last_search_id)
-    if last is not None and not SearchState(last.state).is_finished:
+        # Not `last_search_id`: a kill between the search and the note of it must not fire a second one.
+        running = query.live_searches(session, Search.schedule_id, schedule_id)
+    if running:
         return None
     problem, search = None, None
     try:
@@ -289,10 +291,23 @@ def _unreachable(limits: Mapping[str, float], smallest: Mapping[str, float], bin
 def _space(settings: Settings, request: Json, graph: ModelGraph, profile: DeviceProfile) -> SearchSpace:
     if len(graph.layers) > settings.max_layers:
         raise Problem("search-space-too-large", f"{len(graph.layers)} layers; at most {settings.max_layers}")
+    spec = space_spec(request)
+    _check_names(spec, graph)
     try:
-        return build_space(graph, profile, space_spec(request))
+        return build_space(graph, profile, spec)
     except ValueError as error:
         raise Problem("invalid-search-space", str(error), [field_error("/space", str(error))]) from error
+
+
+def _check_names(spec: SpaceSpec, graph: ModelGraph) -> None:
+    """Raise Problem invalid-search-space for a pattern that fits no layer: most likely a misspelt one."""
+    layers = [layer.name for layer in graph.layers]
+    known = {"freeze": [*layers, *(group.id for group in graph.groups)], "fixed_bits": layers}
+    for field, patterns in (("freeze", spec.freeze), ("fixed_bits", tuple(spec.fixed_bits))):
+        for pattern in patterns:
+            if not fnmatch.filter(known[field], pattern):
+                detail = f"{pattern!r} fits no layer{' or channel group' if field == 'freeze' else ''} of the network"
+                raise Problem("invalid-search-space", detail, [field_error(f"/space/{field}", detail)])
 
 
 def _limits(request: Json) -> tuple[Limit, ...]:

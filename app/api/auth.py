@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
+import os
 import secrets
 import string
+import tempfile
 import time
 from collections import defaultdict, deque
 from dataclasses import dataclass
+from pathlib import Path
 
 import sqlalchemy as sa
 from fastapi import Request
@@ -64,10 +68,19 @@ def secret(service: Service) -> bytes:
     """Return the secret that signs sessions and cursors; made at the first use."""
     file = service.settings.secret_file
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)
-        file.write_text(secrets.token_hex(32))
+        _create_secret(file)
     return file.read_text().strip().encode()
+
+
+def _create_secret(file: Path) -> None:
+    """Write the secret whole or not at all: a half-made, empty one would let anybody sign."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=file.parent)  # readable by the owner only
+    with os.fdopen(descriptor, "w") as handle:
+        handle.write(secrets.token_hex(32))
+    with contextlib.suppress(FileExistsError):
+        os.link(name, file)
+    Path(name).unlink()
 
 
 class Attempts:
@@ -105,8 +118,7 @@ def check_token(service: Service, text: str) -> Key:
     """Return the key that a token's text is. Unknown, revoked and expired look alike."""
     with service.database.reading() as session:
         row = session.scalar(sa.select(ApiKey).where(ApiKey.sha256 == digest(text)))
-    expired = row is not None and row.expires_at is not None and row.expires_at < now()
-    if row is None or row.revoked_at is not None or expired:
+    if row is None or not _is_valid(row):
         raise Problem("unauthenticated", "the API key is not valid")
     return Key(row.id, tuple(row.scopes))
 
@@ -121,7 +133,7 @@ def check_session(request: Request, service: Service, cookie: str) -> Key:
     """Return the key behind a cookie; changes from another site are refused."""
     body, _, signature = cookie.rpartition(".")
     key_id, _, until = body.partition(".")
-    if not hmac.compare_digest(signature, _sign(service, body)) or not until.isdigit() or int(until) < time.time():
+    if not same(signature, _sign(service, body)) or not until.isdigit() or int(until) < time.time():
         raise Problem("unauthenticated", "the session has ended; log in again")
     if request.method not in ("GET", "HEAD") and request.headers.get("sec-fetch-site") not in (
         None,
@@ -131,7 +143,7 @@ def check_session(request: Request, service: Service, cookie: str) -> Key:
         raise Problem("cross-site-request", "a form of another site can't act here")
     with service.database.reading() as session:
         row = session.get(ApiKey, key_id)
-    if row is None or row.revoked_at is not None:
+    if row is None or not _is_valid(row):
         raise Problem("unauthenticated", "the session has ended; log in again")
     return Key(row.id, tuple(row.scopes))
 
@@ -140,6 +152,15 @@ def require(key: Key, scope: str) -> None:
     """Raise Problem missing-scope unless the key has a scope (admin has all)."""
     if scope not in key.scopes and "admin" not in key.scopes:
         raise Problem("missing-scope", f"the key lacks the scope {scope!r}", extra={"scope": scope})
+
+
+def same(given: str, expected: str) -> bool:
+    """Compare two texts in constant time, whatever characters a client sent."""
+    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), expected.encode())
+
+
+def _is_valid(row: ApiKey) -> bool:
+    return row.revoked_at is None and (row.expires_at is None or row.expires_at > now())
 
 
 def _sign(service: Service, body: str) -> str:

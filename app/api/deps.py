@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 
 from app.actions import Service
 from app.api import auth
 from app.problems import Problem, field_error
-from app.store.tables import Idempotency, now
+from app.store import idempotency
+from app.store.tables import Idempotency
 
 Json = dict[str, Any]
 Body = TypeVar("Body", bound=BaseModel)
@@ -36,6 +38,7 @@ def key(request: Request) -> auth.Key:
 
 ServiceDep = Annotated[Service, Depends(service)]
 KeyDep = Annotated[auth.Key, Depends(key)]
+Filter = Annotated[str | None, Query(pattern=r"^[\x21-\x7e]{1,64}$")]
 
 
 async def strict_json(request: Request, limit: int) -> Any:
@@ -84,8 +87,8 @@ def _depth(text: str) -> int:
 def _unique(pairs: list[tuple[str, Any]]) -> Json:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise Problem("duplicate-json-key", f"{sorted({n for n in names if names.count(n) > 1})}")
+        times = Counter(name for name, _ in pairs)
+        raise Problem("duplicate-json-key", f"{sorted(name for name, count in times.items() if count > 1)[:5]}")
     return found
 
 
@@ -150,7 +153,7 @@ def page_of(request: Request, limit: int | None = None, cursor: str | None = Non
     if cursor is None:
         return size, None
     value, _, signature = cursor.rpartition(".")
-    if not hmac.compare_digest(signature, _signature(request, value)):
+    if not auth.same(signature, _signature(request, value)):
         raise Problem("invalid-cursor", "the cursor is not one of ours")
     return size, value
 
@@ -179,9 +182,7 @@ def idempotent(request: Request, who: auth.Key, fingerprint: bytes, act: Callabl
     here, digest = service(request), hashlib.sha256(fingerprint).hexdigest()
     place = (who.id, f"{request.method} {request.url.path}", name)
     with here.database.writing() as session:
-        row = session.get(Idempotency, place)
-        if row is None:
-            session.add(Idempotency(key_id=place[0], route=place[1], key=name, digest=digest, created_at=now()))
+        row = idempotency.reserve(session, place, digest, here.settings.idempotency_s)
     if row is not None:
         return _replayed(row, digest)
     try:

@@ -15,7 +15,7 @@ from app import actions
 from app.actions import Service
 from app.api import shapes
 from app.api.auth import require
-from app.api.deps import Json, KeyDep, PagingDep, ServiceDep, body, idempotent, paged, parse_json, validated
+from app.api.deps import Filter, Json, KeyDep, PagingDep, ServiceDep, body, idempotent, paged, parse_json, validated
 from app.api.schemas import DatasetSpecIn, DeviceIn
 from app.api.uploads import receive
 from app.problems import Problem, field_error
@@ -36,10 +36,15 @@ def checked_name(name: str) -> str:
     return name
 
 
+def is_id_like(key: str) -> bool:
+    """Tell whether a text may be an id: PostgreSQL stores no NUL, and no id is long or exotic."""
+    return len(key) <= 64 and key.isascii() and key.isprintable()
+
+
 def one(service: Service, table: Any, key: str) -> Any:
     """Return a row by id or raise Problem not-found."""
     with service.database.reading() as session:
-        row = session.get(table, key) if len(key) <= 64 else None
+        row = session.get(table, key) if is_id_like(key) else None
     if row is None:
         raise Problem("not-found", f"no {table.__tablename__} {key[:64]!r}")
     return row
@@ -78,7 +83,7 @@ async def create_model(
 
 @router.get("/models", tags=["models"])
 def list_models(
-    request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep, state: str | None = None,
+    request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep, state: Filter = None,
 ) -> Json:  # fmt: skip
     """List models, newest first."""
     rows, size, last = listing(service, Model, paging, state=state)
@@ -120,7 +125,7 @@ async def create_dataset(request: Request, service: ServiceDep, key: KeyDep, nam
 
 @router.get("/datasets", tags=["datasets"])
 def list_datasets(
-    request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep, state: str | None = None,
+    request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep, state: Filter = None,
 ) -> Json:  # fmt: skip
     """List datasets, newest first."""
     rows, size, last = listing(service, Dataset, paging, state=state)
@@ -166,7 +171,7 @@ def list_devices(request: Request, service: ServiceDep, key: KeyDep, paging: Pag
 def get_device(id: str, service: ServiceDep, key: KeyDep) -> Json:
     """Return a device profile by id, or the newest revision of a name."""
     with service.database.reading() as session:
-        row = query.device(session, id)
+        row = query.device(session, id) if is_id_like(id) else None
     if row is None:
         raise Problem("not-found", f"no device {id[:64]!r}")
     return shapes.device(row)

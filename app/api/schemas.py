@@ -10,6 +10,7 @@ Name = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]+$")
 ]
 Metric = Literal["macs", "bops", "weight_bytes", "peak_activation_bytes", "latency_ms", "energy_mj"]
+Ident = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,64}$")]
 Bits = Annotated[int, Field(ge=2, le=32)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 
@@ -43,7 +44,7 @@ class SpaceIn(Strict):
     weight_bits: list[Bits] | None = None
     activation_bits: list[Bits] | None = None
     freeze: list[Name] = []
-    fixed_bits: dict[str, tuple[Bits, Bits]] = {}
+    fixed_bits: dict[Name, tuple[Bits, Bits]] = {}
 
 
 class SearchOptionsIn(Strict):
@@ -59,9 +60,9 @@ class SearchIn(Strict):
     """The body of POST /v1/searches."""
 
     name: Name
-    model_id: str
-    dataset: dict[Literal["all", "calibration", "evaluation", "holdout"], str]
-    device_id: str
+    model_id: Ident
+    dataset: dict[Literal["all", "calibration", "evaluation", "holdout"], Ident]
+    device_id: Ident
     limits: list[LimitIn]
     space: SpaceIn = SpaceIn()
     search: SearchOptionsIn = SearchOptionsIn()

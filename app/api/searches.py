@@ -6,9 +6,9 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -16,7 +16,7 @@ from app import actions
 from app.actions import Service
 from app.api import shapes
 from app.api.auth import require
-from app.api.deps import Json, KeyDep, PagingDep, ServiceDep, body, idempotent, paged
+from app.api.deps import Filter, Json, KeyDep, PagingDep, ServiceDep, body, idempotent, paged
 from app.api.resources import accepted, listing, one
 from app.api.schemas import SearchIn
 from app.domain import pareto
@@ -27,6 +27,8 @@ from app.store import events, query
 from app.store.tables import Artefact, Candidate, Search, Trial
 
 router = APIRouter(prefix="/v1")
+MAX_SEQ_DIGITS = 18
+After = Annotated[int | None, Query(ge=0, lt=10**MAX_SEQ_DIGITS)]
 _HIGHER = ("accuracy", "agreement")
 _QUALITY = (*_HIGHER, "kl")
 
@@ -53,8 +55,8 @@ async def preflight(request: Request, service: ServiceDep, key: KeyDep) -> Json:
 
 @router.get("/searches", tags=["searches"])
 def list_searches(
-    request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep, state: str | None = None,
-    model_id: str | None = None,
+    request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep, state: Filter = None,
+    model_id: Filter = None,
 ) -> Json:  # fmt: skip
     """List searches, newest first."""
     rows, size, last = listing(service, Search, paging, state=state, model_id=model_id)
@@ -172,11 +174,12 @@ def artefact_content(id: str, request: Request, service: ServiceDep, key: KeyDep
 
 
 @router.get("/searches/{id}/events", tags=["searches"])
-async def stream(id: str, request: Request, service: ServiceDep, key: KeyDep, after: int | None = None) -> Response:
+async def stream(id: str, request: Request, service: ServiceDep, key: KeyDep, after: After = None) -> Response:
     """Server-sent events of a search from the first, or behind `Last-Event-ID` (or `after`); ends with the search."""
     await run_in_threadpool(one, service, Search, id)
     text = request.headers.get("last-event-id", "")
-    start = after if after is not None else (int(text) if text.isdigit() else 0)
+    seen = int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_SEQ_DIGITS else 0
+    start = seen if after is None else after
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(_events(request, service, id, start), media_type="text/event-stream", headers=headers)
 

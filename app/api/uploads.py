@@ -17,6 +17,7 @@ HINT = (
     "    torch.export.save(program, 'model.pt2')    # or torch.onnx.export(model, (example,), 'model.onnx')"
 )
 MIN_BYTES = 16
+_ONNX_TAGS = b"\x08\x12\x1a\x22\x28\x32\x3a\x42\x72"  # the first byte of a serialised ModelProto: one of its fields
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 _KNOWN = {b"\x89HDF": "HDF5 (Keras)", b"GGUF": "GGUF", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 
@@ -27,9 +28,8 @@ async def receive(request: Request, service: Service, what: str) -> tuple[str, i
     with service.blobs.writer() as writer:
         head = await _drain(request, writer, declared)
         found = _format(head, writer, what)
-        sha256 = writer.commit()
-    _check_digest(request, sha256, service)
-    return sha256, declared, found
+        _check_digest(request, writer.sha256)
+        return writer.commit(), declared, found
 
 
 def _length(request: Request, service: Service) -> int:
@@ -68,9 +68,13 @@ def _format(head: bytes, writer: BlobWriter, what: str) -> str:
             raise Problem("unsupported-format", f"the file is {name}. {HINT}")
     if head.startswith(b"PK"):
         return _zip_format(writer.peek(), what)
-    if what == "dataset":
+    if head[257:262] == b"ustar":
+        raise Problem("unsafe-format", f"a tar archive, as old checkpoints are. {HINT}")
+    if what == "dataset" and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= writer.bytes - 8:
         return "safetensors"
-    return "onnx"
+    if what != "dataset" and head[0] in _ONNX_TAGS:
+        return "onnx"
+    raise Problem("unrecognised-format", f"the content is no {what}. {HINT if what != 'dataset' else ''}".rstrip())
 
 
 def _zip_format(path: Path, what: str) -> str:
@@ -88,8 +92,11 @@ def _zip_format(path: Path, what: str) -> str:
     raise Problem("unrecognised-format", f"a zip archive that is no {what}. {HINT}")
 
 
-def _check_digest(request: Request, sha256: str, service: Service) -> None:
-    """Hold the bytes against a `Content-Digest: sha-256=:...:` header, where there is one."""
+def _check_digest(request: Request, sha256: str) -> None:
+    """Hold the bytes against a `Content-Digest: sha-256=:...:` header, where there is one.
+
+    Called before the file gets its name: one with the same content may be in use under it already.
+    """
     import base64
 
     header = request.headers.get("content-digest", "")
@@ -97,5 +104,4 @@ def _check_digest(request: Request, sha256: str, service: Service) -> None:
         return
     wanted = header.removeprefix("sha-256=:").rstrip(":")
     if base64.b64encode(bytes.fromhex(sha256)).decode() != wanted:
-        service.blobs.delete(sha256)
         raise Problem("digest-mismatch", "the bytes are not those the Content-Digest names")

@@ -137,10 +137,10 @@ def cheapest(graph: ModelGraph, space: SearchSpace) -> Assignment:
 
 
 def _layer_pairs(device: DeviceProfile, spec: SpaceSpec, name: str, kind: str) -> frozenset[tuple[int, int]]:
+    legal = device.pairs_for(kind)
     for pattern, pair in spec.fixed_bits.items():
         if fnmatch.fnmatchcase(name, pattern):
-            return frozenset({pair})
-    legal = device.pairs_for(kind)
+            return frozenset({pair} & set(legal))
     return frozenset(
         (w, a)
         for w, a in legal

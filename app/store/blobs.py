@@ -112,6 +112,11 @@ class BlobWriter:
         self._digest.update(data)
         self.bytes += len(data)
 
+    @property
+    def sha256(self) -> str:
+        """Return the SHA-256 of everything written so far."""
+        return self._digest.hexdigest()
+
     def peek(self) -> Path:
         """Return the unfinished file's path, everything written so far in it."""
         self._file.flush()
@@ -119,7 +124,7 @@ class BlobWriter:
 
     def commit(self) -> str:
         """Sync the file and give it its name; return the SHA-256."""
-        sha256 = self._digest.hexdigest()
+        sha256 = self.sha256
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

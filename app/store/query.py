@@ -56,6 +56,12 @@ def live_searches(session: Session, column: Any, value: str) -> list[str]:
     return list(session.scalars(sa.select(Search.id).where(column == value, Search.state.in_(LIVE))))
 
 
+def searches_on(session: Session, dataset_id: str) -> list[str]:
+    """Return the ids of every search with a dataset in one of its roles, newest first."""
+    rows = session.execute(sa.select(Search.id, Search.dataset).order_by(Search.id.desc()))
+    return [key for key, roles in rows if dataset_id in roles.values()]
+
+
 def workers(session: Session) -> Sequence[Worker]:
     """Return the workers by id."""
     return session.scalars(sa.select(Worker).order_by(Worker.executor_id)).all()
