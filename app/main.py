@@ -36,7 +36,14 @@ DEVICES = Path(__file__).parent / "devices"
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Return the application; tables are brought up to date when it starts."""
     chosen = settings or Settings()
-    app = FastAPI(title="tightfit", version=version("tightfit"), lifespan=_lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="tightfit",
+        version=version("tightfit"),
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        docs_url=None,  # its page would fetch scripts from elsewhere; /openapi.json is served
+        redoc_url=None,
+    )
     app.state.settings = chosen
     app.state.stopping = threading.Event()
     app.state.attempts = Attempts(chosen.failed_logins_per_minute)

@@ -49,6 +49,7 @@ class Workers:
         }
         self._slots = [_Slot(f"w{number}") for number in range(count)]
         self._stopping = threading.Event()
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="workers", daemon=True)
 
     def start(self) -> None:
@@ -59,7 +60,8 @@ class Workers:
 
     def stop(self) -> None:
         """Ask every worker to stop; kill those that have not after 20 s."""
-        self._stopping.set()
+        with self._lock:  # nothing is started from here on
+            self._stopping.set()
         running = [slot.process for slot in self._slots if slot.process is not None and slot.process.poll() is None]
         for process in running:
             process.send_signal(signal.SIGTERM)
@@ -72,7 +74,7 @@ class Workers:
                 process.wait()
 
     def _spawn(self, slot: _Slot) -> None:
-        command = [sys.executable, "-m", "worker", "--executor-id", slot.executor_id]
+        command = [sys.executable, "-m", "worker", "--executor-id", slot.executor_id, "--supervised"]
         slot.process = subprocess.Popen(command, env=self._environment)
         slot.started = time.monotonic()
 
@@ -90,8 +92,9 @@ class Workers:
             slot.pause_s = 1.0 if now - slot.started > HEALTHY_S else min(MAX_PAUSE_S, slot.pause_s * 2)
             slot.not_before = now + slot.pause_s
             print(f"worker {slot.executor_id} ended; starting it again in {slot.pause_s:.0f} s", file=sys.stderr)
-        if now >= slot.not_before and not self._stopping.is_set():
-            self._spawn(slot)
+        with self._lock:
+            if now >= slot.not_before and not self._stopping.is_set():
+                self._spawn(slot)
 
 
 def serve(settings: Settings, workers: int = 1) -> int:

@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m worker")
     parser.add_argument("--executor-id", default=default_executor_id(), help="stable id; two workers need two ids")
     parser.add_argument("--concurrency", type=int, default=1, help="searches at a time")
+    parser.add_argument("--supervised", action="store_true", help="end when the parent process is gone")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     settings = Settings()
@@ -40,14 +41,17 @@ def main(arguments: list[str] | None = None) -> int:
         beat(session, options.executor_id, socket.gethostname(), os.getpid())
     launch(database, options.executor_id, options.concurrency)
     log.info("worker %s is ready", options.executor_id)
-    _watch(database, settings, options.executor_id)
+    _watch(database, settings, options.executor_id, os.getppid() if options.supervised else None)
     return 0
 
 
-def _watch(database: Database, settings: Settings, executor_id: str) -> None:
-    """Beat, and move the work of workers that fell silent; never returns."""
+def _watch(database: Database, settings: Settings, executor_id: str, parent: int | None) -> None:
+    """Beat, and move the work of workers that fell silent; ends with the supervisor `parent`, where there is one.
+
+    A worker that outlived a killed supervisor would share its id with the one the next supervisor starts.
+    """
     pause = threading.Event()
-    while not pause.wait(BEAT_S):
+    while not pause.wait(BEAT_S) and parent in (None, os.getppid()):
         try:
             with database.writing() as session:
                 beat(session, executor_id, socket.gethostname(), os.getpid())

@@ -223,11 +223,11 @@ class Runner:
         items = [(probe.assignment, "screen", PROBE_REPAIR) for probe in probes]
         try:
             results = self.measure(job, items)
-        except ChildDied as death:
-            self._failures.note(death.kind)
-            results = [{"failure": {"kind": death.kind}}] * len(probes)
+        except ChildDied:  # one of them is to blame: find it alone
+            results = [self._attempt_item(job, item) for item in items]
         for probe, result in zip(probes, results, strict=True):
             found = result.get("measurement")
+            self._failures.note((result.get("failure") or {}).get("kind"))
             loop.tell_probe(probe.key, None if found is None else found["metrics"].get("kl"))
         self._tell(job, loop, "sensitivity")
 
@@ -248,11 +248,15 @@ class Runner:
 
     def _attempt(self, job: Job, plan: TrialPlan) -> Json:
         start = time.perf_counter()
-        try:
-            result = self.measure(job, [(plan.assignment, plan.fidelity, plan.repair or REPAIR)])[0]
-        except ChildDied as death:
-            result = {"failure": {"kind": death.kind, "detail": death.detail}}
+        result = self._attempt_item(job, (plan.assignment, plan.fidelity, plan.repair or REPAIR))
         return {**result, "seconds": time.perf_counter() - start}
+
+    def _attempt_item(self, job: Job, item: tuple[Assignment, str, str]) -> Json:
+        """Measure one assignment; a child that dies of it is a failure of this assignment alone."""
+        try:
+            return self.measure(job, [item])[0]
+        except ChildDied as death:
+            return {"failure": {"kind": death.kind, "detail": death.detail}}
 
     def _finish(self, job: Job, loop: SearchLoop, plan: TrialPlan, result: Json) -> None:
         found = result.get("measurement")

@@ -34,6 +34,7 @@ MIN_SQNR_DB = 20.0
 CHECKPOINT_TOLERANCE = 1e-5
 BATCH = 128
 DIAGNOSED = 64
+RELOADED = 256
 COUNTED = ("macs", "bops", "weight_bytes")
 
 
@@ -183,8 +184,8 @@ def _compare_checkpoint(
             _fail(report, "checkpoint", f"{name}: the stored layer differs")
     if dict(network.grids) != dict(subject.network.grids):
         _fail(report, "checkpoint", "the stored activation grids differ")
-    outputs = simulate(network, subject.evaluation.inputs)
-    report.checkpoint = found = agreement(simulated, outputs)
+    outputs = simulate(network, subject.evaluation.inputs[:RELOADED])
+    report.checkpoint = found = agreement(simulated[: len(outputs)], outputs)
     if found.max_error > CHECKPOINT_TOLERANCE * max(1.0, float(np.abs(simulated).max())):
         _fail(report, "checkpoint", f"outputs of the reloaded checkpoint differ by {found.max_error:.2e}")
 

@@ -109,6 +109,8 @@ class Evaluator:
 
 def _metrics(outputs: Tensor, wanted: Tensor, labels: Tensor | None) -> dict[str, float]:
     outputs, wanted = outputs.flatten(1), wanted.flatten(1)
+    if not bool(torch.isfinite(outputs).all()):
+        raise ArithmeticError("the network's outputs are not finite")
     kl = F.kl_div(F.log_softmax(outputs, 1), F.log_softmax(wanted, 1), reduction="batchmean", log_target=True)
     top, metrics = outputs.argmax(1), {"kl": max(0.0, float(kl))}
     metrics["agreement"] = float((top == wanted.argmax(1)).float().mean())
