@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from app.store.engine import connect
 
 VERSION_TABLE = "app_alembic_version"
 FOLDER = Path(__file__).resolve().parents[2] / "migrations"
+_POLL_S = 0.1
 _LOCK = 0x7469676874  # a PostgreSQL advisory lock: "tight"
 
 
@@ -63,9 +65,11 @@ def _alone(url: str) -> Iterator[None]:
         return
     database = connect(url)
     try:
-        # Without a transaction: the durable engine builds indexes CONCURRENTLY, which waits for every open transaction.
+        # The durable engine builds indexes CONCURRENTLY, which waits for all open transactions and statements:
+        # so the lock is held outside a transaction, and asked for again and again, not waited for.
         with database.write.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(sa.select(sa.func.pg_advisory_lock(_LOCK)))
+            while not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(_LOCK))):
+                time.sleep(_POLL_S)
             yield
     finally:
         database.dispose()
