@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from app.domain.cost import count
 from worker.export.archive import read_archive, write_archive
-from worker.export.checkpoint import write_checkpoint
+from worker.export.checkpoint import dequantized, write_checkpoint
 from worker.export.recount import recount
 from worker.export.verify import Files, VerificationReport, verify
 from worker.quant.network import CompressedNetwork
@@ -193,3 +195,20 @@ def test_recount_when_the_device_stores_wider_then_bytes_follow_the_container(la
         recount(write_checkpoint(net, {}), wide).totals()["weight_bytes"]
         == count(lab.graph, net.assignment, wide).weight_bytes
     )
+
+
+def test_verify_when_a_layer_has_one_scale_for_all_channels_then_verified_and_counted_so(lab: Lab) -> None:
+    net = lab.compress(1.0, [8], [8])
+    layer = net.layers["fc"]
+    assert layer.weight_int is not None and layer.weight_scale is not None
+    one = replace(layer, weight_scale=layer.weight_scale[:1])
+    module = copy.deepcopy(net.module)
+    module.get_submodule("fc").weight.data = torch.from_numpy(dequantized(one))
+    step = np.float32(net.grids["mean"].scale) * one.weight_scale
+    one = replace(one, bias=(np.rint(layer.bias / step) * step).astype(np.float32))
+    module.get_submodule("fc").bias.data = torch.from_numpy(one.bias)
+    per_tensor = replace(net, module=module, layers={**net.layers, "fc": one})
+    device = replace(host_device(), per_channel_weights=("conv", "depthwise"))
+    report = verify(replace(lab.subject(per_tensor), device=device), lab.files(per_tensor))
+    assert report.failures == []
+    assert report.costs["weight_bytes"] == count(lab.graph, net.assignment, host_device()).weight_bytes - 9 * 4
