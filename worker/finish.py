@@ -7,23 +7,21 @@ import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from app.domain.budget import table
 from app.domain.cost import layer_costs
 from app.domain.lifecycle import Outcome, Verification
 from app.domain.space import Assignment
 from app.store import runner as rows
+from worker.job import Job, Site
 from worker.sandbox import ChildDied
 from worker.search.loop import SearchLoop
 from worker.search.rows import Goal, TrialRow
 
-if TYPE_CHECKING:
-    from worker.runner import Job, Site
-
 Json = dict[str, Any]
-Measure = Callable[["Job", Sequence[tuple[Assignment, str, str]]], list[Json]]
-Call = Callable[["Job", str, Json, float], Json]
+Measure = Callable[[Job, Sequence[tuple[Assignment, str, str]]], list[Json]]
+Call = Callable[[Job, str, Json, float], Json]
 
 RESCORED = 8
 EXPORT_S = 1800.0

@@ -17,7 +17,8 @@ from app.store.blobs import Blobs
 from app.store.engine import Database
 from app.store.tables import Dataset, Model
 from worker.finish import export_candidate
-from worker.runner import GivenUp, LostTrial, Runner, Site
+from worker.job import GivenUp, LostTrial, Site
+from worker.runner import Runner
 from worker.sandbox import Child, ChildDied, ChildRefused, Limits
 
 Json = dict[str, Any]

@@ -7,25 +7,19 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from app.actions import space_spec
-from app.domain.budget import Budget
 from app.domain.candidate import Measurement
-from app.domain.device import DeviceProfile
-from app.domain.graph import ModelGraph
-from app.domain.lifecycle import Outcome
-from app.domain.space import Assignment, build_space
+from app.domain.space import Assignment
 from app.store import runner as rows
-from app.store.blobs import Blobs
-from app.store.engine import Database
 from app.store.tables import Trial
 from worker.finish import Finisher, export_candidate
-from worker.sandbox import Child, ChildDied, ChildRefused, Limits
+from worker.job import Cancelled, GivenUp, Job, LostTrial, Site, load_job
+from worker.sandbox import Child, ChildDied, ChildRefused
 from worker.search.loop import SearchLoop
-from worker.search.rows import Goal, Settings, TrialPlan, TrialRow
+from worker.search.rows import TrialPlan, TrialRow
 
 Json = dict[str, Any]
 End = Literal["finished", "again"]
@@ -36,29 +30,6 @@ PROBE_BATCH = 8
 OPEN_S = 600.0
 MAX_SAME_FAILURES = 3
 CANCEL_POLL_S = 1.0
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where a runner works: the database, the blobs, the child's limits, seconds per trial and per slice."""
-
-    database: Database
-    blobs: Blobs
-    limits: Limits = field(default_factory=Limits)
-    trial_s: float = 600.0
-    slice_s: float = 300.0
-
-
-class Cancelled(Exception):
-    """The user cancelled the search."""
-
-
-class GivenUp(Exception):
-    """The search can't go on; `problem` says why."""
-
-    def __init__(self, problem: Json) -> None:
-        super().__init__(problem.get("detail", ""))
-        self.problem = problem
 
 
 @dataclass
@@ -75,22 +46,6 @@ class Failures:
         if self.count >= MAX_SAME_FAILURES:
             detail = f"{self.count} trials in a row ended as {kind!r}"
             raise GivenUp({"type": "/problems/trials-keep-failing", "title": "Trials keep failing", "detail": detail})
-
-
-@dataclass
-class Job:
-    """One search as the runner sees it: what it was asked, and its files."""
-
-    search_id: str
-    spec: Json
-    goal: Goal
-    settings: Settings
-    opening: Json
-    digests: tuple[str, str]
-    started: float
-    wall_s: float | None
-    export_top: int
-    names: Json = field(default_factory=dict)
 
 
 class Runner:
@@ -135,7 +90,7 @@ class Runner:
     def export(self, candidate_id: str, trial: Trial) -> None:
         """Export one candidate of the search, whatever the search's state."""
         self._asked = math.inf  # its search's end, even by cancel, does not end an export that was asked for
-        job = self._job()
+        job = load_job(self.site, self.search_id)
         chosen = (Assignment.from_json(trial.assignment or {}), (trial.params or {}).get("repair"))
         export_candidate(self.site, job, candidate_id, chosen, self._call)
 
@@ -145,41 +100,7 @@ class Runner:
         with self.site.database.writing() as session:
             if rows.begin(session, self.search_id) is None:
                 return None
-        return self._job()
-
-    def _job(self) -> Job:
-        with self.site.database.reading() as session:
-            search = rows.search_of(session, self.search_id)
-            model, datasets = rows.model_of(session, search), rows.datasets_of(session, search)
-            assert model.graph is not None
-            graph, device = ModelGraph.from_json(model.graph), DeviceProfile.from_json(search.device)
-            spec = search.spec
-            goal = Goal(graph, build_space(graph, device, space_spec(spec)), device, Budget(search.limits))
-            files = {
-                role: {"path": str(self.site.blobs.path(item.blob_sha)), "spec": item.spec}
-                for role, item in datasets.items()
-            }
-            opening = {
-                "model": str(self.site.blobs.path(model.blob_sha)),
-                "datasets": files,
-                "device": search.device,
-                "options": {},
-            }
-            data_key = json.dumps([[role, d.blob_sha, d.spec] for role, d in sorted(datasets.items())], sort_keys=True)
-            names = {"model": model.name, "model_sha256": model.blob_sha, "device": search.device.get("name")}
-            names["datasets"] = {role: item.blob_sha for role, item in datasets.items()}
-            return Job(
-                self.search_id,
-                spec,
-                goal,
-                search_settings(spec),
-                opening,
-                (model.blob_sha, hashlib.sha256(data_key.encode()).hexdigest()),
-                (search.started_at or search.created_at).timestamp(),
-                (spec.get("search") or {}).get("max_wall_s"),
-                int(spec.get("export_top") or 1),
-                names,
-            )
+        return load_job(self.site, self.search_id)
 
     def _loop(self, job: Job) -> SearchLoop:
         """Rebuild the search from its rows and the stored probe measurements."""
@@ -369,21 +290,6 @@ class Runner:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-class LostTrial(RuntimeError):
-    """Another worker took the trial: this one stops without a trace."""
-
-
-Measure = Callable[[Job, Sequence[tuple[Assignment, str, str]]], list[Json]]
-
-
-def search_settings(spec: Json) -> Settings:
-    """Return the loop's settings a request asks for."""
-    data = spec.get("search") or {}
-    return Settings(
-        trials=int(data.get("trials") or 60), seed=int(data.get("seed") or 0), sampler=data.get("sampler") or "tpe"
-    )
-
-
 def _poisoned(attempt: int) -> Json:
     detail = f"the worker died {attempt - 1} times while this trial ran"
     return {"failure": {"kind": "dead", "detail": detail}, "seconds": 0.0}
@@ -412,6 +318,3 @@ def _row(trial: Trial) -> TrialRow:
         state=trial.state,  # type: ignore[arg-type]
         metrics=trial.metrics or {},
     )
-
-
-__all__ = ["Cancelled", "GivenUp", "Job", "LostTrial", "Outcome", "Runner", "Site", "search_settings"]

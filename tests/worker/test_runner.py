@@ -19,7 +19,8 @@ from app.store import runner as rows
 from app.store.tables import Trial
 from tests.reliability.rig import Rig, build
 from tests.worker.digit_files import write_files
-from worker.runner import LostTrial, Runner, Site
+from worker.job import LostTrial, Site
+from worker.runner import Runner
 from worker.sandbox import Child
 
 TRIALS = 12

@@ -11,6 +11,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
+from worker.graph.ops import op_of
+
 OPSET = 21
 IR_VERSION = 10
 
@@ -95,8 +97,6 @@ class OnnxWriter:
             return self._unique(str(node.name))
         if node.op == "get_attr":
             return self.constant(getattr(self.module, str(node.target)).detach(), node.name)
-        from worker.graph.ops import op_of  # the table's entries import this module for their types
-
         op = op_of(self.module, node)
         assert op is not None
         return op.write(self, node, [values[source.name] for source in operands(node)])

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from worker.graph.build import Builder, Value
 from worker.graph.errors import NetworkRefused
-from worker.graph.ops.table import Flow, Grid, OnnxCall, Op, ReadAten, ReadOnnx, Write, register, scalar
-from worker.graph.write_onnx import OnnxWriter
+from worker.graph.ops.table import Flow, Grid, OnnxCall, Op, ReadAten, ReadOnnx, Write, Writer, register, scalar
 
 
 def _read_onnx(target: Callable[..., Tensor]) -> ReadOnnx:
@@ -31,7 +30,7 @@ def _read_aten(target: Callable[..., Tensor]) -> ReadAten:
 
 
 def _write(op_type: str, **attributes: Any) -> Write:
-    def write(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+    def write(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
         return writer.emit(op_type, inputs[:1], node.name, **attributes)
 
     return write
@@ -70,7 +69,7 @@ def _aten_hardtanh(builder: Builder, name: str, args: list[Any]) -> Value:
     return _clamp(builder, args[0], scalar(bounds[0]), scalar(bounds[1]), name)
 
 
-def _write_clamp(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+def _write_clamp(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     bounds = []
     for key in ("min", "max"):
         value = float(node.kwargs[key])  # type: ignore[arg-type]
@@ -87,11 +86,11 @@ def _aten_leaky(builder: Builder, name: str, args: list[Any]) -> Value:
     return builder.call(F.leaky_relu, args[0], name=name, negative_slope=scalar(args[1]) if len(args) > 1 else 0.01)
 
 
-def _write_leaky(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+def _write_leaky(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     return writer.emit("LeakyRelu", inputs[:1], node.name, alpha=float(node.kwargs["negative_slope"]))  # type: ignore[arg-type]
 
 
-def _write_silu(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+def _write_silu(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     gate = writer.emit("Sigmoid", inputs[:1], f"{node.name}_gate")
     return writer.emit("Mul", [inputs[0], gate], node.name)
 
@@ -108,7 +107,7 @@ def _aten_softmax(builder: Builder, name: str, args: list[Any]) -> Value:
     return builder.call(torch.softmax, args[0], name=name, dim=int(args[1]))
 
 
-def _write_softmax(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+def _write_softmax(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     return writer.emit("Softmax", inputs[:1], node.name, axis=node.kwargs["dim"])
 
 
@@ -125,7 +124,7 @@ def _gelu(builder: Builder, value: Value, approximate: Any, name: str) -> Value:
     return builder.call(F.gelu, value, name=name, approximate=str(approximate))
 
 
-def _write_gelu(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+def _write_gelu(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     return writer.emit("Gelu", inputs[:1], node.name, approximate=node.kwargs.get("approximate", "none"))
 
 

@@ -10,8 +10,7 @@ from torch import Tensor, fx, nn
 
 from worker.graph.build import Builder, Value
 from worker.graph.errors import NetworkRefused
-from worker.graph.ops.table import Flow, Grid, OnnxCall, Op, ReadAten, ReadOnnx, Write, register
-from worker.graph.write_onnx import OnnxWriter
+from worker.graph.ops.table import Flow, Grid, OnnxCall, Op, ReadAten, ReadOnnx, Write, Writer, register
 
 
 def _read_onnx(target: Callable[..., Tensor]) -> ReadOnnx:
@@ -58,7 +57,7 @@ def _read_aten(target: Callable[..., Tensor]) -> ReadAten:
 
 
 def _write(op_type: str) -> Write:
-    def write(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+    def write(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
         return writer.emit(op_type, inputs, node.name)
 
     return write
@@ -72,7 +71,7 @@ def _aten_cat(builder: Builder, name: str, args: list[Any]) -> Value:
     return builder.call(torch.cat, list(args[0]), name=name, dim=int(args[1]) if len(args) > 1 else 0)
 
 
-def _write_concat(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+def _write_concat(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     return writer.emit("Concat", inputs, node.name, axis=node.kwargs["dim"])
 
 

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from worker.graph.build import Builder, Value
 from worker.graph.errors import NetworkRefused
-from worker.graph.ops.table import Flow, Grid, OnnxCall, Op, module_of, register
-from worker.graph.write_onnx import OnnxWriter
+from worker.graph.ops.table import Flow, Grid, OnnxCall, Op, Writer, module_of, register
 
 CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS: dict[int, type[nn.Module]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -189,7 +188,7 @@ def _aten_batchnorm_no_training(builder: Builder, name: str, args: list[Any]) ->
     return builder.module(name, batchnorm([gamma, beta, mean, variance], float(eps), len(builder.shape(value))), value)
 
 
-def _write_conv(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+def _write_conv(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     leaf: Any = module_of(writer.module, node)
     padding = leaf.padding
     if isinstance(padding, str):
@@ -209,7 +208,7 @@ def _write_conv(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str
     )
 
 
-def _write_linear(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+def _write_linear(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     leaf: Any = module_of(writer.module, node)
     weight = writer.weight(node.name, leaf.weight.detach())
     bias = [] if leaf.bias is None else [writer.bias(node.name, leaf.bias.detach())]
@@ -221,7 +220,7 @@ def _write_linear(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> s
     return writer.emit("Add", [product, *bias], node.name) if bias else product
 
 
-def _write_batchnorm(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+def _write_batchnorm(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     leaf: Any = module_of(writer.module, node)
     vectors = (leaf.weight, leaf.bias, leaf.running_mean, leaf.running_var)
     names = ("scale", "shift", "mean", "variance")

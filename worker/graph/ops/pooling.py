@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from worker.graph.build import Builder, Value
 from worker.graph.errors import NetworkRefused
 from worker.graph.ops.parametric import pad_node
-from worker.graph.ops.table import Flow, Grid, OnnxCall, Op, register
-from worker.graph.write_onnx import OnnxWriter
+from worker.graph.ops.table import Flow, Grid, OnnxCall, Op, Writer, register
 
 
 def _window(call: OnnxCall) -> tuple[dict[str, Any], list[int]]:
@@ -120,7 +119,7 @@ def _aten_mean(builder: Builder, name: str, args: list[Any]) -> Value:
     return mean(builder, args[0], name, args[1], bool(args[2]) if len(args) > 2 else False)
 
 
-def _write_maxpool(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+def _write_maxpool(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     k: Any = node.kwargs
     return writer.emit(
         "MaxPool",
@@ -134,7 +133,7 @@ def _write_maxpool(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> 
     )
 
 
-def _write_avgpool(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+def _write_avgpool(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     k: Any = node.kwargs
     return writer.emit(
         "AveragePool",
@@ -148,7 +147,7 @@ def _write_avgpool(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> 
     )
 
 
-def _write_mean(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+def _write_mean(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     """Write a spatial mean as GlobalAveragePool (which runtimes quantize), any other as ReduceMean."""
     dims, keepdim = list(node.kwargs["dim"]), bool(node.kwargs["keepdim"])  # type: ignore[arg-type]
     if dims == [2, 3] and writer.rank(node.args[0]) == 4:

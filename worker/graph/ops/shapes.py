@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from worker.graph.build import Builder, Value
 from worker.graph.errors import NetworkRefused
-from worker.graph.ops.table import Flow, Grid, OnnxCall, Op, register
-from worker.graph.write_onnx import OnnxWriter
+from worker.graph.ops.table import Flow, Grid, OnnxCall, Op, Writer, register
 
 BATCH = 1_000_003
 """Stands for the batch size in shape arithmetic: no real extent is this prime."""
@@ -142,20 +141,20 @@ def _aten_pad(builder: Builder, name: str, args: list[Any]) -> Value:
     return builder.call(F.pad, args[0], name=name, pad=tuple(int(p) for p in args[1]), mode="constant", value=value)
 
 
-def _write_flatten(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+def _write_flatten(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     return writer.emit("Flatten", inputs, node.name, axis=1)
 
 
-def _write_reshape(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+def _write_reshape(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     sizes = list(node.kwargs["shape"])  # type: ignore[arg-type]
     return writer.emit("Reshape", [inputs[0], writer.integers(sizes, f"{node.name}_shape")], node.name)
 
 
-def _write_permute(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+def _write_permute(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     return writer.emit("Transpose", inputs, node.name, perm=list(node.kwargs["dims"]))  # type: ignore[arg-type]
 
 
-def _write_pad(writer: OnnxWriter, node: fx.Node, inputs: Sequence[str]) -> str:
+def _write_pad(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     sides: Any = node.kwargs["pad"]
     rank = writer.rank(node)
     begin, end = [0] * rank, [0] * rank

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
 from worker.graph.build import Builder, Value
 from worker.graph.errors import NetworkRefused
-
-if TYPE_CHECKING:
-    from worker.graph.write_onnx import OnnxWriter
 
 
 class Flow(Enum):
@@ -80,7 +77,43 @@ class ReadOnnx(Protocol):
 
 
 ReadAten = Callable[[Builder, str, list[Any]], Value]
-Write = Callable[["OnnxWriter", fx.Node, Sequence[str]], str]
+
+
+class Writer(Protocol):
+    """What an op needs to write itself to ONNX; every method that adds something returns the added tensor's name."""
+
+    module: fx.GraphModule
+
+    def emit(self, op_type: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        """Add a node with one output."""
+        ...
+
+    def weight(self, layer: str, tensor: Tensor) -> str:
+        """Add a layer's weight operand."""
+        ...
+
+    def bias(self, layer: str, tensor: Tensor) -> str:
+        """Add a layer's bias operand."""
+        ...
+
+    def constant(self, tensor: Tensor, name: str) -> str:
+        """Add an initializer."""
+        ...
+
+    def scalar(self, value: float, name: str) -> str:
+        """Add a float32 scalar."""
+        ...
+
+    def integers(self, values: Sequence[int], name: str) -> str:
+        """Add an int64 vector."""
+        ...
+
+    def rank(self, node: Any) -> int:
+        """Return the number of dimensions of a node's value."""
+        ...
+
+
+Write = Callable[[Writer, fx.Node, Sequence[str]], str]
 
 
 @dataclass(frozen=True)

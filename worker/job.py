@@ -1,0 +1,107 @@
+"""One search as its runner sees it, where the runner works, and the ways it may end early."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.actions import space_spec
+from app.domain.budget import Budget
+from app.domain.device import DeviceProfile
+from app.domain.graph import ModelGraph
+from app.domain.space import build_space
+from app.store import runner as rows
+from app.store.blobs import Blobs
+from app.store.engine import Database
+from worker.sandbox import Limits
+from worker.search.rows import Goal, Settings
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a runner works: the database, the blobs, the child's limits, seconds per trial and per slice."""
+
+    database: Database
+    blobs: Blobs
+    limits: Limits = field(default_factory=Limits)
+    trial_s: float = 600.0
+    slice_s: float = 300.0
+
+
+class Cancelled(Exception):
+    """The user cancelled the search."""
+
+
+class GivenUp(Exception):
+    """The search can't go on; `problem` says why."""
+
+    def __init__(self, problem: Json) -> None:
+        super().__init__(problem.get("detail", ""))
+        self.problem = problem
+
+
+class LostTrial(RuntimeError):
+    """Another worker took the trial: this one stops without a trace."""
+
+
+@dataclass
+class Job:
+    """One search as the runner sees it: what it was asked, and its files."""
+
+    search_id: str
+    spec: Json
+    goal: Goal
+    settings: Settings
+    opening: Json
+    digests: tuple[str, str]
+    started: float
+    wall_s: float | None
+    export_top: int
+    names: Json = field(default_factory=dict)
+
+
+def load_job(site: Site, search_id: str) -> Job:
+    """Read what a search asks for and where its files are."""
+    with site.database.reading() as session:
+        search = rows.search_of(session, search_id)
+        model, datasets = rows.model_of(session, search), rows.datasets_of(session, search)
+        assert model.graph is not None
+        graph, device = ModelGraph.from_json(model.graph), DeviceProfile.from_json(search.device)
+        spec = search.spec
+        goal = Goal(graph, build_space(graph, device, space_spec(spec)), device, Budget(search.limits))
+        files = {
+            role: {"path": str(site.blobs.path(item.blob_sha)), "spec": item.spec} for role, item in datasets.items()
+        }
+        opening = {
+            "model": str(site.blobs.path(model.blob_sha)),
+            "datasets": files,
+            "device": search.device,
+            "options": {},
+        }
+        data_key = json.dumps([[role, d.blob_sha, d.spec] for role, d in sorted(datasets.items())], sort_keys=True)
+        names = {"model": model.name, "model_sha256": model.blob_sha, "device": search.device.get("name")}
+        names["datasets"] = {role: item.blob_sha for role, item in datasets.items()}
+        return Job(
+            search_id,
+            spec,
+            goal,
+            search_settings(spec),
+            opening,
+            (model.blob_sha, hashlib.sha256(data_key.encode()).hexdigest()),
+            (search.started_at or search.created_at).timestamp(),
+            (spec.get("search") or {}).get("max_wall_s"),
+            int(spec.get("export_top", 1)),
+            names,
+        )
+
+
+def search_settings(spec: Json) -> Settings:
+    """Return the loop's settings a request asks for."""
+    data = spec.get("search") or {}
+    return Settings(
+        trials=int(data.get("trials") or 60), seed=int(data.get("seed") or 0), sampler=data.get("sampler") or "tpe"
+    )
