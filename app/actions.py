@@ -21,7 +21,7 @@ from app.problems import Problem, field_error
 from app.settings import Settings
 from app.store import blobs, events, query
 from app.store.blobs import Blobs
-from app.store.engine import Database
+from app.store.engine import Database, afterwards
 from app.store.tables import Candidate, Dataset, Device, Model, Schedule, Search, now
 
 Json = dict[str, Any]
@@ -186,16 +186,28 @@ def create_schedule(service: Service, request: Json) -> Schedule:
     bound = preflight(service, request["search"])
     if not bound["feasible"]:
         raise _unreachable(bound["limits"], bound["reachable"], bound["binding"])
-    key = ids.new_id("schedule")
     try:
-        queue.put_schedule(service.client, key, request["cron"], request["timezone"])
+        queue.check_cron(request["cron"], request["timezone"])
     except ValueError as error:
         raise Problem("invalid-schedule", str(error), [field_error("/cron", str(error))]) from error
     with service.database.writing() as session:
-        row = Schedule(id=key, name=request["name"], cron=request["cron"], timezone=request["timezone"])
-        row.template, row.enabled, row.created_at = request["search"], True, now()
+        row = Schedule(id=ids.new_id("schedule"), name=request["name"], cron=request["cron"])
+        row.timezone, row.template, row.enabled, row.created_at = request["timezone"], request["search"], True, now()
         session.add(row)
+        # The durable engine writes in a transaction of its own; `ensure_schedules` makes good what a kill leaves out.
+        afterwards(session, lambda: queue.put_schedule(service.client, row.id, row.cron, row.timezone))
         return row
+
+
+def ensure_schedules(service: Service) -> None:
+    """Make the durable engine's cron schedules those of the table: a kill may have come between the two."""
+    with service.database.reading() as session:
+        wanted = {row.id: row for row in query.schedules(session)}
+    known = queue.schedules(service.client)
+    for key in known - set(wanted):
+        queue.remove_schedule(service.client, key)
+    for key in set(wanted) - known:
+        queue.put_schedule(service.client, key, wanted[key].cron, wanted[key].timezone)
 
 
 def delete_schedule(service: Service, schedule_id: str) -> None:

@@ -16,8 +16,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
-from app import queue
+from app import actions, queue
 from app.actions import Service
 from app.api import admin, resources, searches
 from app.api.auth import Attempts, ensure_admin_key
@@ -30,6 +31,7 @@ from app.store.migrate import upgrade
 from app.store.tables import Device, now
 
 log = logging.getLogger("tightfit.api")
+MAX_PATH = 512
 DEVICES = Path(__file__).parent / "devices"
 
 
@@ -76,6 +78,7 @@ def start(settings: Settings) -> Service:
     service = Service(settings, database, Blobs(settings.blob_dir), queue.client(database))
     ensure_admin_key(service)
     ensure_devices(service)
+    actions.ensure_schedules(service)
     return service
 
 
@@ -103,14 +106,21 @@ def _add_web(app: FastAPI) -> None:
     mount(app)
 
 
+def is_plain(path: str) -> bool:
+    """Tell whether an address can be one of ours: short, printable ASCII. Others never reach a query or file name."""
+    return len(path) <= MAX_PATH and path.isascii() and path.isprintable()
+
+
 async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
     """Give each request an id, count failed keys per address, and say nosniff."""
     request.state.request_id = uuid.uuid4().hex
     attempts: Attempts = request.app.state.attempts
     address = request.client.host if request.client else "-"
-    if attempts.is_blocked(address) and "authorization" in request.headers:
+    if not is_plain(request.scope["path"]):
+        response: Response = _answer(request, Problem("not-found", "no address has such characters, or is that long"))
+    elif attempts.is_blocked(address) and "authorization" in request.headers:
         problem = Problem("too-many-attempts", "too many wrong keys from this address; wait a minute")
-        response: Response = _answer(request, problem)
+        response = _answer(request, problem)
         response.headers["Retry-After"] = "60"
     else:
         response = await call_next(request)
@@ -146,7 +156,19 @@ async def _http(request: Request, error: Exception) -> Response:
     answer = _answer(request, Problem(slug, str(error.detail)))
     for name, value in (error.headers or {}).items():
         answer.headers[name] = value
+    if error.status_code == 405:
+        answer.headers["Allow"] = ", ".join(_allowed(request))
     return answer
+
+
+def _allowed(request: Request) -> list[str]:
+    """Return the methods that an address takes; the framework names those of its first route only."""
+    found = set()
+    for method in ("GET", "POST", "DELETE", "PUT", "PATCH"):
+        scope = {**request.scope, "method": method}
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
+            found.add(method)
+    return sorted(found)
 
 
 async def _busy(request: Request, error: Exception) -> Response:

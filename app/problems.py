@@ -41,7 +41,6 @@ PROBLEMS: dict[str, Kind] = {
     "invalid-limit": Kind(422, "Invalid limit", "Page sizes go from 1 to 200."),
     "invalid-name": Kind(422, "Invalid name", "Names have 1 to 200 printable characters."),
     "idempotency-key-reused": Kind(422, "Idempotency key reused", "The key came with another body before."),
-    "request-in-progress": Kind(409, "Request in progress", "The first request with this key is not answered yet."),
     "in-use": Kind(409, "In use", "A search that is not finished still needs this."),
     "unsafe-format": Kind(
         422, "Unsafe format", "Pickle, TorchScript and their like can execute code; they are refused."

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import sqlalchemy as sa
+from croniter import croniter  # type: ignore[import-untyped]  # the durable engine's own parser
 from dbos import DBOSClient
-from dbos import error as dbos_error
 from sqlalchemy.orm import Session
 
 from app.store.engine import Database
@@ -65,22 +66,31 @@ def adopt(client: DBOSClient, executors: list[str]) -> list[str]:
 
 
 def put_schedule(client: DBOSClient, schedule_id: str, cron: str, timezone: str) -> None:
-    """Create or replace the cron schedule that fires `fire_schedule` with this id.
+    """Create or replace the cron schedule that fires `fire_schedule` with this id."""
+    remove_schedule(client, schedule_id)
+    client.create_schedule(
+        schedule_name=schedule_id,
+        workflow_name=FIRE_SCHEDULE,
+        schedule=cron,
+        context=schedule_id,
+        cron_timezone=timezone,
+        queue_name=CONTROL,
+    )
 
-    Raises ValueError for a cron expression or time zone that is not valid.
-    """
+
+def schedules(client: DBOSClient) -> set[str]:
+    """Return the ids of the cron schedules."""
+    return {item["schedule_name"] for item in client.list_schedules(workflow_name=FIRE_SCHEDULE)}
+
+
+def check_cron(cron: str, timezone: str) -> None:
+    """Raise ValueError for a cron expression (5 fields, or 6 with seconds first) or time zone that is not valid."""
+    if not croniter.is_valid(cron, second_at_beginning=True):
+        raise ValueError(f"{cron!r} is no cron expression")
     try:
-        remove_schedule(client, schedule_id)
-        client.create_schedule(
-            schedule_name=schedule_id,
-            workflow_name=FIRE_SCHEDULE,
-            schedule=cron,
-            context=schedule_id,
-            cron_timezone=timezone,
-            queue_name=CONTROL,
-        )
-    except dbos_error.DBOSException as error:
-        raise ValueError(str(error)) from error
+        ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"{timezone!r} is no time zone") from error
 
 
 def remove_schedule(client: DBOSClient, schedule_id: str) -> None:

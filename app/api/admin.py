@@ -135,10 +135,8 @@ def metrics(service: ServiceDep) -> Response:
     """Prometheus metrics read from the tables."""
     registry = CollectorRegistry()
     with service.database.reading() as session:
-        for table in (Search, Model):
-            gauge = Gauge(
-                f"tightfit_{table.__tablename__}s", f"{table.__tablename__}s by state", ["state"], registry=registry
-            )
+        for name, table in (("searches", Search), ("models", Model)):
+            gauge = Gauge(f"tightfit_{name}", f"{name} by state", ["state"], registry=registry)
             for state, number in query.counts(session, table).items():
                 gauge.labels(state).set(number)
         workers = Gauge("tightfit_workers", "workers heard of lately", registry=registry)

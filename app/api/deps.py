@@ -173,7 +173,11 @@ def _signature(request: Request, value: str) -> str:
 
 
 def idempotent(request: Request, who: auth.Key, fingerprint: bytes, act: Callable[[], JSONResponse]) -> JSONResponse:
-    """Run `act` once per Idempotency-Key: a repeated request gets the first answer, another body is refused."""
+    """Run `act` once per Idempotency-Key: a repeated request gets the first answer, another body is refused.
+
+    What `act` writes and the answer are kept in one transaction, so a kill leaves both or neither. The same request at
+    the same instant waits for the first one's transaction.
+    """
     name = request.headers.get("idempotency-key")
     if name is None:
         return act()
@@ -181,37 +185,30 @@ def idempotent(request: Request, who: auth.Key, fingerprint: bytes, act: Callabl
         raise Problem("invalid-request", "Idempotency-Key has 1 to 64 visible ASCII characters")
     here, digest = service(request), hashlib.sha256(fingerprint).hexdigest()
     place = (who.id, f"{request.method} {request.url.path}", name)
-    with here.database.writing() as session:
+    with here.database.joining() as session:
         row = idempotency.reserve(session, place, digest, here.settings.idempotency_s)
-    if row is not None:
-        return _replayed(row, digest)
-    try:
-        answer = act()
-    except Problem as problem:
-        _settle(here, place, None if problem.status >= 500 else problem.status, problem.to_json(request.url.path), None)
-        raise
-    except BaseException:
-        _settle(here, place, None, {}, None)
-        raise
-    _settle(here, place, answer.status_code, json.loads(bytes(answer.body)), answer.headers.get("location"))
-    return answer
+        if row is not None:
+            return _replayed(row, digest)
+        mine = session.get_one(Idempotency, place)
+        try:
+            with session.begin_nested():
+                answer = act()
+        except Problem as problem:
+            if problem.status >= 500:
+                raise
+            refusal = problem
+            mine.status, mine.body = problem.status, problem.to_json(request.url.path)
+        else:
+            mine.status, mine.body = answer.status_code, json.loads(bytes(answer.body))
+            mine.location = answer.headers.get("location")
+            return answer
+    raise refusal
 
 
 def _replayed(row: Idempotency, digest: str) -> JSONResponse:
     if row.digest != digest:
         raise Problem("idempotency-key-reused", "the key came with another body before")
-    if row.status is None:
-        raise Problem("request-in-progress", "the first request with this key is not answered yet")
+    assert row.status is not None, "the answer is committed with the row"
     headers = {"Idempotency-Replayed": "true", **({"Location": row.location} if row.location else {})}
     media = "application/problem+json" if row.status >= 400 else "application/json"
     return JSONResponse(row.body, row.status, headers, media_type=media)
-
-
-def _settle(here: Service, place: tuple[str, str, str], status: int | None, answer: Json, location: str | None) -> None:
-    """Store the answer; forget the key where there is none to repeat."""
-    with here.database.writing() as session:
-        row = session.get_one(Idempotency, place)
-        if status is None:
-            session.delete(row)
-        else:
-            row.status, row.body, row.location = status, answer, location

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
+_joined: ContextVar[tuple[str, Session] | None] = ContextVar("joined", default=None)
 _PRAGMAS = ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
 
 
@@ -30,9 +32,30 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """Open a write transaction; it is committed at the end and rolled back on an error. Keep it short."""
-        with Session(self.write, expire_on_commit=False) as session, session.begin():
-            yield session
+        """Open a write transaction; it is committed at the end and rolled back on an error. Keep it short.
+
+        Inside `joining` this is a part of the transaction that is open already.
+        """
+        joined = _joined.get()
+        if joined is not None and joined[0] == self.url:
+            yield joined[1]
+            joined[1].flush()
+            return
+        with Session(self.write, expire_on_commit=False) as session:
+            with session.begin():
+                yield session
+            for act in session.info.pop("afterwards", ()):
+                act()
+
+    @contextmanager
+    def joining(self) -> Iterator[Session]:
+        """Open a write transaction that every `writing` inside it becomes a part of: all is kept, or nothing."""
+        with self.writing() as session:
+            token = _joined.set((self.url, session))
+            try:
+                yield session
+            finally:
+                _joined.reset(token)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -52,6 +75,11 @@ def connect(url: str) -> Database:
         return Database(url, _sqlite(url, _PRAGMAS, "BEGIN IMMEDIATE"), _sqlite(url, (*_PRAGMAS, "query_only=ON")))
     engine = sa.create_engine(_psycopg(url), json_serializer=dumps, pool_pre_ping=True, pool_size=10)
     return Database(url, engine, engine.execution_options(postgresql_readonly=True))
+
+
+def afterwards(session: Session, act: Callable[[], None]) -> None:
+    """Call `act` once the transaction of `session` is committed; never if it is rolled back."""
+    session.info.setdefault("afterwards", []).append(act)
 
 
 def dumps(value: Any) -> str:

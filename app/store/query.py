@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.store.tables import Artefact, Candidate, Device, Search, Trial, Worker
+from app.store.tables import Artefact, Candidate, Device, Schedule, Search, Trial, Worker
 
 Row = TypeVar("Row")
 LIVE = ("queued", "running", "cancelling")
@@ -60,6 +60,11 @@ def searches_on(session: Session, dataset_id: str) -> list[str]:
     """Return the ids of every search with a dataset in one of its roles, newest first."""
     rows = session.execute(sa.select(Search.id, Search.dataset).order_by(Search.id.desc()))
     return [key for key, roles in rows if dataset_id in roles.values()]
+
+
+def schedules(session: Session) -> Sequence[Schedule]:
+    """Return the schedules that are switched on."""
+    return session.scalars(sa.select(Schedule).where(Schedule.enabled)).all()
 
 
 def workers(session: Session) -> Sequence[Worker]:

@@ -53,6 +53,26 @@ def test_id_when_it_can_be_none_then_404(client: TestClient, noun: str, key: str
     assert slug(client.get(f"/v1/{noun}/{key}")) == "not-found"
 
 
+@pytest.mark.parametrize("key", ["a%00b", "x" * 4000, "%ED%A0%80", "a%0Ab"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("DELETE", "/v1/models/{}"),
+        ("DELETE", "/v1/datasets/{}"),
+        ("DELETE", "/v1/keys/{}"),
+        ("DELETE", "/v1/schedules/{}"),
+        ("POST", "/v1/searches/{}/cancel"),
+        ("POST", "/v1/candidates/{}/export"),
+        ("GET", "/v1/searches/{}/events"),
+        ("GET", "/v1/artefacts/{}/content"),
+        ("GET", "/searches/{}"),
+        ("GET", "/web/searches/{}/status"),
+    ],
+)
+def test_verb_when_its_id_can_be_none_then_404(client: TestClient, method: str, path: str, key: str) -> None:
+    assert slug(client.request(method, path.format(key))) == "not-found"
+
+
 @pytest.mark.parametrize("key", ["a\0b", "\ud800", "x" * 65, ""])
 @pytest.mark.parametrize("field", ["model_id", "device_id", "dataset"])
 def test_search_when_an_id_in_it_can_be_none_then_refused_with_a_pointer(

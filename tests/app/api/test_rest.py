@@ -49,7 +49,8 @@ def test_method_when_wrong_then_405_with_allow(client: TestClient) -> None:
     answer = client.put("/v1/models")
     assert answer.status_code == 405
     assert answer.json()["type"] == "/problems/method-not-allowed"
-    assert "GET" in answer.headers["allow"] or "POST" in answer.headers["allow"]
+    assert answer.headers["allow"] == "GET, POST"
+    assert client.post("/v1/models/x").headers["allow"] == "DELETE, GET"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_builtin_devices_when_listed_then_each_has_bits_sources_and_figures(clie
 
 def test_schedule_when_created_then_listed_and_deleted(client: TestClient, request_body: Json) -> None:
     body = {"name": "nightly", "cron": "0 2 * * *", "timezone": "Europe/Berlin", "search": request_body}
-    made = client.post("/v1/schedules", json=body)
+    made = client.post("/v1/schedules", json=body, headers={"Idempotency-Key": "nightly"})
     assert made.status_code == 201
     key = made.json()["id"]
     assert key in [item["id"] for item in client.get("/v1/schedules").json()["items"]]
@@ -157,6 +158,20 @@ def test_schedule_when_cron_or_zone_is_not_valid_then_refused(
 ) -> None:
     body = {"name": "x", "cron": "0 2 * * *", "timezone": "UTC", "search": request_body, **change}
     assert client.post("/v1/schedules", json=body).json()["type"] == "/problems/invalid-schedule"
+
+
+def test_schedule_when_a_kill_left_it_out_of_the_engine_then_made_good_at_the_next_start(
+    client: TestClient, service: Service, request_body: Json
+) -> None:
+    from app import actions, queue
+
+    body = {"name": "x", "cron": "0 2 * * *", "timezone": "UTC", "search": request_body}
+    key = client.post("/v1/schedules", json=body).json()["id"]
+    assert key in queue.schedules(service.client)
+    queue.remove_schedule(service.client, key)
+    queue.put_schedule(service.client, "sch_orphan", "0 3 * * *", "UTC")
+    actions.ensure_schedules(service)
+    assert key in queue.schedules(service.client) and "sch_orphan" not in queue.schedules(service.client)
 
 
 def test_schedule_when_fired_twice_while_its_search_runs_then_one_search(
@@ -177,7 +192,8 @@ def test_health_when_asked_then_says_what_holds(client: TestClient) -> None:
     assert client.get("/healthz").json()["status"] == "ok"
     ready = client.get("/readyz").json()
     assert (ready["database"], ready["schema"], ready["disk"], ready["workers"]) == (True, True, True, 0)
-    assert "tightfit_disk_free_bytes" in client.get("/metrics").text
+    figures = client.get("/metrics").text
+    assert "tightfit_disk_free_bytes" in figures and "# TYPE tightfit_searches gauge" in figures
 
 
 def test_problem_catalogue_when_compared_with_the_docs_then_complete() -> None:

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.store.engine import Database, connect, dumps, finite
-from app.store.tables import Event, Search, now
+from app.store.engine import Database, afterwards, connect, dumps, finite
+from app.store.tables import Blob, Event, Search, now
 
 
 def test_sqlite_when_opened_then_synced_fully_in_wal_with_foreign_keys(tmp_path: Path) -> None:
@@ -93,3 +93,28 @@ VALUES = st.recursive(
 @given(VALUES)
 def test_json_text_when_written_then_reads_back_as_the_finite_value(value: object) -> None:
     assert json.loads(dumps(value), parse_constant=lambda text: pytest.fail(text)) == finite(value)
+
+
+def test_joined_transaction_when_it_fails_then_no_part_is_kept_and_nothing_follows(database: Database) -> None:
+    told: list[str] = []
+    with pytest.raises(RuntimeError), database.joining():
+        with database.writing() as inner:
+            inner.add(Blob(sha256="d" * 64, bytes=1))
+            afterwards(inner, lambda: told.append("committed"))
+        raise RuntimeError("killed")
+    with database.reading() as session:
+        assert (session.get(Blob, "d" * 64), told) == (None, [])
+
+
+def test_joined_transaction_when_it_ends_then_every_part_is_kept_and_told_once(database: Database) -> None:
+    told: list[str] = []
+    with database.joining() as outer:
+        with database.writing() as inner:
+            inner.add(Blob(sha256="e" * 64, bytes=1))
+            afterwards(inner, lambda: told.append("committed"))
+        assert inner is outer and told == []
+    with database.reading() as session:
+        assert session.get(Blob, "e" * 64) is not None
+    assert told == ["committed"]
+    with database.writing() as alone:
+        assert alone is not outer
