@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import sqlalchemy as sa
 from croniter import croniter  # type: ignore[import-untyped]  # the durable engine's own parser
-from dbos import DBOSClient
+from dbos import DBOSClient, DBOSPortableJSONSerializer
 from sqlalchemy.orm import Session
 
 from app.store.engine import Database
@@ -26,6 +26,7 @@ def client(database: Database) -> DBOSClient:
         system_database_engine=database.write,
         system_database_url=plain(database.url),
         application_name=APPLICATION,
+        serializer=DBOSPortableJSONSerializer(),  # the default pickles: who writes the database could run code
     )
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 
-from dbos import DBOS, DBOSConfig
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
 
 from app import queue
 from app.queue import APPLICATION, APPLICATION_VERSION, CONTROL, TRIALS
@@ -34,6 +34,7 @@ def launch(database: Database, executor_id: str, concurrency: int = 1) -> None:
         application_version=APPLICATION_VERSION,
         scheduler_polling_interval_sec=SCHEDULER_POLL_S,
         run_migrations=False,
+        serializer=DBOSPortableJSONSerializer(),  # as in app.queue: nothing is ever unpickled
         log_level="WARNING",
     )
     if database.url.startswith("sqlite"):
