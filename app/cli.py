@@ -43,16 +43,23 @@ def serve(
 
 
 @app.command()
-def worker(data_dir: DataDir = None) -> None:
+def worker(
+    data_dir: DataDir = None,
+    executor_id: Annotated[
+        str | None, typer.Option(help="Stable id of this worker; two workers need two (env TIGHTFIT_EXECUTOR_ID).")
+    ] = None,
+) -> None:
     """Run one worker in the foreground (the service may run elsewhere on the same database)."""
     import os
-    import subprocess
     import sys
 
     environment = dict(os.environ)
     if data_dir is not None:
         environment["TIGHTFIT_DATA_DIR"] = str(data_dir)
-    raise typer.Exit(subprocess.run([sys.executable, "-m", "worker"], env=environment, check=False).returncode)
+    if executor_id is not None:
+        environment["TIGHTFIT_EXECUTOR_ID"] = executor_id
+    # the worker takes this process's place, so that signals of a container or a supervisor reach it
+    os.execve(sys.executable, [sys.executable, "-m", "worker"], environment)
 
 
 def main() -> None:
