@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.commands import candidates, data, devices, keys, models, searches
+from app.commands import candidates, data, devices, keys, models, schedules, searches
 
 app = typer.Typer(
     name="tightfit",
@@ -21,6 +21,7 @@ app.add_typer(devices.app, name="device")
 app.add_typer(searches.app, name="search")
 app.add_typer(candidates.app, name="candidate")
 app.add_typer(candidates.artefacts, name="artefact")
+app.add_typer(schedules.app, name="schedule")
 app.add_typer(keys.app, name="key")
 
 DataDir = Annotated[Path | None, typer.Option(help="Data folder (env TIGHTFIT_DATA_DIR).")]

@@ -172,6 +172,12 @@ def candidate_layers(id: str, read: Read) -> Response:
     return JSONResponse(charts.layers(view.bars(view.candidate_layers(read.candidate(id)))))
 
 
+@router.get("/schedules")
+def schedules(read: Read) -> Response:
+    """Show the schedules, when they fired last and what came of it."""
+    return page("schedules.html", here="/schedules", schedules=read.schedules())
+
+
 @router.get("/system")
 def system(read: Read) -> Response:
     """Show workers, storage and versions."""

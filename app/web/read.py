@@ -13,7 +13,7 @@ from app.api import shapes
 from app.commands.words import amount
 from app.problems import Problem
 from app.store import query
-from app.store.tables import Candidate, Dataset, Device, Model, Search, now
+from app.store.tables import Candidate, Dataset, Device, Model, Schedule, Search, now
 from app.web.view import moment
 
 Json = dict[str, Any]
@@ -48,6 +48,10 @@ class Reader:
     def searches(self) -> list[Json]:
         """Return the newest searches."""
         return [shapes.search(row) for row in self._page(Search)]
+
+    def schedules(self) -> list[Json]:
+        """Return the newest schedules."""
+        return [shapes.schedule(row) for row in self._page(Schedule)]
 
     def search(self, id: str) -> Json:
         """Return one search."""

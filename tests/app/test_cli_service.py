@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from typer.testing import CliRunner
 
 from app.cli import app
@@ -23,9 +24,14 @@ PROFILE = Path(__file__).resolve().parents[2] / "examples" / "device.json"
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    settings = Settings(data_dir=tmp_path_factory.mktemp("service"), disk_floor_bytes=0)
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_level="warning"))
+def application(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    return create_app(Settings(data_dir=tmp_path_factory.mktemp("service"), disk_floor_bytes=0))
+
+
+@pytest.fixture(scope="module")
+def client(application: FastAPI) -> Iterator[Client]:
+    settings = application.state.settings
+    server = uvicorn.Server(uvicorn.Config(application, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -35,6 +41,11 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     yield Client(f"http://127.0.0.1:{port}", settings.key_file.read_text().strip())
     server.should_exit = True
     thread.join(10)
+
+
+@pytest.fixture
+def service(client: Client, application: FastAPI) -> Any:
+    return application.state.service
 
 
 @pytest.fixture
@@ -98,3 +109,50 @@ def test_search_when_the_model_is_unknown_then_leaves_with_1(run: Any) -> None:
     result = run("search", "run", "--model", "absent", "--data", "d", "--device", "generic-npu", "--limit", "bops<=1/8")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["problem"]["slug"] == "not-found"
+
+
+def ready_uploads(client: Client, service: Any) -> tuple[str, str]:
+    """Put a model and a dataset into the store as a worker would have left them; return their ids."""
+    from app.store.blobs import record
+    from app.store.tables import Dataset, Model
+    from tests.worker.search.pictures import resnet
+
+    graph = resnet()
+    sha = service.blobs.put(b"a network of a schedule")
+    info = {"rows": 9, "shape": list(graph.input_shape), "dtype": "uint8", "has_labels": True, "classes": 10}
+    with service.database.writing() as session:
+        record(session, sha, 23)
+        session.add(
+            Model(id="mdl_s", name="net", format="onnx", blob_sha=sha, bytes=23, state="ready", graph=graph.to_json())
+        )
+        session.add(Dataset(id="dst_s", name="set", blob_sha=sha, bytes=23, state="ready", spec={}, info=info))
+    return "mdl_s", "dst_s"
+
+
+def test_schedule_when_created_by_names_then_listed_shown_and_deleted(run: Any, client: Client, service: Any) -> None:
+    model, data = ready_uploads(client, service)
+    options = [
+        "--model",
+        "net",
+        "--data",
+        "set",
+        "--device",
+        "generic-npu",
+        "--limit",
+        "bops<=1/8",
+        "--name",
+        "nightly",
+    ]
+    made = json.loads(run("schedule", "create", *options, "--cron", "0 2 * * *", "--timezone", "Europe/Berlin").stdout)
+    assert (made["search"]["model_id"], made["search"]["dataset"]) == (model, {"all": data})
+    assert (made["cron"], made["timezone"], made["last_fired_at"]) == ("0 2 * * *", "Europe/Berlin", None)
+    assert [item["id"] for item in json.loads(run("schedule", "list").stdout)] == [made["id"]]
+    assert json.loads(run("schedule", "show", "nightly").stdout)["id"] == made["id"]
+    assert run("schedule", "delete", "nightly").exit_code == 0
+    assert json.loads(run("schedule", "list").stdout) == []
+
+
+def test_schedule_when_the_cron_expression_is_wrong_then_refused_by_name(run: Any) -> None:
+    options = ["--model", "net", "--data", "set", "--device", "generic-npu", "--limit", "bops<=1/8"]
+    result = run("schedule", "create", *options, "--cron", "61 * * * *")
+    assert (result.exit_code, json.loads(result.stdout)["problem"]["slug"]) == (1, "invalid-schedule")

@@ -207,3 +207,14 @@ def test_templates_and_modules_when_read_then_nothing_is_inline_or_fetched_from_
         assert "http://" not in text, path.name
         assert "https://" not in text, path.name
         assert "eval(" not in text, path.name
+
+
+def test_schedules_when_there_are_some_then_the_page_names_cron_and_last_search(web: TestClient) -> None:
+    assert "No schedule yet" in web.get("/schedules").text
+    row = tables.Schedule(id="sch_1", name=HOSTILE, cron="0 2 * * *", timezone="UTC", template={}, enabled=True)
+    row.last_search_id = "srh_1"
+    with web.app.state.service.database.writing() as session:  # type: ignore[attr-defined]
+        session.add(row)
+    text = web.get("/schedules").text
+    assert "0 2 * * *" in text and 'href="/searches/srh_1"' in text
+    assert HOSTILE not in text
