@@ -30,6 +30,7 @@ PROBE_BATCH = 8
 OPEN_S = 600.0
 MAX_SAME_FAILURES = 3
 CANCEL_POLL_S = 1.0
+MEASUREMENT_VERSION = 1  # raise it when the same assignment measures differently: stored measurements then lapse
 
 
 @dataclass
@@ -286,7 +287,7 @@ class Runner:
     def _key(self, job: Job, assignment: Assignment, fidelity: str, repair: str) -> str:
         """Hash everything a measurement depends on; the device only decides how weights are scaled."""
         scheme = sorted(job.goal.device.per_channel_weights)
-        parts = [*job.digests, assignment.digest, fidelity, repair, scheme, job.opening["options"]]
+        parts = [MEASUREMENT_VERSION, *job.digests, assignment.digest, fidelity, repair, scheme, job.opening["options"]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

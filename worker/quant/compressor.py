@@ -158,12 +158,16 @@ class _Job:
         )
 
     def _bias_on_grid(self, layer: Layer, bias: Tensor, scale: Tensor) -> Tensor:
-        """Round the bias to the int32 grid of the accumulator, scale_x * scale_w, as runtimes store it."""
+        """Round the bias to the int32 grid of the accumulator, scale_x * scale_w, as runtimes store it.
+
+        Where int32 is too narrow for it (16-bit weights on 16-bit activations) it stays float, as in the export.
+        """
         grid = self.grids.get(layer.input)
         if grid is None:
             return bias
         step = scale.double() * grid.scale
-        return (torch.round(bias.double() / step).clamp(-(2**31), 2**31 - 1) * step).float()
+        codes = torch.round(bias.double() / step)
+        return (codes * step).float() if float(codes.abs().max()) < 2**31 else bias
 
 
 def _matrix(leaf: Any, grouped: bool) -> Tensor:

@@ -48,6 +48,14 @@ def test_compress_when_everything_is_left_float_then_the_float_network_comes_bac
         assert torch.allclose(network.forward(x), run(trained().folded, x), atol=2e-2)
 
 
+@pytest.mark.parametrize("repair", ["sequential", "fast", "none"])
+def test_compress_when_everything_has_16_bits_then_nearer_than_8_bits_and_no_bias_overflows(repair: Repair) -> None:
+    graph = trained().graph
+    wide, narrow = (kl(assignment(graph, 1.0, bits, bits), repair) for bits in (16, 8))
+    assert wide <= narrow
+    assert wide < 1e-4
+
+
 def test_compress_when_repeated_then_bit_identical() -> None:
     a = assignment(trained().graph, 0.75, 4, 4)
     for repair in REPAIRS:
