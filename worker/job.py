@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from worker.sandbox import Limits
 from worker.search.rows import Goal, Settings
 
 Json = dict[str, Any]
+MAX_PROBES = 240
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,16 @@ class Job:
     names: Json = field(default_factory=dict)
 
 
+def pictures(graph: ModelGraph) -> dict[str, int]:
+    """Return how many pictures each stage looks at: all that help for small networks, fewer the more MACs one costs."""
+    macs = max(1, sum(layer.positions * math.prod(layer.weight_shape) for layer in graph.layers))
+    return {
+        "calibration": min(512, max(64, 20_000_000_000 // macs)),
+        "screen": min(256, max(32, 6_000_000_000 // macs)),
+        "full": min(2048, max(256, 100_000_000_000 // macs)),
+    }
+
+
 def load_job(site: Site, search_id: str) -> Job:
     """Read what a search asks for and where its files are."""
     with site.database.reading() as session:
@@ -80,7 +92,7 @@ def load_job(site: Site, search_id: str) -> Job:
             "model": str(site.blobs.path(model.blob_sha)),
             "datasets": files,
             "device": search.device,
-            "options": {},
+            "options": pictures(graph),
         }
         data_key = json.dumps([[role, d.blob_sha, d.spec] for role, d in sorted(datasets.items())], sort_keys=True)
         names = {"model": model.name, "model_sha256": model.blob_sha, "device": search.device.get("name")}
@@ -103,5 +115,8 @@ def search_settings(spec: Json) -> Settings:
     """Return the loop's settings a request asks for."""
     data = spec.get("search") or {}
     return Settings(
-        trials=int(data.get("trials") or 60), seed=int(data.get("seed") or 0), sampler=data.get("sampler") or "tpe"
+        max_probes=MAX_PROBES,
+        trials=int(data.get("trials") or 60),
+        seed=int(data.get("seed") or 0),
+        sampler=data.get("sampler") or "tpe",
     )

@@ -19,6 +19,7 @@ from worker.quant.network import run
 from worker.quant.observers import SiteObserver
 
 ROWS = 8192
+GROUPED_ROWS = 2048  # a depthwise channel has only a kernel to fit
 MEMORY = 256 << 20
 
 
@@ -57,7 +58,8 @@ class FloatReference:
 
     def _positions(self, name: str) -> Tensor:
         sizes = self._shapes[name][2:]
-        count = max(1, ROWS // len(self.pictures))
+        grouped = getattr(self.module.get_submodule(name), "groups", 1) > 1
+        count = max(1, (GROUPED_ROWS if grouped else ROWS) // len(self.pictures))
         return sample_positions(sizes, count, zlib.crc32(name.encode())) if sizes else torch.zeros(1, dtype=torch.int64)
 
     def _after(self, name: str, value: Tensor) -> Tensor:
