@@ -83,15 +83,20 @@ class QdqWriter(OnnxWriter):
         return self.emit("DequantizeLinear", operands_, f"{layer}.weight", axis=0)
 
     def bias(self, layer: str, tensor: Tensor) -> str:
-        """Return the bias: int32 at scale s_x * s_w where both operands are integers and it fits, else float32."""
+        """Return the bias: int32 at scale s_x * s_w where both operands are integers, else float32.
+
+        Where that scale is too fine for int32 (16-bit operands) it is doubled until the codes fit: a float bias would
+        be quantized by ONNX Runtime itself, at s_x * s_w and past its range.
+        """
         grid = self.input_grid(layer)
         quantized = self._net.layers[layer]
         if grid is None or quantized.bits >= FLOAT_BITS:
             return super().bias(layer, tensor)
         scale = np.float32(grid.scale) * per_channel(quantized)
-        codes = np.rint(tensor.numpy().astype(np.float64) / scale.astype(np.float64))
-        if not np.all(np.abs(codes) <= INT32_MAX):
-            return super().bias(layer, tensor)
+        values = tensor.numpy().astype(np.float64)
+        excess = max(1.0, float(np.max(np.abs(values / scale)) / INT32_MAX))
+        scale = (scale * 2.0 ** math.ceil(math.log2(excess))).astype(np.float32)
+        codes = np.rint(values / scale)
         inputs = [
             self.constant(codes.astype(np.int32), f"{layer}.b"),
             self.constant(scale, f"{layer}.b.scale"),
