@@ -8,21 +8,12 @@ from pathlib import Path
 from fastapi import Request
 
 from app.actions import Service
+from app.domain.formats import HEAD_BYTES, FormatRefused, Kind, sniff
 from app.problems import Problem
 from app.store.blobs import BlobWriter
 
-HINT = (
-    "Export the network first, in a format that cannot execute code:\n"
-    "    program = torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim('batch')},))\n"
-    "    torch.export.save(program, 'model.pt2')    # or torch.onnx.export(model, (example,), 'model.onnx')"
-)
-MIN_BYTES = 16
-_ONNX_TAGS = b"\x08\x12\x1a\x22\x28\x32\x3a\x42\x72"  # the first byte of a serialised ModelProto: one of its fields
-_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
-_KNOWN = {b"\x89HDF": "HDF5 (Keras)", b"GGUF": "GGUF", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 
-
-async def receive(request: Request, service: Service, what: str) -> tuple[str, int, str]:
+async def receive(request: Request, service: Service, what: Kind) -> tuple[str, int, str]:
     """Store a request's body as a blob; return (sha256, bytes, format by content: onnx, pt2, npz, safetensors)."""
     declared = _length(request, service)
     with service.blobs.writer() as writer:
@@ -47,8 +38,8 @@ def _length(request: Request, service: Service) -> int:
 async def _drain(request: Request, writer: BlobWriter, declared: int) -> bytes:
     head = b""
     async for chunk in request.stream():
-        if len(head) < 512:
-            head += chunk[: 512 - len(head)]
+        if len(head) < HEAD_BYTES:
+            head += chunk[: HEAD_BYTES - len(head)]
         writer.write(chunk)
         if writer.bytes > declared:
             raise Problem("incomplete-upload", "more bytes than declared")
@@ -57,39 +48,16 @@ async def _drain(request: Request, writer: BlobWriter, declared: int) -> bytes:
     return head
 
 
-def _format(head: bytes, writer: BlobWriter, what: str) -> str:
-    """Tell formats apart by leading bytes and, for a zip, by the names in its directory."""
-    if writer.bytes < MIN_BYTES:
-        raise Problem("unrecognised-format", f"{writer.bytes} bytes are no {what}")
-    if head[:2] in _PICKLES:
-        raise Problem("unsafe-format", f"a pickle stream. {HINT}")
-    for start, name in _KNOWN.items():
-        if head.startswith(start):
-            raise Problem("unsupported-format", f"the file is {name}. {HINT}")
-    if head.startswith(b"PK"):
-        return _zip_format(writer.peek(), what)
-    if head[257:262] == b"ustar":
-        raise Problem("unsafe-format", f"a tar archive, as old checkpoints are. {HINT}")
-    if what == "dataset" and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= writer.bytes - 8:
-        return "safetensors"
-    if what != "dataset" and head[0] in _ONNX_TAGS:
-        return "onnx"
-    raise Problem("unrecognised-format", f"the content is no {what}. {HINT if what != 'dataset' else ''}".rstrip())
-
-
-def _zip_format(path: Path, what: str) -> str:
+def _format(head: bytes, writer: BlobWriter, what: Kind) -> str:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise Problem("invalid-archive", f"a broken zip archive: {error}") from error
-    if any(name.endswith("models/model.json") for name in names):
-        return "pt2"
-    if any(name.endswith(("data.pkl", "constants.pkl")) or "/code/" in name for name in names):
-        raise Problem("unsafe-format", f"a pickled checkpoint or TorchScript archive. {HINT}")
-    if what == "dataset" and any(name.endswith(".npy") for name in names):
-        return "npz"
-    raise Problem("unrecognised-format", f"a zip archive that is no {what}. {HINT}")
+        return sniff(head, writer.bytes, what, lambda: _entries(writer.peek()))
+    except FormatRefused as refusal:
+        raise Problem(refusal.slug, refusal.detail) from refusal
+
+
+def _entries(path: Path) -> list[str]:
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
 
 
 def _check_digest(request: Request, sha256: str) -> None:

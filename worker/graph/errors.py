@@ -5,12 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-CONVERSION_HINT = (
-    "Only formats that cannot execute code are read. Export the network first:\n"
-    "    program = torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim('batch')},))\n"
-    "    torch.export.save(program, 'model.pt2')    # or: torch.onnx.export(model, (example,), 'model.onnx')"
-)
-
 
 class NetworkRefused(Exception):
     """A network that will not be read: `slug` names the problem, `errors` lists where it was found."""

@@ -78,7 +78,6 @@ class _Flow:
         self.frozen: dict[int, str] = {}
         self.values: dict[str, Labels] = {}
         self.met: dict[tuple[str, Side], Labels] = {}
-        self.kinds: dict[str, str] = {}
 
     def run(self) -> None:
         for node in self.module.graph.nodes:

@@ -7,11 +7,11 @@ import zipfile
 
 from torch import fx
 
-from worker.graph.errors import CONVERSION_HINT, NetworkRefused
+from app.domain import formats
+from worker.graph.errors import NetworkRefused
 from worker.graph.read_onnx import read_onnx
 from worker.graph.read_pt2 import read_pt2
 
-PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _BROKEN = (
     ArithmeticError,
     AssertionError,
@@ -24,42 +24,15 @@ _BROKEN = (
 )
 """What a malformed file can make a reader raise besides its own refusals: a refusal too, never a crash."""
 
-REFUSED_STARTS = {
-    b"\x89HDF": "HDF5 (Keras)",
-    b"\x93NUMPY": "a NumPy array",
-    b"GGUF": "GGUF",
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-}
-
 
 def sniff(data: bytes) -> str:
     """Return "onnx" or "pt2" from the content; raise NetworkRefused for everything else."""
-    if len(data) < 16:
-        raise NetworkRefused("unrecognised-format", f"{len(data)} bytes are not a network")
-    if data[:2] in PICKLE_STARTS or (data[:1] in (b"(", b"c") and b"\n" in data[:64]):
-        raise NetworkRefused("unsafe-format", f"a pickle stream. {CONVERSION_HINT}")
-    for start, name in REFUSED_STARTS.items():
-        if data.startswith(start):
-            raise NetworkRefused("unsupported-format", f"the file is {name}. {CONVERSION_HINT}")
-    if data.startswith(b"PK"):
-        return _sniff_zip(data)
-    if data[:1] not in (b"\x08", b"\x12", b"\x1a", b"\x22", b"\x2a", b"\x32", b"\x3a", b"\x42"):
-        raise NetworkRefused("unrecognised-format", f"neither ONNX nor a torch.export archive. {CONVERSION_HINT}")
-    return "onnx"
-
-
-def _sniff_zip(data: bytes) -> str:
     try:
-        names = zipfile.ZipFile(io.BytesIO(data)).namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
-        raise NetworkRefused("invalid-archive", f"a broken zip archive: {error}") from error
-    if any(name.endswith("models/model.json") for name in names):
-        return "pt2"
-    if any(name.endswith(("data.pkl", "constants.pkl")) or "/code/" in name for name in names):
-        raise NetworkRefused("unsafe-format", f"a pickled checkpoint or TorchScript archive. {CONVERSION_HINT}")
-    raise NetworkRefused("unrecognised-format", f"a zip archive without models/model.json. {CONVERSION_HINT}")
+        return formats.sniff(
+            data[: formats.HEAD_BYTES], len(data), "network", lambda: zipfile.ZipFile(io.BytesIO(data)).namelist()
+        )
+    except formats.FormatRefused as refusal:
+        raise NetworkRefused(refusal.slug, refusal.detail) from refusal
 
 
 def read_network(data: bytes, format: str | None = None) -> fx.GraphModule:

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from app.domain.formats import CONVERSION_HINT
 from worker.graph.build import Builder, Value, identifier
-from worker.graph.errors import CONVERSION_HINT, NetworkRefused, unsupported
+from worker.graph.errors import NetworkRefused, unsupported
 from worker.graph.ops import ATEN
 from worker.graph.ops.shapes import BATCH
 

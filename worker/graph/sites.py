@@ -37,11 +37,6 @@ class Sites:
     sites: tuple[Site, ...]
     of: Mapping[str, str]
 
-    @property
-    def by_id(self) -> dict[str, Site]:
-        """Sites by id."""
-        return {site.id: site for site in self.sites}
-
 
 def quantizer_sites(module: fx.GraphModule) -> Sites:
     """Return the quantizer sites of a BatchNorm-folded canonical graph."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx, nn
 
-from worker.graph.groups import ChannelPlan, norm_nodes, weighted_layers
+from worker.graph.groups import ChannelPlan, norm_nodes
 
 Kept = Mapping[str, Sequence[int] | Tensor]
 
@@ -20,7 +20,6 @@ class Slicer:
     def __init__(self, module: fx.GraphModule, plan: ChannelPlan) -> None:
         self.module = module
         self.plan = plan
-        self._layers = [node.name for node in weighted_layers(module)]
         self._norms = [node.name for node in norm_nodes(module)]
 
     def columns(self, layer: str, kept: Kept) -> tuple[Tensor, Tensor]:
