@@ -5,14 +5,14 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from dbos import DBOSClient
 from sqlalchemy.orm import Session
 
 from app import queue
 from app.domain import ids
-from app.domain.budget import Limit, reach, resolve
+from app.domain.budget import Budget, Limit, Reach, reach, resolve
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
 from app.domain.lifecycle import ModelState, SearchState
@@ -25,6 +25,7 @@ from app.store.engine import Database, afterwards
 from app.store.tables import Candidate, Dataset, Device, Model, Schedule, Search, now
 
 Json = dict[str, Any]
+Upload = TypeVar("Upload", Model, Dataset)
 
 
 @dataclass(frozen=True)
@@ -39,25 +40,23 @@ class Service:
 
 def create_model(service: Service, name: str, format: str, sha256: str, size: int) -> Model:
     """Record an uploaded network and enqueue its inspection."""
-    with service.database.writing() as session:
-        blobs.record(session, sha256, size)
-        row = Model(id=ids.new_id("model"), name=name, format=format, blob_sha=sha256, bytes=size)
-        row.state, row.created_at = ModelState.inspecting, now()
-        session.add(row)
-        session.flush()
-        queue.enqueue(service.client, session, queue.INSPECT_MODEL, f"{row.id}-inspect", row.id)
-        return row
+    row = Model(id=ids.new_id("model"), name=name, format=format, blob_sha=sha256, bytes=size)
+    return _uploaded(service, row, queue.INSPECT_MODEL)
 
 
 def create_dataset(service: Service, name: str, spec: Json, sha256: str, size: int) -> Dataset:
     """Record an uploaded dataset and enqueue its inspection."""
+    row = Dataset(id=ids.new_id("dataset"), name=name, blob_sha=sha256, bytes=size, spec=spec)
+    return _uploaded(service, row, queue.INSPECT_DATASET)
+
+
+def _uploaded(service: Service, row: Upload, workflow: str) -> Upload:
     with service.database.writing() as session:
-        blobs.record(session, sha256, size)
-        row = Dataset(id=ids.new_id("dataset"), name=name, blob_sha=sha256, bytes=size, spec=spec)
+        blobs.record(session, row.blob_sha, row.bytes)
         row.state, row.created_at = ModelState.inspecting, now()
         session.add(row)
         session.flush()
-        queue.enqueue(service.client, session, queue.INSPECT_DATASET, f"{row.id}-inspect", row.id)
+        queue.enqueue(service.client, session, workflow, f"{row.id}-inspect", row.id)
         return row
 
 
@@ -102,9 +101,7 @@ def create_search(service: Service, request: Json, schedule_id: str | None = Non
         model = _ready(session, Model, request["model_id"], "model-not-ready")
         graph = ModelGraph.from_json(model.graph or {})
         _check_datasets(session, request["dataset"], graph)
-        device = query.device(session, request["device_id"])
-        if device is None:
-            raise Problem("not-found", f"no device {request['device_id']!r}")
+        device = _device(session, request["device_id"])
         profile = DeviceProfile.from_json(device.profile)
         limits = _checked_limits(service.settings, request, graph, profile)
         row = Search(
@@ -131,13 +128,9 @@ def preflight(service: Service, request: Json) -> Json:
     """Return the absolute limits, the smallest reachable values and the space's size, queueing nothing."""
     with service.database.reading() as session:
         model = _ready(session, Model, request["model_id"], "model-not-ready")
-        device = query.device(session, request["device_id"])
-        if device is None:
-            raise Problem("not-found", f"no device {request['device_id']!r}")
+        device = _device(session, request["device_id"])
     graph, profile = ModelGraph.from_json(model.graph or {}), DeviceProfile.from_json(device.profile)
-    space = _space(service.settings, request, graph, profile)
-    budget = resolve(_limits(request), graph, profile)
-    bound = reach(graph, space, profile, budget)
+    space, budget, bound = _bounds(service.settings, request, graph, profile)
     return {
         "limits": dict(budget.limits),
         "reachable": dict(bound.smallest),
@@ -286,12 +279,26 @@ def _checked_limits(settings: Settings, request: Json, graph: ModelGraph, profil
     if trials > settings.max_trials:
         detail = f"{trials} trials; at most {settings.max_trials}"
         raise Problem("invalid-limits", detail, [field_error("/search/trials", detail)])
-    space = _space(settings, request, graph, profile)
-    budget = resolve(_limits(request), graph, profile)
-    bound = reach(graph, space, profile, budget)
+    _, budget, bound = _bounds(settings, request, graph, profile)
     if not bound.feasible:
         raise _unreachable(budget.limits, bound.smallest, bound.unreachable)
     return dict(budget.limits)
+
+
+def _device(session: Session, key: str) -> Device:
+    row = query.device(session, key)
+    if row is None:
+        raise Problem("not-found", f"no device {key!r}")
+    return row
+
+
+def _bounds(
+    settings: Settings, request: Json, graph: ModelGraph, profile: DeviceProfile
+) -> tuple[SearchSpace, Budget, Reach]:
+    """Return the space a request leaves, its absolute budget, and what of it can be reached."""
+    space = _space(settings, request, graph, profile)
+    budget = resolve(_limits(request), graph, profile)
+    return space, budget, reach(graph, space, profile, budget)
 
 
 def _unreachable(limits: Mapping[str, float], smallest: Mapping[str, float], binding: Any) -> Problem:

@@ -32,11 +32,9 @@ class Settings(BaseSettings):
 
     idempotency_s: float = Field(default=86_400.0, gt=0)
     session_s: float = Field(default=7 * 86_400.0, gt=0)
-    upload_stall_s: float = Field(default=30.0, gt=0)
     event_poll_s: float = Field(default=0.5, gt=0)
     event_ping_s: float = Field(default=15.0, gt=0)
     event_stream_s: float = Field(default=600.0, gt=0)
-    max_event_streams: int = Field(default=64, ge=1)
     child_memory_bytes: int = Field(default=8192 * MIB, ge=512 * MIB)
     trial_s: float = Field(default=600.0, gt=0)
     slice_s: float = Field(default=300.0, gt=0)

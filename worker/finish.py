@@ -14,7 +14,7 @@ from app.domain.cost import layer_costs
 from app.domain.lifecycle import Outcome, Verification
 from app.domain.space import Assignment
 from app.store import runner as rows
-from worker.job import Job, Site
+from worker.job import Job, Site, problem
 from worker.sandbox import ChildDied
 from worker.search.loop import SearchLoop
 from worker.search.rows import Goal, TrialRow
@@ -117,13 +117,8 @@ def export_candidate(
         try:
             result = call(job, "export", params, EXPORT_S)
         except ChildDied as death:
-            problem = {
-                "type": "/problems/export-failed",
-                "title": "Export failed",
-                "detail": f"{death.kind}: {death.detail}",
-            }
             with site.database.writing() as session:
-                rows.export_failed(session, candidate_id, problem)
+                rows.export_failed(session, candidate_id, problem("export-failed", f"{death.kind}: {death.detail}"))
             return Verification.failed
         return _stored(site, job, candidate_id, Path(name), result)
 

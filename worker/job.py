@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from app.actions import space_spec
 from app.domain.budget import Budget
+from app.domain.cost import count
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
-from app.domain.space import build_space
+from app.domain.space import build_space, widest
 from app.store import runner as rows
 from app.store.blobs import Blobs
 from app.store.engine import Database
@@ -46,6 +47,12 @@ class GivenUp(Exception):
         self.problem = problem
 
 
+def problem(slug: str, detail: str, errors: Sequence[Json] = ()) -> Json:
+    """Return the problem document that a record keeps of a refusal or failure."""
+    title = slug.replace("-", " ").capitalize()
+    return {"type": f"/problems/{slug}", "title": title, "status": 422, "detail": detail, "errors": list(errors)}
+
+
 class LostTrial(RuntimeError):
     """Another worker took the trial: this one stops without a trace."""
 
@@ -66,9 +73,9 @@ class Job:
     names: Json = field(default_factory=dict)
 
 
-def pictures(graph: ModelGraph) -> dict[str, int]:
+def pictures(macs: int) -> dict[str, int]:
     """Return how many pictures each stage looks at: all that help for small networks, fewer the more MACs one costs."""
-    macs = max(1, sum(layer.positions * math.prod(layer.weight_shape) for layer in graph.layers))
+    macs = max(1, macs)
     return {
         "calibration": min(512, max(64, 20_000_000_000 // macs)),
         "screen": min(256, max(32, 6_000_000_000 // macs)),
@@ -92,7 +99,7 @@ def load_job(site: Site, search_id: str) -> Job:
             "model": str(site.blobs.path(model.blob_sha)),
             "datasets": files,
             "device": search.device,
-            "options": pictures(graph),
+            "options": pictures(count(graph, widest(graph, 32), device).macs),
         }
         data_key = json.dumps([[role, d.blob_sha, d.spec] for role, d in sorted(datasets.items())], sort_keys=True)
         names = {"model": model.name, "model_sha256": model.blob_sha, "device": search.device.get("name")}

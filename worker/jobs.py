@@ -4,8 +4,9 @@ the engine. Arguments are ids; each workflow is idempotent, for it is run again 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from dbos import DBOS, DBOSClient
 
@@ -16,14 +17,14 @@ from app.store import runner as rows
 from app.store.blobs import Blobs
 from app.store.engine import Database
 from app.store.tables import Dataset, Model
-from worker.finish import export_candidate
-from worker.job import GivenUp, LostTrial, Site
+from worker.job import GivenUp, LostTrial, Site, problem
 from worker.runner import Runner
 from worker.sandbox import Child, ChildDied, ChildRefused, Limits
 
 Json = dict[str, Any]
 log = logging.getLogger("tightfit.worker")
 INSPECT_S = 300.0
+Upload = TypeVar("Upload", Model, Dataset)
 
 
 @dataclass
@@ -59,55 +60,52 @@ def context() -> Context:
 @DBOS.workflow(name=queue.INSPECT_MODEL)
 def inspect_model(model_id: str) -> None:
     """Read an uploaded network in a sandboxed child; store its picture or why it was rejected."""
-    site = context().site
-    with site.database.reading() as session:
-        model = session.get(Model, model_id)
-    if model is None or model.state != ModelState.inspecting:
-        return
-    answer = _inspected(site, "inspect", {"path": _path(site, model.blob_sha)})
-    with site.database.writing() as session:
-        row = session.get(Model, model_id)
-        if row is None:
-            return
-        row.state, row.problem = answer["state"], answer.get("problem")
-        if "result" in answer:
-            row.format, row.graph = answer["result"]["format"], answer["result"]["graph"]
+
+    def store(row: Model, result: Json) -> None:
+        row.format, row.graph = result["format"], result["graph"]
+
+    _inspect(Model, model_id, "inspect", store)
 
 
 @DBOS.workflow(name=queue.INSPECT_DATASET)
 def inspect_dataset(dataset_id: str) -> None:
     """Read an uploaded dataset in a sandboxed child; store its record or why it was rejected."""
+
+    def store(row: Dataset, result: Json) -> None:
+        row.info = result
+
+    _inspect(Dataset, dataset_id, "inspect_dataset", store)
+
+
+def _inspect(table: type[Upload], key: str, method: str, store: Callable[[Upload, Json], None]) -> None:
+    """Inspect an upload in a fresh child; `store` takes the result into its row."""
     site = context().site
     with site.database.reading() as session:
-        dataset = session.get(Dataset, dataset_id)
-    if dataset is None or dataset.state != ModelState.inspecting:
+        upload = session.get(table, key)
+    if upload is None or upload.state != ModelState.inspecting:
         return
-    answer = _inspected(site, "inspect_dataset", {"path": _path(site, dataset.blob_sha), "spec": dataset.spec})
+    params: Json = {"path": str(site.blobs.path(upload.blob_sha))}
+    if isinstance(upload, Dataset):
+        params["spec"] = upload.spec
+    result, refused = _inspected(site, method, params)
     with site.database.writing() as session:
-        row = session.get(Dataset, dataset_id)
-        if row is not None:
-            row.state, row.problem, row.info = answer["state"], answer.get("problem"), answer.get("result")
+        row = session.get(table, key)
+        if row is None:
+            return
+        row.state, row.problem = ModelState.rejected if refused else ModelState.ready, refused
+        if result is not None:
+            store(row, result)
 
 
-def _path(site: Site, sha256: str) -> str:
-    return str(site.blobs.path(sha256))
-
-
-def _inspected(site: Site, method: str, params: Json) -> Json:
-    """Return {"state", "result"} or {"state", "problem"} of an inspection in a fresh child."""
+def _inspected(site: Site, method: str, params: Json) -> tuple[Json | None, Json | None]:
+    """Return (result, None) or (None, problem) of a call in a fresh child."""
     try:
         with Child(site.limits) as child:
-            return {"state": ModelState.ready.value, "result": child.call(method, params, INSPECT_S)}
+            return child.call(method, params, INSPECT_S), None
     except ChildRefused as refusal:
-        return _rejected(refusal.slug, refusal.detail, refusal.errors)
+        return None, problem(refusal.slug, refusal.detail, refusal.errors)
     except ChildDied as death:
-        return _rejected("inspection-failed", f"{death.kind}: {death.detail}", [])
-
-
-def _rejected(slug: str, detail: str, errors: list[Json]) -> Json:
-    title = slug.replace("-", " ").capitalize()
-    problem = {"type": f"/problems/{slug}", "title": title, "status": 422, "detail": detail, "errors": errors}
-    return {"state": ModelState.rejected.value, "problem": problem}
+        return None, problem("inspection-failed", f"{death.kind}: {death.detail}")
 
 
 @DBOS.workflow(name=queue.RUN_SEARCH)
@@ -122,13 +120,8 @@ def run_search(search_id: str) -> None:
         return
     except Exception as error:  # the engine does not run a failed workflow again: the search must not seem to run
         log.exception("search %s failed", search_id)
-        problem = {
-            "type": "/problems/search-failed",
-            "title": "Search failed",
-            "detail": f"{type(error).__name__}: {error}",
-        }
         with here.site.database.writing() as session:
-            rows.fail(session, search_id, problem)
+            rows.fail(session, search_id, problem("search-failed", f"{type(error).__name__}: {error}"))
         return
     finally:
         runner.close()
@@ -160,6 +153,3 @@ def export_one(candidate_id: str) -> None:
 def fire_schedule(at: Any, schedule_id: Any) -> None:
     """Create the search a schedule asks for; a tick is one workflow, so it fires once."""
     actions.fire_schedule(context().service, str(schedule_id))
-
-
-__all__ = ["export_candidate", "install", "run_search"]

@@ -16,7 +16,7 @@ from app.domain.space import Assignment
 from app.store import runner as rows
 from app.store.tables import Trial
 from worker.finish import Finisher, export_candidate
-from worker.job import Cancelled, GivenUp, Job, LostTrial, Site, load_job
+from worker.job import Cancelled, GivenUp, Job, LostTrial, Site, load_job, problem
 from worker.sandbox import Child, ChildDied, ChildRefused
 from worker.search.loop import SearchLoop
 from worker.search.rows import TrialPlan, TrialRow
@@ -46,7 +46,7 @@ class Failures:
         self.kind = kind or ""
         if self.count >= MAX_SAME_FAILURES:
             detail = f"{self.count} trials in a row ended as {kind!r}"
-            raise GivenUp({"type": "/problems/trials-keep-failing", "title": "Trials keep failing", "detail": detail})
+            raise GivenUp(problem("trials-keep-failing", detail))
 
 
 class Runner:
@@ -135,7 +135,7 @@ class Runner:
     def _check_baseline(self, loop: SearchLoop) -> None:
         if loop.rows[0].state != "done":
             detail = "the float network could not be measured on the evaluation set"
-            raise GivenUp({"type": "/problems/baseline-invalid", "title": "Baseline invalid", "detail": detail})
+            raise GivenUp(problem("baseline-invalid", detail))
 
     def _out_of_time(self, job: Job) -> bool:
         return job.wall_s is not None and time.time() - job.started > job.wall_s
@@ -264,9 +264,7 @@ class Runner:
                 raise Cancelled from death
             raise
         except ChildRefused as refusal:
-            raise GivenUp(
-                {"type": f"/problems/{refusal.slug}", "title": refusal.slug, "detail": refusal.detail}
-            ) from refusal
+            raise GivenUp(problem(refusal.slug, refusal.detail, refusal.errors)) from refusal
         return result
 
     def _opened(self, job: Job) -> Child:

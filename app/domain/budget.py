@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from app.domain.cost import Costs, count
+from app.domain.cost import Costs, count, reference_costs
 from app.domain.device import DeviceProfile, Evidence
 from app.domain.graph import ModelGraph
 from app.domain.space import SearchSpace, cheapest, widest
@@ -85,7 +85,7 @@ class Reach:
 
 def resolve(limits: tuple[Limit, ...], graph: ModelGraph, device: DeviceProfile) -> Budget:
     """Turn limits into absolute figures. A later limit on the same metric tightens an earlier one."""
-    references = {"w8a8": count(graph, widest(graph, 8), device), "float": count(graph, widest(graph, 32), device)}
+    references = reference_costs(graph, device, {"w8a8": widest(graph, 8), "float": widest(graph, 32)})
     absolute: dict[str, float] = {}
     for limit in limits:
         value = _absolute(limit, references)

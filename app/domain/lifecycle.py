@@ -6,14 +6,11 @@ from enum import StrEnum
 
 
 class ModelState(StrEnum):
-    """Where an uploaded network stands."""
+    """Where an upload, network or dataset, stands."""
 
     inspecting = "inspecting"  #: bytes stored, waiting for the sandboxed reader
     ready = "ready"  #: read; its picture is known
     rejected = "rejected"  #: refused with a named problem
-
-
-DatasetState = ModelState
 
 
 class SearchState(StrEnum):

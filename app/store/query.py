@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.store.tables import Artefact, Candidate, Device, Schedule, Search, Trial, Worker
 
-Row = TypeVar("Row")
 LIVE = ("queued", "running", "cancelling")
 
 

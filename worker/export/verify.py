@@ -35,7 +35,6 @@ CHECKPOINT_TOLERANCE = 1e-5
 BATCH = 128
 DIAGNOSED = 64
 RELOADED = 256
-COUNTED = ("macs", "bops", "weight_bytes")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,6 @@ class Evaluator:
         self.folded = folded
         self.graph = graph
         self.compressor = compressor
-        self.options = options
         self._sets: dict[Fidelity, RoleData] = {
             "screen": data["evaluation"].head(options.screen),
             "full": data["evaluation"].head(options.full),
