@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,3 +18,21 @@ def shared_data() -> Path:
     if not (folder / "models" / "resnet8_cifar10.onnx").exists():
         pytest.skip("the reference data folder (../shared/data) is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with net.pt2 and digits.npz (1,097 rows the network has not seen, integers 0..16)."""
+    from tests.worker.digit_files import write_files
+
+    return write_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="session")
+def picture(files: Path) -> dict[str, Any]:
+    """Return the picture of net.pt2, as a sandboxed child draws it."""
+    from worker.sandbox import Child
+
+    with Child() as child:
+        graph: dict[str, Any] = child.call("inspect", {"path": str(files / "net.pt2")}, 120)["graph"]
+        return graph

@@ -2,50 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import re
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from app import queue
+from tests.app.store.databases import postgres_url
 from tests.reliability.rig import Rig, build, wait
-from tests.worker.digit_files import write_files
-from worker.sandbox import Child
 
 TRIALS = 40
-POSTGRES = os.environ.get("TIGHTFIT_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_files(tmp_path_factory.mktemp("files"))
-
-
-@pytest.fixture(scope="module")
-def picture(files: Path) -> dict[str, Any]:
-    with Child() as child:
-        graph: dict[str, Any] = child.call("inspect", {"path": str(files / "net.pt2")}, 120)["graph"]
-        return graph
 
 
 @pytest.fixture
 def postgres() -> Iterator[str]:
     """The URL of a database of this test's own; skips where no server answers."""
-    name = f"tightfit_test_{uuid.uuid4().hex[:12]}"
-    try:
-        server = psycopg.connect(POSTGRES, autocommit=True, connect_timeout=3)
-    except psycopg.OperationalError as error:
-        pytest.skip(f"no PostgreSQL server: {error}")
-    with server:
-        server.execute(f'CREATE DATABASE "{name}"')
-        yield re.sub(r"/[^/]*$", f"/{name}", POSTGRES)
-        server.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    with postgres_url() as url:
+        yield url
 
 
 def enqueue(rig: Rig, search_id: str) -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from app.domain.cost import count
 from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, widest
-from tests.worker.digit_files import DEVICE, SPEC, Net, exported, write_files
+from tests.worker.digit_files import DEVICE, SPEC, Net, exported
 from worker.sandbox import Child, ChildRefused
 
 WAIT_S = 120.0
@@ -39,12 +39,6 @@ class Marker:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.path,)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with net.pt2 and digits.npz (1,097 rows the network has not seen, integers 0..16)."""
-    return write_files(tmp_path_factory.mktemp("files"))
 
 
 @pytest.fixture(scope="module")

@@ -18,24 +18,10 @@ from app.domain.budget import Limit
 from app.store import runner as rows
 from app.store.tables import Trial
 from tests.reliability.rig import Rig, build
-from tests.worker.digit_files import write_files
 from worker.job import LostTrial, Site
 from worker.runner import Runner
-from worker.sandbox import Child
 
 TRIALS = 12
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_files(tmp_path_factory.mktemp("files"))
-
-
-@pytest.fixture(scope="module")
-def picture(files: Path) -> dict[str, Any]:
-    with Child() as child:
-        graph: dict[str, Any] = child.call("inspect", {"path": str(files / "net.pt2")}, 120)["graph"]
-        return graph
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
-SERVER = "postgresql://postgres@127.0.0.1:5432"
+SERVER = os.environ.get("TIGHTFIT_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432")
 
 
 @contextmanager
