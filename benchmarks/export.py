@@ -48,7 +48,7 @@ def measure(name: str) -> dict[str, Any]:
     """Export every variant and time all files together."""
     opened = network(name)
     evaluator = open_evaluator(opened, pictures(name), DEVICE)
-    files = {"float": write_float(opened.folded, opened.graph.input_shape)}
+    files = {"float": write_float(opened.folded)}
     for variant, choice in VARIANTS.items():
         files[variant] = write_qdq(evaluator.compress(_assignment(opened.graph, *choice), "fast"))
     times = measure_latency(files, opened.graph.input_shape, rounds=200)

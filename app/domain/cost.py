@@ -82,7 +82,7 @@ def layer_cost(graph: ModelGraph, layer: Layer, assignment: Assignment, device: 
     """Count one layer under an assignment."""
     outs, ins = layer.out_width.kept(assignment.keep), layer.in_width.kept(assignment.keep)
     w, a = assignment.weight_bits[layer.name], assignment.activation_bits[layer.input]
-    per_output = layer.kernel_size * (1 if layer.kind == "depthwise" else ins // layer.groups)
+    per_output = layer.kernel_size * layer.columns(ins)
     macs = outs * per_output * layer.positions
     stored = weight_bytes(outs * per_output, outs, w, layer, device)
     source = graph.activation[layer.input]
@@ -145,7 +145,7 @@ def _latency_ms(
     ins, outs = channels
     multiple = device.channel_multiple_for(bits[0])
     rows = padded(outs, multiple)
-    columns = 1 if layer.kind == "depthwise" else padded(max(1, ins // layer.groups), multiple)
+    columns = 1 if layer.kind == "depthwise" else padded(max(1, layer.columns(ins)), multiple)
     compute_s = rows * columns * layer.kernel_size * layer.positions / device.throughput(*bits).rate(layer.kind)
     bandwidth = min(device.activation_pool.gbps, device.weight_store.gbps) * 1e9
     requant_s = rows * layer.positions * device.overheads.requant_ns_per_element * 1e-9

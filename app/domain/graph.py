@@ -6,7 +6,7 @@ worker draws the picture from the BatchNorm-folded canonical graph; names are no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -34,9 +34,10 @@ class Width:
 class Layer:
     """One weighted operation (convolution or linear) with its BatchNorm folded in.
 
-    `weight_shape` is (out, in / groups, *kernel); `positions` is the number of output positions per picture (H*W;
-    1 for a linear layer on a vector); `input` and `output` name the activations whose grids its operands lie on
-    (`output` is None where the result stays float, as at a network output).
+    `weight_shape` is (out, in / groups, *kernel); of a layer in groups whole groups are removed, so in / groups stays.
+    `positions` is the number of output positions per picture (H*W; tokens; 1 for a linear layer on a vector). `input`
+    and `output` name the activations whose grids its operands lie on (`output` is None where the result stays float,
+    as at a network output).
     """
 
     name: str
@@ -50,6 +51,10 @@ class Layer:
     output: str | None
     bias: bool = True
     step: int = 0
+
+    def columns(self, ins: int) -> int:
+        """Return how many of `ins` input channels one output channel reads."""
+        return self.weight_shape[1] if self.groups > 1 or self.kind == "depthwise" else ins
 
     @property
     def kernel_size(self) -> int:
@@ -93,8 +98,20 @@ class Activation:
 
 
 @dataclass(frozen=True)
+class Port:
+    """An input or output of the network: name, shape without the batch, dtype by torch's name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
 class ModelGraph:
-    """The whole picture. `layers` and `activations` are in execution order."""
+    """The whole picture. `layers` and `activations` are in execution order.
+
+    `input_shape` and `output_shape` are those of the first input and output.
+    """
 
     layers: tuple[Layer, ...]
     groups: tuple[ChannelGroup, ...]
@@ -103,6 +120,8 @@ class ModelGraph:
     output_shape: tuple[int, ...]
     parameters: int
     op_counts: Mapping[str, int]
+    inputs: tuple[Port, ...] = ()
+    outputs: tuple[Port, ...] = ()
 
     @cached_property
     def layer(self) -> Mapping[str, Layer]:
@@ -139,11 +158,17 @@ class ModelGraph:
             output_shape=tuple(data["output_shape"]),
             parameters=data["parameters"],
             op_counts=dict(data["op_counts"]),
+            inputs=_ports(data.get("inputs", ())),
+            outputs=_ports(data.get("outputs", ())),
         )
 
 
 def _width(data: Mapping[str, Any]) -> Width:
     return Width(tuple((group, columns) for group, columns in data["terms"]), data["fixed"])
+
+
+def _ports(items: Iterable[Mapping[str, Any]]) -> tuple[Port, ...]:
+    return tuple(Port(item["name"], tuple(item["shape"]), item["dtype"]) for item in items)
 
 
 def _layer(data: Mapping[str, Any]) -> Layer:

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from app.domain.space import Assignment
 from worker.export.archive import CheckpointRefused, Tensors, read_archive, write_archive
-from worker.export.graph_json import decode, encode, norm_tensors
+from worker.export.graph_json import decode, encode, other_tensors
 from worker.export.packing import pack, unpack
+from worker.graph.extents import inputs_of
 from worker.quant.grids import FLOAT_BITS, ActivationGrid
 from worker.quant.network import CompressedNetwork, QuantizedLayer
 
-FORMAT, VERSION = "tightfit-checkpoint", 1
-_EXTRA = re.compile(r"\.(weight|bias|running_mean|running_var|value)\Z")
+FORMAT, VERSION = "tightfit-checkpoint", 2
+_EXTRA = re.compile(r"\.(weight|bias|running_mean|running_var|value|index)\Z")
 
 
 class CompressedModule(nn.Module):
@@ -39,9 +40,10 @@ class CompressedModule(nn.Module):
         self.network = network
         self.manifest = dict(manifest)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run a batch."""
-        return self.network.forward(x)
+        found: Tensor | tuple[Tensor, ...] = self.network.forward(*inputs)
+        return found
 
 
 def load(path: str | Path) -> nn.Module:
@@ -53,7 +55,7 @@ def load(path: str | Path) -> nn.Module:
 
 def write_checkpoint(net: CompressedNetwork, manifest: Mapping[str, Any]) -> bytes:
     """Return the checkpoint file; equal networks and manifests give equal bytes."""
-    tensors: Tensors = {name: tensor.numpy() for name, tensor in norm_tensors(net.module).items()}
+    tensors: Tensors = {name: tensor.numpy() for name, tensor in other_tensors(net.module).items()}
     for layer in net.layers.values():
         tensors.update(_layer_tensors(layer))
     graph = {
@@ -99,7 +101,7 @@ def _network(tensors: Tensors, graph: Mapping[str, Any]) -> CompressedNetwork:
         assignment=Assignment.from_json(graph["assignment"]),
         kept={group: tuple(int(index) for index in kept) for group, kept in graph["kept"].items()},
     )
-    network.forward(torch.zeros(1, *network.input_shape))  # shapes that do not fit each other raise here
+    network.forward(*(item.example() for item in inputs_of(network.module)))  # shapes that don't fit each other raise
     return network
 
 

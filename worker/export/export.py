@@ -71,7 +71,7 @@ def export_all(request: ExportRequest, folder: Path) -> ExportResult:
     """
     net = request.network
     manifest = enriched_manifest(request.manifest, request.graph, net.assignment, request.device, request.budget)
-    files = Files(write_qdq(net), write_checkpoint(net, manifest), write_float(request.folded, net.input_shape))
+    files = Files(write_qdq(net), write_checkpoint(net, manifest), write_float(request.folded))
     subject = Subject(net, request.graph, request.evaluation, request.device, request.budget)
     report = verify(subject, files)
     document = report_json(report, manifest, request.graph, request.device)

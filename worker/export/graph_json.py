@@ -5,23 +5,25 @@ from __future__ import annotations
 import keyword
 import math
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from worker.export.archive import CheckpointRefused
-from worker.graph.ops import OPS
-from worker.graph.ops.parametric import CONVOLUTIONS, batchnorm, convolution, linear
+from worker.graph.extents import outputs_of
+from worker.graph.leaves import Recurrent
+from worker.graph.ops import OPS, Op
+from worker.graph.ops.parametric import WEIGHTED
 from worker.graph.ops.table import module_of
 
 MAX_NODES = 20_000
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     op.name: target for target, op in OPS.items() if not isinstance(target, type) and callable(target)
 }
-NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-NORM_VECTORS = ("weight", "bias", "running_mean", "running_var")
-_CONV_OPTIONS = ("stride", "padding", "dilation", "groups")
+LEAVES: dict[str, Op] = {target.__name__: op for target, op in OPS.items() if isinstance(target, type)}
+_DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32, "bool": torch.bool}
 
 
 def encode(module: fx.GraphModule) -> list[dict[str, Any]]:
@@ -29,14 +31,37 @@ def encode(module: fx.GraphModule) -> list[dict[str, Any]]:
     return [_encode_node(module, node) for node in module.graph.nodes]
 
 
-def norm_tensors(module: fx.GraphModule) -> dict[str, Tensor]:
-    """Return what layers' records do not hold: vectors of BatchNorm leaves that were not folded, and constants."""
+def other_tensors(module: fx.GraphModule) -> dict[str, Tensor]:
+    """Return what layers' records do not hold: norms that were not folded, tables, slopes, indices, constants."""
     found: dict[str, Tensor] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":
             found[f"{node.target}.value"] = getattr(module, str(node.target))
-        elif node.op == "call_module" and isinstance(leaf := module_of(module, node), NORMS):
-            found.update({f"{node.name}.{key}": getattr(leaf, key).detach() for key in NORM_VECTORS})
+        elif node.op == "call_module" and not isinstance(leaf := module_of(module, node), (*WEIGHTED, Recurrent)):
+            names = _held(LEAVES[type(leaf).__name__], leaf)
+            found.update({tensor_key(node.name, name): attrgetter(name)(leaf).detach() for name in names})
+    return found
+
+
+def tensor_key(node: str, name: str) -> str:
+    """Return a checkpoint's name of one of a leaf's tensors.
+
+    A recurrent layer's matrices are layers of their own, each with its bias.
+    """
+    if not name.startswith("core."):
+        return f"{node}.{name}"
+    kind, which = name.removeprefix("core.").split("_", 1)
+    return f"{node}.weight_{which}.{kind}"
+
+
+def _held(op: Op, leaf: Any) -> list[str]:
+    """Return the names of the tensors that a leaf really has."""
+    assert op.leaf is not None
+    found = []
+    for name in op.leaf.tensors:
+        owner: Any = leaf.core if name.startswith("core.") else leaf
+        if getattr(owner, name.rsplit(".", 1)[-1], None) is not None:
+            found.append(name)
     return found
 
 
@@ -78,7 +103,8 @@ class _Reader:
             raise CheckpointRefused(f"two nodes are called {name!r}", "invalid-graph")
         _check_identifier(name)
         if op == "output":
-            self.graph.output(self._nodes[record["args"][0]["node"]])
+            values = tuple(self._nodes[item["node"]] for item in record["args"])
+            self.graph.output(values[0] if len(values) == 1 else values)
             return
         node = self._create(op, name, record)
         if node.name != name:
@@ -88,17 +114,31 @@ class _Reader:
     def _create(self, op: str, name: str, record: Mapping[str, Any]) -> fx.Node:
         args = tuple(self._value(item) for item in record.get("args", []))
         if op == "input":
-            return self.graph.create_node("placeholder", name, name=name)
+            return self._input(name, record)
         if op == "constant":
             self.root.register_buffer(name, self._tensors[f"{name}.value"])
             return self.graph.create_node("get_attr", name, name=name)
-        if op in _LEAVES:
-            self.root.add_module(name, _LEAVES[op](name, record.get("options", {}), self._tensors))
+        if op in LEAVES:
+            self.root.add_module(name, self._leaf(op, name, record.get("options", {})))
             return self.graph.create_node("call_module", name, args, {}, name=name)
         if op not in FUNCTIONS:
             raise CheckpointRefused(f"operator {op!r} is not in the op table", "unsupported-operator")
         kwargs = {_check_identifier(key): self._value(item) for key, item in record.get("options", {}).items()}
         return self.graph.create_node("call_function", FUNCTIONS[op], args, kwargs, name=name)
+
+    def _input(self, name: str, record: Mapping[str, Any]) -> fx.Node:
+        node = self.graph.create_node("placeholder", name, name=name)
+        node.meta["input_shape"] = tuple(int(extent) for extent in record["shape"])
+        node.meta["input_dtype"] = _DTYPES[record["dtype"]]
+        return node
+
+    def _leaf(self, kind: str, name: str, options: Mapping[str, Any]) -> Any:
+        leaf = LEAVES[kind].leaf
+        assert leaf is not None
+        chosen = {key: self._value(options[key]) for key in leaf.options}
+        keys = {held: tensor_key(name, held) for held in leaf.tensors}
+        tensors = {held: self._tensors[key] for held, key in keys.items() if key in self._tensors}
+        return leaf.make({**chosen, "kind": kind}, tensors)
 
     def _value(self, item: Any) -> Any:
         if isinstance(item, dict):
@@ -120,9 +160,10 @@ def _check_identifier(name: Any) -> str:
 def _encode_node(module: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
     record: dict[str, Any] = {"name": node.name, "args": [_encode_value(item) for item in node.args]}
     if node.op == "placeholder":
-        return {"name": node.name, "op": "input"}
+        dtype = str(node.meta.get("input_dtype", torch.float32)).removeprefix("torch.")
+        return {"name": node.name, "op": "input", "shape": list(node.meta["input_shape"]), "dtype": dtype}
     if node.op == "output":
-        return {**record, "op": "output"}
+        return {"name": node.name, "args": [_encode_value(item) for item in outputs_of(module)], "op": "output"}
     if node.op == "get_attr":
         if node.name != node.target:
             raise ValueError(f"constant {node.target!r} is read by a node of another name, {node.name!r}")
@@ -135,9 +176,9 @@ def _encode_node(module: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
 
 
 def _leaf_options(leaf: Any) -> dict[str, Any]:
-    if type(leaf) in CONVOLUTIONS:
-        return {key: _encode_value(getattr(leaf, key)) for key in _CONV_OPTIONS}
-    return {"eps": float(leaf.eps)} if type(leaf) in NORMS else {}
+    kept = LEAVES[type(leaf).__name__].leaf
+    assert kept is not None
+    return {key: _encode_value(getattr(leaf, key)) for key in kept.options}
 
 
 def _encode_value(item: Any) -> Any:
@@ -150,28 +191,3 @@ def _encode_value(item: Any) -> Any:
     if item is None or isinstance(item, bool | int | float | str):
         return item
     raise ValueError(f"argument {item!r} cannot be written")
-
-
-def _conv(name: str, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    chosen: dict[str, Any] = {key: _plain(options[key]) for key in _CONV_OPTIONS}
-    return convolution(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"), chosen)
-
-
-def _linear(name: str, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    return linear(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
-
-
-def _norm(name: str, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    return batchnorm([tensors[f"{name}.{key}"] for key in NORM_VECTORS], float(options["eps"]), 4)
-
-
-def _plain(item: Any) -> Any:
-    return tuple(int(part) for part in item) if isinstance(item, list) else item
-
-
-_Leaf = Callable[[str, Mapping[str, Any], Mapping[str, Tensor]], nn.Module]
-_LEAVES: dict[str, _Leaf] = {
-    **{kind.__name__: _conv for kind in CONVOLUTIONS},
-    "Linear": _linear,
-    **{kind.__name__: _norm for kind in NORMS},
-}

@@ -22,9 +22,10 @@ from torch import Tensor, fx
 
 from worker.export.packing import pack, packed_bytes
 from worker.export.saturation import may_saturate
+from worker.graph.operands import operands
 from worker.graph.ops.table import module_of
 from worker.graph.sites import quantizer_sites
-from worker.graph.write_onnx import OnnxWriter, operands
+from worker.graph.write_onnx import OnnxWriter
 from worker.quant.grids import ActivationGrid
 from worker.quant.network import CompressedNetwork, QuantizedLayer
 
@@ -44,18 +45,18 @@ class QdqWriter(OnnxWriter):
     """Adds quantizers at the sites and stores weights as integers."""
 
     def __init__(self, net: CompressedNetwork) -> None:
-        super().__init__(net.module, net.input_shape)
+        super().__init__(net.module)
         self._net = net
         self._sites = quantizer_sites(net.module)
         self._by_name = {node.name: node for node in net.module.graph.nodes}
         self._shared: dict[str, str] = {}
         self._grids: dict[str, tuple[str, str]] = {}
 
-    def emit(self, op_type: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+    def emit(self, op_type: str, inputs: Sequence[str], name: str, *, output: int = 0, **attributes: Any) -> str:
         """Add a node without a name of its own: in a small network the names would outweigh the weights."""
-        output = super().emit(op_type, inputs, name, **attributes)
+        result = super().emit(op_type, inputs, name, output=output, **attributes)
         self.nodes[-1].ClearField("name")
-        return output
+        return result
 
     def constant(self, tensor: Tensor | NDArray[Any], name: str) -> str:
         """Add an initializer and return its name; a scalar stays a scalar (QLinearAdd fuses with no other)."""

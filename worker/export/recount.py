@@ -18,9 +18,9 @@ from torch import Tensor, fx, nn
 from app.domain.device import DeviceProfile
 from worker.export.archive import Tensors, read_archive
 from worker.export.checkpoint import read_checkpoint
+from worker.graph.operands import operands
 from worker.graph.ops import Grid, op_of
 from worker.graph.ops.table import module_of
-from worker.graph.write_onnx import operands
 from worker.quant.grids import FLOAT_BITS
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

@@ -1,4 +1,4 @@
-"""Building a canonical `torch.fx.GraphModule` node by node, with every node's value on an example at hand."""
+"""Building a canonical `torch.fx.GraphModule` node by node, with every node's shape at hand."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from worker.graph.errors import NetworkRefused
+from worker.graph.extents import BATCH, holds_batch, on_meta
+from worker.graph.functions import expand_batch
 
-EXAMPLE_BATCH = 2
 MAX_INPUT = 1 << 26
 Value = fx.Node | Tensor
 """What flows between operations while reading: a graph node, or a constant known at reading time."""
@@ -29,14 +30,17 @@ def identifier(text: str) -> str:
 
 
 class Builder:
-    """Collects nodes and modules; evaluates each node at batch 2 so that shapes are always known."""
+    """Collects nodes and modules; computes each node's shape with the batch as `BATCH`.
+
+    `batch` is the batch the file itself fixes, or None where it leaves it open.
+    """
 
     def __init__(self) -> None:
         self.graph = fx.Graph()
         self.modules: dict[str, nn.Module] = {}
         self.buffers: dict[str, Tensor] = {}
-        self.example: dict[fx.Node, Tensor] = {}
         self.batch: int | None = None
+        self._meta: dict[fx.Node, Tensor] = {}
         self._names: set[str] = set()
 
     def unique(self, wanted: str) -> str:
@@ -51,42 +55,59 @@ class Builder:
         self._names.add(name)
         return name
 
-    def input(self, name: str, shape: Sequence[int], batch: int | None = None) -> fx.Node:
+    def input(
+        self, name: str, shape: Sequence[int], batch: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> fx.Node:
         """Add a network input; `shape` is without the batch dimension, `batch` its size where the file fixes it."""
         elements = math.prod(shape)
         if elements > MAX_INPUT:
             raise NetworkRefused("model-too-large", f"an input of {elements} elements; at most {MAX_INPUT} are read")
-        self.batch = batch
+        self.batch = batch or self.batch
         unique = self.unique(name)
         node = self.graph.create_node("placeholder", unique, name=unique)
-        node.meta["input_shape"] = tuple(shape)
-        self.example[node] = torch.zeros(EXAMPLE_BATCH, *shape)
+        node.meta["input_shape"], node.meta["input_dtype"] = tuple(shape), dtype
+        self._meta[node] = torch.empty(BATCH, *shape, dtype=dtype, device="meta")
         return node
 
     def call(self, target: Callable[..., Tensor], *args: Any, name: str, **kwargs: Any) -> fx.Node:
         """Add a function call; constants among the arguments become buffers."""
         held = tuple(self._hold(arg, name) for arg in args)
         node = self.graph.create_node("call_function", target, held, kwargs, name=self.unique(name))
-        self.example[node] = self._evaluate(node, target)
+        self._meta[node] = self._evaluate(node, target)
         return node
 
-    def module(self, name: str, module: nn.Module, value: fx.Node) -> fx.Node:
-        """Add a parametric leaf."""
+    def module(self, name: str, module: nn.Module, value: Value) -> fx.Node:
+        """Add a leaf."""
         unique = self.unique(name)
+        source = self._hold(value, name)
         self.modules[unique] = module.eval()
-        node = self.graph.create_node("call_module", unique, (value,), {}, name=unique)
-        self.example[node] = self._evaluate(node, module)
+        node = self.graph.create_node("call_module", unique, (source,), {}, name=unique)
+        self._meta[node] = self._evaluate(node, module)
         return node
 
     def shape(self, value: Value) -> tuple[int, ...]:
-        """Return the shape of a value; a node's first dimension is the example batch."""
-        return tuple((self.example[value] if isinstance(value, fx.Node) else value).shape)
+        """Return the shape of a value; extents that hold the batch are multiples of `BATCH`."""
+        return tuple((self._meta[value] if isinstance(value, fx.Node) else value).shape)
 
-    def output(self, value: Value) -> None:
-        """Name the network's output."""
-        if not isinstance(value, fx.Node):
-            raise NetworkRefused("invalid-graph", "the network's output does not depend on its input")
-        self.graph.output(value)
+    def rank(self, value: Value) -> int:
+        """Return the number of dimensions of a value."""
+        return len(self.shape(value))
+
+    def dtype(self, value: Value) -> torch.dtype:
+        """Return the dtype of a value."""
+        return (self._meta[value] if isinstance(value, fx.Node) else value).dtype
+
+    def leaf(self, value: Value) -> nn.Module | None:
+        """Return the leaf that computes a value, or None."""
+        is_leaf = isinstance(value, fx.Node) and value.op == "call_module"
+        return self.modules[str(value.target)] if isinstance(value, fx.Node) and is_leaf else None
+
+    def output(self, *values: Value) -> None:
+        """Name the network's outputs."""
+        for value in values:
+            if not isinstance(value, fx.Node):
+                raise NetworkRefused("invalid-graph", "a network output does not depend on the inputs")
+        self.graph.output(values[0] if len(values) == 1 else values)
 
     def finish(self) -> fx.GraphModule:
         """Return the canonical module, in eval mode, dead nodes removed."""
@@ -110,20 +131,32 @@ class Builder:
         return arg
 
     def _constant(self, tensor: Tensor, name: str) -> fx.Node:
+        """Add a buffer; one that was expanded to the batch is stored once and expanded at run time."""
+        axes = [axis for axis, extent in enumerate(tensor.shape) if holds_batch(extent)]
+        if axes:
+            return self._repeated(tensor, axes, name)
+        if tensor.numel() > MAX_INPUT:
+            raise NetworkRefused("model-too-large", f"{name!r}: a constant of {tensor.numel()} elements")
         unique = self.unique(f"{name}_constant")
-        self.buffers[unique] = tensor.clone()
+        self.buffers[unique] = tensor.detach().contiguous().clone()
         node = self.graph.create_node("get_attr", unique, name=unique)
-        self.example[node] = tensor
+        self._meta[node] = self.buffers[unique].to("meta")
         return node
 
+    def _repeated(self, tensor: Tensor, axes: Sequence[int], name: str) -> fx.Node:
+        like = next(iter(self._meta), None)
+        if len(axes) > 1 or tensor.shape[axes[0]] != BATCH or tensor.stride(axes[0]) != 0 or like is None:
+            raise NetworkRefused("unsupported-operator", f"{name!r}: a constant that depends on the batch")
+        return self.call(expand_batch, tensor.narrow(axes[0], 0, 1), like, name=f"{name}_repeated", dim=axes[0])
+
     def _evaluate(self, node: fx.Node, call: Callable[..., Tensor]) -> Tensor:
-        args = fx.node.map_arg(node.args, lambda item: self.example[item])
+        args = fx.node.map_arg(node.args, lambda item: self._meta[item])
         try:
-            with torch.no_grad():
-                return call(*args, **node.kwargs)
+            found: Tensor = on_meta(call, args, node.kwargs)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             message = str(error).splitlines()[0][:200]
             raise NetworkRefused("invalid-graph", f"node {node.name!r} can't be computed: {message}") from error
+        return found
 
 
 def attributes(values: Mapping[str, Any], *names: str) -> dict[str, Any]:

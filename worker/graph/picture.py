@@ -3,102 +3,124 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from app.domain.graph import Activation, Layer, LayerKind, ModelGraph
-from worker.graph.groups import ChannelPlan, weighted_layers
+from app.domain.graph import Activation, Layer, LayerKind, ModelGraph, Port
+from worker.graph.extents import inputs_of, outputs_of, shapes_of, total, values_of
+from worker.graph.groups import ChannelPlan
+from worker.graph.leaves import Recurrent
+from worker.graph.operands import operands
 from worker.graph.ops import op_of
+from worker.graph.ops.parametric import TRANSPOSED, WEIGHTED, rows_first
 from worker.graph.ops.table import module_of
-from worker.graph.sites import Site, Sites, quantizer_sites
-from worker.graph.write_onnx import operands, shapes_of
+from worker.graph.sites import Site, quantizer_sites
 
 
-def draw(module: fx.GraphModule, plan: ChannelPlan, input_shape: Sequence[int]) -> ModelGraph:
+def draw(module: fx.GraphModule, plan: ChannelPlan) -> ModelGraph:
     """Return the picture. An activation lives from the first op of its fused chain to its last reader; values passed on
     (pooled by maximum, flattened) count as their producer, at its full size: the peak is never underestimated."""
-    sites = quantizer_sites(module)
-    shapes = shapes_of(module, input_shape)
-    output = next(node for node in module.graph.nodes if node.op == "output")
+    drawing = _Drawing(module, plan)
+    values = values_of(module)
+    inputs = tuple(_port(item.name, values[item.name]) for item in inputs_of(module))
+    outputs = tuple(_port(node.name, values[node.name]) for node in outputs_of(module))
     return ModelGraph(
-        layers=tuple(_layer(module, node, plan, sites, shapes) for node in weighted_layers(module)),
+        layers=tuple(layer for node in module.graph.nodes for layer in drawing.layers(node)),
         groups=plan.groups,
-        activations=tuple(_activation(module, site, plan, sites, shapes) for site in sites.sites),
-        input_shape=tuple(input_shape),
-        output_shape=tuple(shapes[output.args[0].name][1:]),
+        activations=tuple(drawing.activation(site) for site in drawing.sites.sites),
+        input_shape=inputs[0].shape,
+        output_shape=outputs[0].shape,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         op_counts=dict(Counter(op.name for node in module.graph.nodes if (op := op_of(module, node)) is not None)),
+        inputs=inputs,
+        outputs=outputs,
     )
 
 
-def _layer(
-    module: fx.GraphModule, node: fx.Node, plan: ChannelPlan, sites: Sites, shapes: dict[str, tuple[int, ...]]
-) -> Layer:
-    leaf: Any = module_of(module, node)
-    weight = tuple(leaf.weight.shape)
-    groups = getattr(leaf, "groups", 1)
-    source = operands(node)[0]
-    produced = _site_after(node, sites)
-    return Layer(
-        name=node.name,
-        kind=_kind(leaf),
-        weight_shape=weight,
-        groups=1 if _kind(leaf) == "depthwise" else groups,
-        positions=_positions(shapes[node.name]),
-        in_width=plan.dims[(node.name, "in")].width,
-        out_width=plan.dims[(node.name, "out")].width,
-        input=sites.of[source.name],
-        output=produced,
-        bias=True,
-        step=_step(module, node.name),
-    )
+def _port(name: str, value: Tensor) -> Port:
+    return Port(name, tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."))
+
+
+class _Drawing:
+    """What every part of the picture needs."""
+
+    def __init__(self, module: fx.GraphModule, plan: ChannelPlan) -> None:
+        self.module, self.plan = module, plan
+        self.sites = quantizer_sites(module)
+        self.shapes = shapes_of(module)
+        self.steps = {node.name: step for step, node in enumerate(module.graph.nodes)}
+
+    def layers(self, node: fx.Node) -> list[Layer]:
+        """Return the layers a node computes: none, one, or a recurrent layer's matrices."""
+        if node.op != "call_module":
+            return []
+        leaf: Any = module_of(self.module, node)
+        if isinstance(leaf, WEIGHTED):
+            return [self._layer(node, node.name, rows_first(leaf), _kind(leaf))]
+        if isinstance(leaf, Recurrent):
+            held = [(name, item) for name, item in leaf.core.named_parameters() if name.startswith("weight")]
+            return [self._layer(node, f"{node.name}.{name}", item, "linear") for name, item in held]
+        return []
+
+    def _layer(self, node: fx.Node, name: str, weight: Tensor, kind: LayerKind) -> Layer:
+        leaf: Any = module_of(self.module, node)
+        return Layer(
+            name=name,
+            kind=kind,
+            weight_shape=tuple(weight.shape),
+            groups=getattr(leaf, "groups", 1),
+            positions=self._positions(node, leaf, weight),
+            in_width=self.plan.dims[(name, "in")].width,
+            out_width=self.plan.dims[(name, "out")].width,
+            input=self.sites.of[operands(node)[0].name],
+            output=self._site_after(node),
+            bias=True,
+            step=self.steps[node.name],
+        )
+
+    def _positions(self, node: fx.Node, leaf: Any, weight: Tensor) -> int:
+        """Return how often a layer's weights are used per picture: output positions, tokens, steps of a sequence.
+
+        A transposed convolution uses each weight once per input position.
+        """
+        if isinstance(leaf, Recurrent):
+            shape = self.shapes[operands(node)[0].name]
+            return shape[1] if leaf.batch_first else shape[0]
+        if isinstance(leaf, TRANSPOSED):
+            held: Any = leaf
+            return total(self.shapes[operands(node)[0].name]) // int(held.in_channels)
+        return total(self.shapes[node.name]) // weight.shape[0]
+
+    def _site_after(self, node: fx.Node) -> str | None:
+        """Return the site that a layer's result is quantized at (itself, or the activation fused into it)."""
+        while node.name not in self.sites.of:
+            node = next(iter(node.users))
+        return self.sites.of[node.name]
+
+    def activation(self, site: Site) -> Activation:
+        """Return the activation of one quantizer site."""
+        dim = self.plan.dims[(site.id, "value")]
+        return Activation(
+            id=site.id,
+            width=dim.width,
+            positions=total(self.shapes[site.id]) // len(dim.channel),
+            first_step=self.steps[site.head],
+            last_step=self._last_reader(site.id),
+            role=site.role,
+            unsigned=site.unsigned,
+        )
+
+    def _last_reader(self, site: str) -> int:
+        """Return the step of the last node that reads the site's value, or one it was passed on to."""
+        last = 0
+        for step, node in enumerate(self.module.graph.nodes):
+            if any(self.sites.of.get(source.name) == site for source in operands(node)):
+                last = step
+        return last
 
 
 def _kind(leaf: Any) -> LayerKind:
     if isinstance(leaf, nn.Linear):
         return "linear"
     return "depthwise" if leaf.groups > 1 and leaf.groups == leaf.out_channels == leaf.in_channels else "conv"
-
-
-def _site_after(node: fx.Node, sites: Sites) -> str | None:
-    """Return the site that a layer's result is quantized at (itself, or the activation fused into it)."""
-    while node.name not in sites.of:
-        node = next(iter(node.users))
-    return sites.of[node.name]
-
-
-def _positions(shape: tuple[int, ...]) -> int:
-    """Return the elements per channel: everything but batch and channels (tokens, for linear layers over tokens)."""
-    total = 1
-    for extent in shape[2:]:
-        total *= extent
-    return total
-
-
-def _step(module: fx.GraphModule, name: str) -> int:
-    return next(step for step, node in enumerate(module.graph.nodes) if node.name == name)
-
-
-def _activation(
-    module: fx.GraphModule, site: Site, plan: ChannelPlan, sites: Sites, shapes: dict[str, tuple[int, ...]]
-) -> Activation:
-    return Activation(
-        id=site.id,
-        width=plan.dims[(site.id, "value")].width,
-        positions=_positions(shapes[site.id]),
-        first_step=_step(module, site.head),
-        last_step=_last_reader(module, site.id, sites),
-        role=site.role,
-        unsigned=site.unsigned,
-    )
-
-
-def _last_reader(module: fx.GraphModule, site: str, sites: Sites) -> int:
-    """Return the step of the last node that reads the site's value, or one it was passed on to."""
-    last = 0
-    for step, node in enumerate(module.graph.nodes):
-        if any(sites.of.get(source.name) == site for source in operands(node)):
-            last = step
-    return last

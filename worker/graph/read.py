@@ -47,9 +47,3 @@ def read_network(data: bytes, format: str | None = None) -> fx.GraphModule:
         return read_onnx(data) if found == "onnx" else read_pt2(data)
     except _BROKEN as error:
         raise NetworkRefused("invalid-graph", f"the network is not laid out as expected: {error!r}"[:300]) from error
-
-
-def input_shape(module: fx.GraphModule) -> tuple[int, ...]:
-    """Return the input's shape without the batch, as the reader stored it on the placeholder."""
-    node = next(node for node in module.graph.nodes if node.op == "placeholder")
-    return tuple(node.meta["input_shape"])

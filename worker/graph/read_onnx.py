@@ -15,10 +15,18 @@ from worker.graph.build import Builder, Value, identifier
 from worker.graph.errors import NetworkRefused, unsupported
 from worker.graph.folding import FOLDS, fold
 from worker.graph.ops import OnnxCall, by_onnx_type
+from worker.graph.ops.table import Values
 
 MIN_OPSET = 11
 MAX_NODES = 20_000
 MAX_PARAMETERS = 500_000_000
+MAX_INPUTS = 16
+_INPUT_DTYPES = {
+    onnx.TensorProto.FLOAT: torch.float32,
+    onnx.TensorProto.INT64: torch.int64,
+    onnx.TensorProto.INT32: torch.int32,
+    onnx.TensorProto.BOOL: torch.bool,
+}
 
 
 def read_onnx(data: bytes) -> fx.GraphModule:
@@ -96,9 +104,7 @@ class _Reader:
         self._inputs()
         for node in self.graph.node:
             self._node(node)
-        if len(self.graph.output) != 1:
-            raise NetworkRefused("unsupported-operator", f"{len(self.graph.output)} outputs; one is read so far")
-        self.builder.output(self._value(self.graph.output[0].name, "output"))
+        self.builder.output(*(self._value(output.name, "output") for output in self.graph.output))
         return self.builder.finish()
 
     def _initializers(self) -> None:
@@ -112,16 +118,23 @@ class _Reader:
 
     def _inputs(self) -> None:
         real = [item for item in self.graph.input if item.name not in self.values]
-        if len(real) != 1:
-            raise NetworkRefused("unsupported-operator", f"{len(real)} inputs; one is read so far")
-        tensor = real[0].type.tensor_type
-        sizes = [dim.dim_value for dim in tensor.shape.dim]
-        if tensor.elem_type != onnx.TensorProto.FLOAT or len(sizes) < 2 or any(size < 1 for size in sizes[1:]):
-            raise NetworkRefused(
-                "dynamic-shape-unsupported",
-                f"input {real[0].name!r} must be float32 with every dimension but the batch fixed; found {sizes}",
-            )
-        self.values[real[0].name] = self.builder.input(real[0].name, sizes[1:], sizes[0] or None)
+        if not 1 <= len(real) <= MAX_INPUTS:
+            raise NetworkRefused("unsupported-operator", f"{len(real)} inputs; 1 to {MAX_INPUTS} are read")
+        batches = set()
+        for item in real:
+            tensor = item.type.tensor_type
+            sizes = [dim.dim_value for dim in tensor.shape.dim]
+            dtype = _INPUT_DTYPES.get(tensor.elem_type)
+            if dtype is None or not sizes or any(size < 1 for size in sizes[1:]) or sizes[0] < 0:
+                raise NetworkRefused(
+                    "dynamic-shape-unsupported",
+                    f"input {item.name!r} must be float32 or integer with every dimension but the batch fixed; "
+                    f"found {sizes}",
+                )
+            batches.add(sizes[0] or None)
+            self.values[item.name] = self.builder.input(item.name, sizes[1:], sizes[0] or None, dtype)
+        if len(batches) > 1:
+            raise NetworkRefused("dynamic-shape-unsupported", f"inputs with different batches: {batches}")
 
     def _node(self, node: onnx.NodeProto) -> None:
         inputs = tuple(self._value(name, node.name) if name else None for name in node.input)
@@ -133,22 +146,25 @@ class _Reader:
             _module_name(node),
             tuple(self.uses[name] for name in node.input),
             self.opset,
+            sum(self.uses[name] > 0 for name in node.output),
         )
-        value = fold(self.builder, call)
-        if value is None:
+        found: Values | None = fold(self.builder, call)
+        if found is None:
             reader = by_onnx_type(node.op_type)
             if reader is None:
                 raise unsupported({node.op_type: 1}, [(call.name, node.op_type)])
-            value = self._guarded(reader, call)
-        self._bind(node, call, value)
+            found = self._guarded(reader, call)
+        values = [found] if isinstance(found, Tensor | fx.Node) else found
+        for output, value in zip(node.output, values, strict=False):
+            if output and value is not None:
+                self._bind(output, call, value)
 
-    def _bind(self, node: onnx.NodeProto, call: OnnxCall, value: Value) -> None:
+    def _bind(self, output: str, call: OnnxCall, value: Value) -> None:
         """Give a node's value its name; a value passed on unchanged has the readers of both its names."""
-        output = node.output[0]
         if output in self.values:
             raise NetworkRefused("invalid-graph", f"two nodes produce {output!r}")
         if isinstance(value, Tensor):
-            self.folded += value.numel()
+            self.folded += value.untyped_storage().nbytes() // value.itemsize
             if self.folded > MAX_PARAMETERS:
                 raise NetworkRefused("model-too-large", f"constants fold to more than {MAX_PARAMETERS} elements")
         for item, uses in zip(call.inputs, call.input_uses, strict=True):
@@ -156,9 +172,9 @@ class _Reader:
                 self.uses[output] += uses - 1
         self.values[output] = value
 
-    def _guarded(self, reader: Any, call: OnnxCall) -> Value:
+    def _guarded(self, reader: Any, call: OnnxCall) -> Values:
         try:
-            result: Value = reader(self.builder, call)
+            result: Values = reader(self.builder, call)
         except NetworkRefused:
             raise
         except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
@@ -185,6 +201,8 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
         return value.decode("utf-8", "replace")
     if isinstance(value, onnx.TensorProto):
         return _tensor(value)
+    if attribute.type == onnx.AttributeProto.STRINGS:
+        return [item.decode("utf-8", "replace") for item in value]
     return value
 
 

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, fx
 
 from app.domain.formats import CONVERSION_HINT
-from worker.graph.build import Builder, Value, identifier
+from worker.graph.aten_constants import FOLDS, INTEGERS, fold
+from worker.graph.build import Builder, identifier
 from worker.graph.errors import NetworkRefused, unsupported
-from worker.graph.ops import ATEN
-from worker.graph.ops.shapes import BATCH
+from worker.graph.ops import ATEN, AtenCall
+from worker.graph.ops.table import Values
 
 MAX_ENTRIES = 20_000
 MAX_NODES = 20_000
@@ -46,6 +47,9 @@ IGNORED = {
     "aten.sym_constrain_range_for_size.default",
     "aten._assert_tensor_metadata.default",
 }
+# of a stored program's scalar types, layouts and the like only the dtype means something here
+_ENUMS = ("as_none", "as_memory_format", "as_layout", "as_device")
+MAX_INPUTS = 16
 
 
 def read_pt2(data: bytes) -> fx.GraphModule:
@@ -186,9 +190,10 @@ class _Reader:
         for node in self.graph["nodes"]:
             self._node(node)
         outputs = [item["user_output"] for item in self.signature["output_specs"] if "user_output" in item]
-        if len(outputs) != 1 or "as_tensor" not in outputs[0]["arg"]:
-            raise NetworkRefused("unsupported-operator", f"{len(outputs)} outputs; one tensor is read so far")
-        self.builder.output(self.values[outputs[0]["arg"]["as_tensor"]["name"]])
+        if not outputs or any("as_tensor" not in item["arg"] for item in outputs):
+            raise NetworkRefused("unsupported-operator", "outputs must be tensors, at least one")
+        names = [item["arg"]["as_tensor"]["name"] for item in outputs]
+        self.builder.output(*(self._lookup(name, "output") for name in names))
         return self.builder.finish()
 
     def _check_targets(self) -> None:
@@ -209,12 +214,22 @@ class _Reader:
                 self._held(spec, kind)
             else:
                 raise NetworkRefused("unsupported-operator", f"an input of kind {kind!r}")
-        if len(users) != 1:
-            raise NetworkRefused("unsupported-operator", f"{len(users)} inputs; one is read so far")
-        sizes = [size.get("as_int") for size in self.graph["tensor_values"][users[0]]["sizes"]]
-        if len(sizes) < 2 or any(not isinstance(size, int) or size < 1 for size in sizes[1:]):
+        if not 1 <= len(users) <= MAX_INPUTS:
+            raise NetworkRefused("unsupported-operator", f"{len(users)} inputs; 1 to {MAX_INPUTS} are read")
+        for name in users:
+            self._input(name)
+
+    def _input(self, name: str) -> None:
+        meta = self.graph["tensor_values"][name]
+        sizes = [size.get("as_int") for size in meta["sizes"]]
+        dtype = DTYPES.get(meta["dtype"])
+        if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes[1:]) or dtype is None:
             raise NetworkRefused("dynamic-shape-unsupported", f"every dimension but the batch must be fixed: {sizes}")
-        self.values[users[0]] = self.builder.input(users[0], sizes[1:], sizes[0])
+        batch = sizes[0] if isinstance(sizes[0], int) else None
+        if self.builder.batch not in (None, batch):
+            raise NetworkRefused("dynamic-shape-unsupported", "inputs with different batches")
+        kept = torch.float32 if dtype.is_floating_point else dtype
+        self.values[name] = self.builder.input(name, sizes[1:], batch, kept)
 
     def _held(self, spec: Any, kind: str) -> None:
         """Bind a parameter, buffer or constant to its value; counters that nothing reads may be missing."""
@@ -232,20 +247,35 @@ class _Reader:
         if target in SYMBOLIC:
             self._sym_size(node)
             return
-        args = [self._argument(item["arg"], _label(node)) for item in node["inputs"]]
-        tensors = [arg for arg in args if isinstance(arg, fx.Node)]
-        if not tensors and not any(isinstance(arg, list) for arg in args):
-            raise NetworkRefused("unsupported-operator", f"{target} on constants only ({_label(node)!r})")
-        value: Value = ATEN[target](self.builder, self._name(node), args)
-        self.values[
-            outputs[0]["as_tensor"]["name"] if "as_tensor" in outputs[0] else outputs[0]["as_tensors"][0]["name"]
-        ] = value
+        inputs = {item["name"]: self._argument(item["arg"], _label(node)) for item in node["inputs"]}
+        if target in INTEGERS:
+            self.values[_symbol(outputs[0]["as_sym_int"])] = INTEGERS[target](*inputs.values())
+            return
+        call = AtenCall(target, self._name(node), inputs)
+        self._bind(outputs, self._computed(call))
+
+    def _computed(self, call: AtenCall) -> Values:
+        if not any(isinstance(item, fx.Node) for item in _flat(call.inputs.values())):
+            return fold(call)
+        if call.target not in ATEN:
+            raise unsupported({call.target: 1}, [(call.name, call.target)])
+        return ATEN[call.target](self.builder, call)
+
+    def _bind(self, outputs: Any, found: Values) -> None:
+        """Give a node's results their names."""
+        values = [found] if isinstance(found, Tensor | fx.Node) else found
+        names: list[str | None] = []
+        for item in outputs:
+            kind, arg = next(iter(item.items()))
+            names += [part["name"] for part in arg] if kind == "as_tensors" else [(arg or {}).get("name")]
+        for name, value in zip(names, values, strict=False):
+            if name and value is not None:
+                self.values[name] = value
 
     def _sym_size(self, node: Any) -> None:
         value = self._argument(node["inputs"][0]["arg"], _label(node))
         dim = int(node["inputs"][1]["arg"]["as_int"])
-        size = BATCH if dim == 0 else self.builder.shape(value)[dim]
-        self.values[_symbol(node["outputs"][0]["as_sym_int"])] = size
+        self.values[_symbol(node["outputs"][0]["as_sym_int"])] = self.builder.shape(value)[dim]
 
     def _name(self, node: Any) -> str:
         """Name a parametric op after its weight, any other after its result."""
@@ -261,15 +291,19 @@ class _Reader:
             return self._lookup(value["name"], label)
         if kind == "as_tensors":
             return [self._lookup(item["name"], label) for item in value]
-        if kind == "as_none":
-            return None
         if kind in ("as_int", "as_float", "as_bool", "as_string", "as_ints", "as_floats", "as_bools"):
             return value
         if kind == "as_sym_int":
             return self._size(value)
         if kind == "as_sym_ints":
             return [self._size(item) for item in value]
-        if kind in ("as_scalar_type", "as_memory_format", "as_layout", "as_device"):
+        if kind == "as_optional_tensor":
+            return self._argument(value, label)
+        if kind == "as_optional_tensors":
+            return [self._argument(item, label) for item in value]
+        if kind == "as_scalar_type":
+            return DTYPES.get(value)
+        if kind in _ENUMS:
             return None
         raise NetworkRefused("unsupported-operator", f"{label!r} takes an argument of kind {kind!r}")
 
@@ -299,4 +333,9 @@ def _label(node: Any) -> str:
 
 
 def _known(target: str) -> bool:
-    return target in ATEN or target in SYMBOLIC or target in IGNORED
+    return any(target in table for table in (ATEN, SYMBOLIC, IGNORED, FOLDS, INTEGERS))
+
+
+def _flat(items: Any) -> list[Any]:
+    """Return arguments with lists opened."""
+    return [part for item in items for part in (item if isinstance(item, list) else [item])]

@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import fx
 
+from worker.graph.operands import operands
 from worker.graph.ops import Grid, op_of
-from worker.graph.write_onnx import operands
 
-SIGN_KEEPING = frozenset({"add", "mul", "concat", "mean", "avg_pool2d"})
+SIGN_KEEPING = frozenset(
+    {"add", "mul", "concat", "mean", "sum", "amax", "avg_pool1d", "avg_pool2d", "avg_pool3d", "maximum", "matmul"}
+)
 """Ops whose result is not negative where no operand is."""
 
 
@@ -45,7 +48,7 @@ def quantizer_sites(module: fx.GraphModule) -> Sites:
     sites: list[tuple[str, bool]] = []
     unsigned: dict[str, bool] = {}
     for node in module.graph.nodes:
-        if node.op in ("output", "get_attr"):
+        if node.op in ("output", "get_attr") or not _is_real(module, node):
             continue
         sources = [source for source in operands(node) if source.op != "get_attr"]
         kind = _kind(module, node)
@@ -53,18 +56,27 @@ def quantizer_sites(module: fx.GraphModule) -> Sites:
         if first is not None and kind is Grid.fuse and _fusable(module, first):
             head = heads[first.name]
         elif first is not None and kind in (Grid.keep, Grid.fuse):
-            found[node.name] = found[first.name]
-            unsigned[node.name] = unsigned[first.name] or _never_negative(module, node, ())
+            if first.name in found:
+                found[node.name] = found[first.name]
+                unsigned[node.name] = unsigned[first.name] or _never_negative(module, node, ())
             continue
         else:
             head = node.name
         heads[node.name] = head
-        unsigned[node.name] = _never_negative(module, node, [unsigned[source.name] for source in sources])
+        signs = [unsigned.get(source.name, False) for source in sources]
+        unsigned[node.name] = _never_negative(module, node, signs)
         if not _is_fused_away(module, node):
             found[node.name] = node.name
             sites.append((node.name, unsigned[node.name]))
     outputs = _output_only(module, found)
     return Sites(tuple(Site(name, heads[name], _role(module, name, outputs), low) for name, low in sites), found)
+
+
+def _is_real(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Tell whether a node's value holds real numbers, not indices or truth values."""
+    if node.op == "placeholder":
+        return bool(node.meta.get("input_dtype", torch.float32).is_floating_point)
+    return _kind(module, node) is not Grid.none and node.kwargs.get("dtype", "float32") == "float32"
 
 
 def _kind(module: fx.GraphModule, node: fx.Node) -> Grid:

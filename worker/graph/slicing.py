@@ -6,10 +6,11 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor, fx, nn
 
-from worker.graph.groups import ChannelPlan, norm_nodes
+from worker.graph.groups import ChannelPlan, Mask
+from worker.graph.operands import operands
+from worker.graph.ops import op_of
 
 Kept = Mapping[str, Sequence[int] | Tensor]
 
@@ -20,7 +21,8 @@ class Slicer:
     def __init__(self, module: fx.GraphModule, plan: ChannelPlan) -> None:
         self.module = module
         self.plan = plan
-        self._norms = [node.name for node in norm_nodes(module)]
+        self._leaves = {str(node.target): node for node in module.graph.nodes if node.op == "call_module"}
+        self._constants = {str(node.target): node for node in module.graph.nodes if node.op == "get_attr"}
 
     def columns(self, layer: str, kept: Kept) -> tuple[Tensor, Tensor]:
         """Return the kept output rows and input columns of a layer (int64 indices)."""
@@ -33,16 +35,45 @@ class Slicer:
         # the generated forward is shared: compiling a new GraphModule would cost more than the slicing itself
         clone: fx.GraphModule = object.__new__(type(self.module))
         clone.__dict__.update(self.module.__dict__)
-        clone._buffers = dict(self.module._buffers)
+        clone._buffers = {name: self._constant(name, buffer, mask) for name, buffer in self.module._buffers.items()}
         clone._modules = {name: self._leaf(name, leaf, mask) for name, leaf in self.module.named_children()}
         return clone
 
-    def _leaf(self, name: str, leaf: nn.Module, mask: np.ndarray[Any, np.dtype[np.bool_]]) -> nn.Module:
-        if name in self._norms:
-            return _sliced_norm(leaf, self.plan.dims[(name, "value")].kept(mask))
-        rows = self.plan.dims[(name, "out")].kept(mask)
-        columns = self.plan.dims[(name, "in")].kept(mask)
-        return _sliced_layer(leaf, rows, columns)
+    def _constant(self, name: str, buffer: Tensor | None, mask: Mask) -> Tensor | None:
+        node = self._constants.get(name)
+        if node is None or buffer is None or buffer.dim() == 0:
+            return buffer
+        dim = self.plan.dims[(node.name, "value")]
+        columns = dim.kept(mask)
+        return buffer if len(columns) == buffer.shape[dim.axis] else buffer.index_select(dim.axis, columns)
+
+    def _leaf(self, name: str, leaf: nn.Module, mask: Mask) -> nn.Module:
+        node = self._leaves[name]
+        op = op_of(self.module, node)
+        assert op is not None and op.leaf is not None
+        clone: nn.Module = _shallow(leaf)
+        op.leaf.cut(clone, NodeCut(self.plan, node, mask))
+        return clone
+
+
+class NodeCut:
+    """What the plan says about one leaf under a mask."""
+
+    def __init__(self, plan: ChannelPlan, node: fx.Node, mask: Mask) -> None:
+        self._plan, self._node, self._mask = plan, node, mask
+
+    def kept(self, side: Any) -> Tensor:
+        """Return the kept columns of one side of the leaf."""
+        return self._plan.dims[(self._node.name, side)].kept(self._mask)
+
+    def axis(self) -> int:
+        """Return the channel axis of the leaf's value."""
+        return self._plan.dims[(self._node.name, "value")].axis
+
+    def source(self) -> tuple[int, Tensor]:
+        """Return channel axis and kept columns of the value the leaf reads."""
+        dim = self._plan.dims[(operands(self._node)[0].name, "value")]
+        return dim.axis, dim.kept(self._mask)
 
 
 def _shallow(leaf: nn.Module) -> Any:
@@ -51,34 +82,3 @@ def _shallow(leaf: nn.Module) -> Any:
     clone._parameters = dict(leaf._parameters)
     clone._buffers = dict(leaf._buffers)
     return clone
-
-
-def _sliced_layer(leaf: nn.Module, rows: Tensor, columns: Tensor) -> nn.Module:
-    clone = _shallow(leaf)
-    weight: Tensor = clone.weight.detach()[rows]
-    depthwise = getattr(clone, "groups", 1) > 1 and clone.groups == clone.out_channels == clone.in_channels
-    if getattr(clone, "groups", 1) == 1:
-        weight = weight[:, columns]
-    clone.weight = nn.Parameter(weight, requires_grad=False)
-    clone.bias = nn.Parameter(clone.bias.detach()[rows], requires_grad=False)
-    for vector in ("bn_beta", "bn_gamma"):
-        if hasattr(clone, vector):
-            setattr(clone, vector, getattr(clone, vector)[rows])
-    if isinstance(clone, nn.Linear):
-        clone.out_features, clone.in_features = weight.shape
-        return clone
-    clone.out_channels = len(rows)
-    clone.in_channels = len(columns)
-    if depthwise:
-        clone.groups = len(rows)
-    return clone  # type: ignore[no-any-return]
-
-
-def _sliced_norm(leaf: nn.Module, channels: Tensor) -> nn.Module:
-    clone = _shallow(leaf)
-    for name in ("weight", "bias"):
-        setattr(clone, name, nn.Parameter(getattr(clone, name).detach()[channels], requires_grad=False))
-    for name in ("running_mean", "running_var"):
-        setattr(clone, name, getattr(clone, name)[channels])
-    clone.num_features = len(channels)
-    return clone  # type: ignore[no-any-return]

@@ -11,10 +11,18 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
+from worker.graph.extents import BATCH, holds_batch, inputs_of, outputs_of, values_of
+from worker.graph.operands import operands
 from worker.graph.ops import op_of
 
 OPSET = 21
 IR_VERSION = 10
+_TYPES = {
+    torch.float32: TensorProto.FLOAT,
+    torch.int64: TensorProto.INT64,
+    torch.int32: TensorProto.INT32,
+    torch.bool: TensorProto.BOOL,
+}
 
 
 class OnnxWriter:
@@ -24,18 +32,22 @@ class OnnxWriter:
     float32 initializers and lets every value through.
     """
 
-    def __init__(self, module: fx.GraphModule, input_shape: Sequence[int], opset: int = OPSET) -> None:
+    def __init__(self, module: fx.GraphModule, opset: int = OPSET) -> None:
         self.module = module
         self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
-        self._input_shape = tuple(input_shape)
         self._names: set[str] = set()
-        self._shapes = shapes_of(module, self._input_shape)
+        self._values = values_of(module, BATCH)
 
     def weight(self, layer: str, tensor: Tensor) -> str:
         """Return the name of a layer's weight operand."""
         return self.constant(tensor, f"{layer}.weight")
+
+    def matrix(self, layer: str, tensor: Tensor, order: Sequence[int]) -> str:
+        """Return the name of a recurrent layer's weight matrix, its gates (parts of its rows) re-ordered."""
+        parts = tensor.chunk(len(order))
+        return self.constant(torch.cat([parts[index] for index in order]), layer)
 
     def bias(self, layer: str, tensor: Tensor) -> str:
         """Return the name of a layer's bias operand."""
@@ -45,11 +57,12 @@ class OnnxWriter:
         """Return the name under which consumers read what `node` produced."""
         return value
 
-    def emit(self, op_type: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        """Add a node with one output called `name` (made unique) and return the output's name."""
-        output = self._unique(name)
-        self.nodes.append(helper.make_node(op_type, list(inputs), [output], name=f"{output}/{op_type}", **attributes))
-        return output
+    def emit(self, op_type: str, inputs: Sequence[str], name: str, *, output: int = 0, **attributes: Any) -> str:
+        """Add a node whose `output`-th result is called `name` (made unique) and return that result's name."""
+        result = self._unique(name)
+        results = [*[""] * output, result]
+        self.nodes.append(helper.make_node(op_type, list(inputs), results, name=f"{result}/{op_type}", **attributes))
+        return result
 
     def constant(self, tensor: Tensor | np.ndarray[Any, Any], name: str) -> str:
         """Add an initializer and return its name."""
@@ -74,7 +87,11 @@ class OnnxWriter:
 
     def shape(self, node: Any) -> tuple[int, ...]:
         """Return the shape of a node's value at batch 1."""
-        return self._shapes[node.name]
+        return tuple(extent // BATCH if holds_batch(extent) else extent for extent in self._values[node.name].shape)
+
+    def dtype(self, node: Any) -> torch.dtype:
+        """Return the dtype of a node's value."""
+        return self._values[node.name].dtype
 
     def rank(self, node: Any) -> int:
         """Return the number of dimensions of a node's value."""
@@ -83,14 +100,13 @@ class OnnxWriter:
     def write(self) -> bytes:
         """Return the serialized model; equal graphs give equal bytes."""
         values: dict[str, str] = {}
-        output = ""
         for node in self.module.graph.nodes:
-            if node.op == "output":
-                output = values[node.args[0].name]
-            else:
+            if node.op != "output":
                 values[node.name] = self.produced(node.name, self._node(node, values))
-        model = self._model(self.emit("Identity", [output], "output"))
-        return bytes(model.SerializeToString(deterministic=True))
+        outputs = outputs_of(self.module)
+        names = ["output"] if len(outputs) == 1 else [f"output_{index}" for index in range(len(outputs))]
+        results = [self.emit("Identity", [values[n.name]], name) for n, name in zip(outputs, names, strict=True)]
+        return bytes(self._model(results).SerializeToString(deterministic=True))
 
     def _node(self, node: fx.Node, values: dict[str, str]) -> str:
         if node.op == "placeholder":
@@ -101,14 +117,14 @@ class OnnxWriter:
         assert op is not None
         return op.write(self, node, [values[source.name] for source in operands(node)])
 
-    def _model(self, output: str) -> onnx.ModelProto:
-        inputs = [n for n in self.module.graph.nodes if n.op == "placeholder"]
-        last = next(n for n in self.module.graph.nodes if n.op == "output").args[0]
+    def _model(self, outputs: Sequence[str]) -> onnx.ModelProto:
+        inputs = [(item.name, self._values[item.name]) for item in inputs_of(self.module)]
+        results = [(name, self._values[node.name]) for name, node in zip(outputs, outputs_of(self.module), strict=True)]
         graph = helper.make_graph(
             self.nodes,
             "tightfit",
-            [_value_info(node.name, self.shape(node)) for node in inputs],
-            [_value_info(output, self.shape(last))],
+            [_value_info(name, value) for name, value in inputs],
+            [_value_info(name, value) for name, value in results],
             self.initializers,
         )
         opsets = [helper.make_opsetid("", self.opset)]
@@ -123,39 +139,11 @@ class OnnxWriter:
         return name
 
 
-def operands(node: fx.Node) -> list[fx.Node]:
-    """Return the nodes a node reads, in order, repetitions included (x + x has two)."""
-    found: list[fx.Node] = []
-    fx.node.map_arg(node.args, found.append)
-    return found
-
-
-def write_float(module: fx.GraphModule, input_shape: Sequence[int], opset: int = OPSET) -> bytes:
+def write_float(module: fx.GraphModule, opset: int = OPSET) -> bytes:
     """Return a float32 ONNX file of a canonical graph."""
-    return OnnxWriter(module, input_shape, opset).write()
+    return OnnxWriter(module, opset).write()
 
 
-class _ShapeRecorder(fx.Interpreter):
-    """Remembers the shape of every node's value."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.shapes: dict[str, tuple[int, ...]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.shapes[n.name] = tuple(value.shape)
-        return value
-
-
-def shapes_of(module: fx.GraphModule, input_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Return every node's shape at batch 1 by running the graph once on zeros of `input_shape` (without batch)."""
-    recorder = _ShapeRecorder(module)
-    with torch.no_grad():
-        recorder.run(torch.zeros(1, *input_shape))
-    return recorder.shapes
-
-
-def _value_info(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape[1:]])
+def _value_info(name: str, value: Tensor) -> onnx.ValueInfoProto:
+    sizes = ["batch" if extent == BATCH else None if holds_batch(extent) else extent for extent in value.shape]
+    return helper.make_tensor_value_info(name, _TYPES[value.dtype], sizes)

@@ -57,7 +57,8 @@ class Compressor:
         kept = self.reference.scores.kept(assignment.keep)
         job = _Job(self, assignment, kept, repair)
         pictures = self.reference.pictures
-        run(job.module, pictures[:FAST_PICTURES] if repair == "fast" else pictures, job.before, job.after)
+        looked_at = pictures[:FAST_PICTURES] if repair == "fast" else pictures
+        run(job.module, looked_at, before=job.before, after=job.after)
         return CompressedNetwork(job.module, job.layers, job.grids, self.graph.input_shape, assignment, kept)
 
 
@@ -110,10 +111,10 @@ class _Job:
         if self.repair == "sequential":
             return moments(inputs, targets)
         rows, columns = index
-        if ref.grouped and len(ref.stats.gram) != len(ref.stats.mean_y):
-            return ref.stats  # not depthwise: its channels are never removed
-        if ref.grouped:
-            return Moments(ref.stats.gram[rows], ref.stats.cross[rows], ref.stats.mean_x[rows], ref.stats.mean_y[rows])
+        if ref.grouped:  # whole groups are removed
+            size = ref.stats.cross.shape[1]
+            left = rows[::size] // size
+            return Moments(ref.stats.gram[left], ref.stats.cross[left], ref.stats.mean_x[left], ref.stats.mean_y[rows])
         spread = _spread(columns, inputs.shape[1])
         return Moments(
             ref.stats.gram[spread][:, spread],

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, fx
 
 from app.domain.space import Assignment
-from worker.graph.write_onnx import operands
+from worker.graph.extents import outputs_of
+from worker.graph.operands import operands
 from worker.quant.grids import FLOAT_BITS, ActivationGrid
 
 BeforeLayer = Callable[[fx.Node, Tensor], None]
@@ -49,9 +50,9 @@ class CompressedNetwork:
     assignment: Assignment
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs of the simulation for a batch of normalised inputs."""
-        return run(self.module, x, after=self._after)
+    def forward(self, *inputs: Tensor) -> Any:
+        """Return the simulation's outputs for a batch of normalised inputs: a tensor, or a tuple of several."""
+        return run(self.module, *inputs, after=self._after)
 
     def _after(self, name: str, value: Tensor) -> Tensor:
         grid = self.grids.get(name)
@@ -63,8 +64,10 @@ class CompressedNetwork:
         return None if grid is None else grid.scale
 
 
-def run(module: fx.GraphModule, x: Tensor, before: BeforeLayer | None = None, after: AfterNode | None = None) -> Tensor:
-    """Execute a canonical graph node by node, values dropped after their last reader.
+def run(
+    module: fx.GraphModule, *inputs: Tensor, before: BeforeLayer | None = None, after: AfterNode | None = None
+) -> Any:
+    """Execute a canonical graph node by node, values dropped after their last reader; return its output or outputs.
 
     `before(node, input)` is called ahead of each leaf module and may change it; `after(name, value)` may replace the
     value of any other node, in place where it likes: nothing else holds it.
@@ -72,18 +75,20 @@ def run(module: fx.GraphModule, x: Tensor, before: BeforeLayer | None = None, af
     last = _last_uses(module)
     values: dict[str, Tensor] = {}
     leaves: dict[str, Any] = dict(module.named_children())
-    result = x
+    waiting = iter(inputs)
     with torch.no_grad():
         for node in module.graph.nodes:
             if node.op == "output":
-                result = values[node.args[0].name]
                 break
-            values[node.name] = _value(module, node, values, leaves, x, before)
+            values[node.name] = (
+                next(waiting).clone() if node.op == "placeholder" else _value(module, node, values, leaves, before)
+            )
             if after is not None and node.op != "get_attr":
                 values[node.name] = after(node.name, values[node.name])
             for gone in last.get(node.name, ()):
                 del values[gone]
-    return result
+    found = tuple(values[node.name] for node in outputs_of(module))
+    return found[0] if len(found) == 1 else found
 
 
 def _value(
@@ -91,22 +96,24 @@ def _value(
     node: fx.Node,
     values: dict[str, Tensor],
     leaves: dict[str, Any],
-    x: Tensor,
     before: BeforeLayer | None,
 ) -> Tensor:
-    if node.op == "placeholder":
-        return x.clone()
     if node.op == "get_attr":
         return getattr(module, str(node.target))  # type: ignore[no-any-return]
     if node.op == "call_module":
         source = values[operands(node)[0].name]
         if before is not None:
             before(node, source)
-        return leaves[str(node.target)](source)  # type: ignore[no-any-return]
+        return _apart(leaves[str(node.target)](source), values)
     args = fx.node.map_arg(node.args, lambda item: values[item.name])
-    value = node.target(*args, **node.kwargs)  # type: ignore[operator]
-    # an in-place quantizer behind a view would change the producer's value too
-    return value.clone() if any(value.data_ptr() == v.data_ptr() for v in values.values()) else value  # type: ignore[no-any-return]
+    return _apart(node.target(*args, **node.kwargs), values)  # type: ignore[operator]
+
+
+def _apart(value: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+    """Return a value that shares no memory with another: an in-place quantizer behind a view would change both."""
+    storage = value.untyped_storage().data_ptr()
+    shared = any(storage == other.untyped_storage().data_ptr() for other in values.values())
+    return value.clone() if shared else value
 
 
 def _last_uses(module: fx.GraphModule) -> dict[str, list[str]]:
@@ -115,6 +122,8 @@ def _last_uses(module: fx.GraphModule) -> dict[str, list[str]]:
     for node in module.graph.nodes:
         for source in operands(node):
             found[source.name] = node.name
+    for node in outputs_of(module):
+        found.pop(node.name, None)
     gone: dict[str, list[str]] = {}
     for name, reader in found.items():
         gone.setdefault(reader, []).append(name)

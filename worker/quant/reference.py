@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from worker.graph.extents import shapes_of
 from worker.graph.groups import ChannelPlan, weighted_layers
 from worker.graph.ops.table import module_of
 from worker.graph.sites import quantizer_sites
-from worker.graph.write_onnx import shapes_of
 from worker.prune.importance import ChannelScores
 from worker.prune.reconstruct import Moments, moments, patches, rows_at, sample_positions
 from worker.quant.network import run
@@ -45,7 +45,7 @@ class FloatReference:
         self.layers: dict[str, LayerReference] = {}
         self.observers = {site.id: SiteObserver(site, 1) for site in quantizer_sites(module).sites}
         self.scores = ChannelScores(plan)
-        self._shapes = shapes_of(module, tuple(pictures.shape[1:]))
+        self._shapes = shapes_of(module)
         self._pending: dict[str, tuple[Tensor, Tensor]] = {}
         self._weighted = {node.name for node in weighted_layers(module)}
         run(module, self.pictures, before=self._before, after=self._after)
@@ -83,6 +83,6 @@ class FloatReference:
 
 def fitting(module: fx.GraphModule, pictures: Tensor) -> int:
     """Return how many pictures keep the largest activation within the memory share (at least 16)."""
-    shapes = shapes_of(module, tuple(pictures.shape[1:]))
+    shapes = shapes_of(module)
     largest = max(4 * torch.Size(shape).numel() for shape in shapes.values())
     return max(16, min(len(pictures), MEMORY // largest))

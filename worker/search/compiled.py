@@ -67,7 +67,8 @@ class CompiledCosts:
         self._has_out = (self.out_site >= 0).astype(float)
         self._kernel = np.array([layer.kernel_size for layer in layers], float)
         self._positions = np.array([layer.positions for layer in layers], float)
-        self._divisor = np.array([layer.groups for layer in layers], float)
+        self._grouped = np.array([layer.groups > 1 or layer.kind == "depthwise" for layer in layers])
+        self._per_group = np.array([layer.weight_shape[1] for layer in layers], float)
         self._depthwise = np.array([layer.kind == "depthwise" for layer in layers])
         self._bias = np.array([BIAS_BYTES * layer.bias for layer in layers], float)
         self._act_positions = np.array([item.positions for item in activations], float)
@@ -147,7 +148,7 @@ class CompiledCosts:
         bits = values[:, self.groups : self.groups + self.layers]
         inputs = values[:, self.groups + self.layers :][:, self.in_site]
         ins, outs = kept @ self.ins.T + self._ins_fixed, kept @ self.outs.T + self._outs_fixed
-        columns = np.where(self._depthwise, 1.0, np.floor(ins / self._divisor))
+        columns = np.where(self._grouped, self._per_group, ins)
         weights = outs * columns * self._kernel
         macs = weights * self._positions
         needed: dict[str, Any] = {"macs": macs, "bops": macs * bits * inputs if "bops" in metrics else None}

@@ -18,7 +18,7 @@ from app.domain.space import Assignment, widest
 from worker.data import Role, RoleData
 from worker.graph.groups import channel_plan
 from worker.graph.picture import draw
-from worker.graph.read import input_shape, read_network
+from worker.graph.read import read_network
 from worker.graph.rewrite import fold_batchnorm
 from worker.graph.slicing import Slicer
 from worker.quant.compressor import Compressor, Repair
@@ -130,11 +130,10 @@ class Opened:
 def open_network(data: bytes, format: str | None = None) -> Opened:
     """Read a network's bytes into a folded graph, its picture and its slicer. Raises NetworkRefused."""
     module = read_network(data, format)
-    shape = input_shape(module)
     folded = fold_batchnorm(module)
     _channels_last(folded)
-    plan = channel_plan(folded, shape)
-    return Opened(folded, draw(folded, plan, shape), Slicer(folded, plan))
+    plan = channel_plan(folded)
+    return Opened(folded, draw(folded, plan), Slicer(folded, plan))
 
 
 def _channels_last(module: fx.GraphModule) -> None:

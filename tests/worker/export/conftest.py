@@ -161,7 +161,7 @@ class Lab:
         return Subject(net, request.graph, request.evaluation, request.device, request.budget)
 
     def files(self, net: CompressedNetwork) -> Files:
-        float_onnx = write_float(self.evaluator.folded, net.input_shape)
+        float_onnx = write_float(self.evaluator.folded)
         return Files(write_qdq(net), write_checkpoint(net, {}), float_onnx)
 
 

@@ -20,9 +20,10 @@ from torch import Tensor, fx
 from app.domain.graph import ModelGraph
 from tests.worker.graph.nets import NETS, SHAPE, exported, make
 from worker.graph.errors import NetworkRefused
+from worker.graph.extents import inputs_of
 from worker.graph.groups import ChannelPlan, channel_plan
 from worker.graph.picture import draw
-from worker.graph.read import input_shape, read_network
+from worker.graph.read import read_network
 from worker.graph.rewrite import fold_batchnorm
 from worker.graph.sites import quantizer_sites
 from worker.graph.slicing import Slicer
@@ -35,7 +36,7 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 def folded(name: str) -> tuple[fx.GraphModule, ChannelPlan]:
     module = fold_batchnorm(read_network(exported(make(name))))
-    return module, channel_plan(module, SHAPE)
+    return module, channel_plan(module)
 
 
 def onnx_outputs(data: bytes, x: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def onnx_outputs(data: bytes, x: Tensor) -> Tensor:
 def test_pt2_when_read_then_outputs_equal_the_source_at_batch_1_and_7(name: str, dynamic: bool) -> None:
     net = make(name)
     module = read_network(exported(net, dynamic), "pt2")
-    assert input_shape(module) == SHAPE
+    assert inputs_of(module)[0].shape == SHAPE
     for batch in (1, 7):
         x = torch.randn(batch, *SHAPE)
         assert relative(module(x), net(x)) < 1e-5
@@ -57,7 +58,7 @@ def test_pt2_when_read_then_outputs_equal_the_source_at_batch_1_and_7(name: str,
 @pytest.mark.parametrize("name", NETS)
 def test_onnx_when_written_and_read_again_then_outputs_equal_in_torch_and_onnxruntime(name: str) -> None:
     net = make(name)
-    data = write_float(fold_batchnorm(read_network(exported(net))), SHAPE)
+    data = write_float(fold_batchnorm(read_network(exported(net))))
     again = read_network(data, "onnx")
     for batch in (1, 7):
         x = torch.randn(batch, *SHAPE)
@@ -69,7 +70,7 @@ def test_onnx_when_written_and_read_again_then_outputs_equal_in_torch_and_onnxru
 def test_reference_network_when_read_then_outputs_equal_onnxruntime(name: str, shared_data: Path) -> None:
     data = (shared_data / "models" / f"{name}.onnx").read_bytes()
     module = read_network(data)
-    shape = input_shape(module)
+    shape = inputs_of(module)[0].shape
     x = torch.randn(2 if "efficient" in name else 7, *shape)
     assert relative(module(x), onnx_outputs(data, x)) < 1e-5
     assert relative(fold_batchnorm(module)(x), onnx_outputs(data, x)) < 1e-5
@@ -77,7 +78,7 @@ def test_reference_network_when_read_then_outputs_equal_onnxruntime(name: str, s
 
 def test_picture_when_drawn_for_lenet_then_macs_are_the_published_ones(shared_data: Path) -> None:
     module = fold_batchnorm(read_network((shared_data / "models" / "lenet5bn_mnist.onnx").read_bytes()))
-    graph = draw(module, channel_plan(module, (1, 28, 28)), (1, 28, 28))
+    graph = draw(module, channel_plan(module))
     assert sum(layer.positions * int(np.prod(layer.weight_shape)) for layer in graph.layers) == 416_520
     assert [(g.id, g.channels, g.frozen) for g in graph.groups if g.frozen] == [
         ("input_0", 1, "network input"),
@@ -88,7 +89,7 @@ def test_picture_when_drawn_for_lenet_then_macs_are_the_published_ones(shared_da
 @pytest.mark.parametrize("name", NETS)
 def test_picture_when_sent_through_json_then_equal(name: str) -> None:
     module, plan = folded(name)
-    graph = draw(module, plan, SHAPE)
+    graph = draw(module, plan)
     assert ModelGraph.from_json(graph.to_json()) == graph
 
 
@@ -138,7 +139,7 @@ def masked(module: fx.GraphModule, plan: ChannelPlan, kept: dict[str, list[int]]
 @given(data=st.data())
 def test_network_when_sliced_then_equals_the_masked_one(name: str, data: st.DataObject) -> None:
     module, plan = folded(name)
-    graph = draw(module, plan, SHAPE)
+    graph = draw(module, plan)
     kept = {
         group.id: sorted(data.draw(st.sets(st.integers(0, group.channels - 1), min_size=1))) for group in graph.prunable
     }

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from app.domain.space import Assignment, widest
 from tests.worker.quant.digits import assignment, data, evaluator, random_evaluator, trained
+from worker.graph.build import Builder
 from worker.quant.compressor import REPAIRS, Repair
 from worker.quant.network import CompressedNetwork, run
 from worker.quant.reference import FloatReference, fitting
@@ -217,11 +218,14 @@ def test_compress_when_the_network_is_of_another_kind_then_repair_still_pays(nam
 
 
 def test_fitting_when_pictures_are_large_then_fewer_are_used() -> None:
-    module = trained().folded
-    assert fitting(module, torch.zeros(300, 1, 8, 8)) == 300
-    huge = torch.zeros(1, 1, 512, 512).expand(300, 1, 512, 512)
-    shapes_limit = 256 * 2**20 // (16 * 512 * 512 * 4)
-    assert fitting(module, huge) == max(16, shapes_limit)
+    assert fitting(trained().folded, torch.zeros(300, 1, 8, 8)) == 300
+    builder = Builder()
+    large = builder.call(torch.relu, builder.input("x", (64, 256, 256)), name="relu")
+    builder.output(large)
+    largest = 64 * 256 * 256 * 4
+    assert fitting(builder.finish(), torch.zeros(1, 64, 256, 256).expand(300, -1, -1, -1)) == max(
+        16, 256 * 2**20 // largest
+    )
 
 
 def test_reference_when_built_twice_then_equal() -> None:

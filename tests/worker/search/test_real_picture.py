@@ -15,7 +15,7 @@ from app.domain.space import build_space
 from tests.worker.search.pictures import device, random_table
 from worker.graph.groups import channel_plan
 from worker.graph.picture import draw
-from worker.graph.read import input_shape, read_network
+from worker.graph.read import read_network
 from worker.graph.rewrite import fold_batchnorm
 from worker.search.solver import Solver
 
@@ -23,9 +23,8 @@ from worker.search.solver import Solver
 @pytest.mark.parametrize("name", ["resnet8_cifar10", "vgg7_cifar10", "lenet5bn_mnist"])
 def test_allocation_when_the_network_is_real_then_four_limits_are_kept(shared_data: Path, name: str) -> None:
     module = read_network((shared_data / "models" / f"{name}.onnx").read_bytes(), "onnx")
-    shape = input_shape(module)
     folded = fold_batchnorm(module)
-    graph, profile = draw(folded, channel_plan(folded, shape), shape), device()
+    graph, profile = draw(folded, channel_plan(folded)), device()
     space = build_space(graph, profile)
     solver = Solver(graph, space, profile)
     states = np.array([np.zeros_like(solver.costs.sizes), solver.costs.sizes - 1])
