@@ -41,7 +41,7 @@ PROBLEMS: dict[str, Kind] = {
     "invalid-limit": Kind(422, "Invalid limit", "Page sizes go from 1 to 200."),
     "invalid-name": Kind(422, "Invalid name", "Names have 1 to 200 printable characters."),
     "idempotency-key-reused": Kind(422, "Idempotency key reused", "The key came with another body before."),
-    "in-use": Kind(409, "In use", "A search that is not finished still needs this."),
+    "in-use": Kind(409, "In use", "A search or a weights version needs this."),
     "unsafe-format": Kind(
         422, "Unsafe format", "Pickle, TorchScript and their like can execute code; they are refused."
     ),
@@ -58,6 +58,7 @@ PROBLEMS: dict[str, Kind] = {
     "dynamic-shape-unsupported": Kind(422, "Dynamic shape unsupported", "Only the batch dimension may vary."),
     "model-too-large": Kind(422, "Model too large", "More nodes or parameters than the reader accepts."),
     "nothing-to-compress": Kind(422, "Nothing to compress", "The network has no convolution or linear layer."),
+    "weights-mismatch": Kind(422, "Weights mismatch", "New weights that are not, name by name, those of the network."),
     "inspection-failed": Kind(422, "Inspection failed", "The sandboxed reader died on this file."),
     "invalid-dataset": Kind(422, "Invalid dataset", "Wrong shape, type, labels, or rows that are not finite."),
     "dataset-too-large": Kind(422, "Dataset too large", "The dataset expands to more than the cap."),

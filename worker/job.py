@@ -17,6 +17,7 @@ from app.domain.space import build_space, widest
 from app.store import runner as rows
 from app.store.blobs import Blobs
 from app.store.engine import Database
+from app.store.tables import Model
 from worker.sandbox import Limits
 from worker.search.rows import Goal, Settings
 
@@ -97,25 +98,41 @@ def load_job(site: Site, search_id: str) -> Job:
         }
         opening = {
             "model": str(site.blobs.path(model.blob_sha)),
+            "weights": weights_file(site, model),
             "datasets": files,
             "device": search.device,
             "options": pictures(count(graph, widest(graph, 32), device).macs),
         }
         data_key = json.dumps([[role, d.blob_sha, d.spec] for role, d in sorted(datasets.items())], sort_keys=True)
-        names = {"model": model.name, "model_sha256": model.blob_sha, "device": search.device.get("name")}
-        names["datasets"] = {role: item.blob_sha for role, item in datasets.items()}
+        names: Json = {
+            "model": model.name,
+            "model_sha256": model.blob_sha,
+            "weights_sha256": model.weights_sha,
+            "device": search.device.get("name"),
+            "datasets": {role: item.blob_sha for role, item in datasets.items()},
+        }
         return Job(
             search_id,
             spec,
             goal,
             search_settings(spec),
             opening,
-            (model.blob_sha, hashlib.sha256(data_key.encode()).hexdigest()),
+            (network_digest(model), hashlib.sha256(data_key.encode()).hexdigest()),
             (search.started_at or search.created_at).timestamp(),
             (spec.get("search") or {}).get("max_wall_s"),
             int(spec.get("export_top", 1)),
             names,
         )
+
+
+def weights_file(site: Site, model: Model) -> str | None:
+    """Return the path of a weights version's weights; None for a network that holds its own."""
+    return None if model.weights_sha is None else str(site.blobs.path(model.weights_sha))
+
+
+def network_digest(model: Model) -> str:
+    """Return what tells a network from every other: the digest of its file, and of its weights where they are apart."""
+    return model.blob_sha if model.weights_sha is None else f"{model.blob_sha}+{model.weights_sha}"
 
 
 def search_settings(spec: Json) -> Settings:
