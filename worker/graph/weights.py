@@ -7,15 +7,18 @@ BatchNorm, weights that are split or transposed.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from worker.graph.errors import NetworkRefused
+from worker.safetensors_laws import SafetensorsRefused, check_safetensors
 
 MAX_LISTED = 20
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -57,14 +60,17 @@ class Fault(NamedTuple):
 
 
 def read_weights(data: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file. Raises NetworkRefused."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+    """Return the tensors of a safetensors file.
 
+    Raises NetworkRefused invalid-safetensors, header-too-large, too-many-tensors, duplicate-tensor or trailing-data.
+    """
     try:
+        check_safetensors(data)
         return dict(load(data))
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise NetworkRefused("invalid-safetensors", f"not a safetensors file: {str(error)[:200]}") from error
+    except SafetensorsRefused as refusal:
+        raise NetworkRefused(refusal.slug, refusal.detail) from refusal
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise NetworkRefused("invalid-safetensors", f"tensors that torch can't hold: {str(error)[:200]}") from error
 
 
 def replaced(held: Held, new: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -138,10 +144,16 @@ def _unlike(held: Held, given: Mapping[str, Tensor]) -> Iterator[Fault]:
 
 
 def _mismatch(faults: Collection[Fault]) -> NetworkRefused:
-    names = defaultdict(list)
+    kinds: dict[str, list[Fault]] = {}
     for fault in faults:
-        names[fault.code].append(fault.name)
-    counts = ", ".join(f"{len(found)} {_WORDS[code]} (such as {found[0]!r})" for code, found in names.items())
-    errors = [{"pointer": f"/weights/{name}", "code": code, "detail": detail} for code, name, detail in faults]
+        kinds.setdefault(fault.code, []).append(fault)
+    counts = ", ".join(f"{len(found)} {_WORDS[code]} (such as {found[0].name!r})" for code, found in kinds.items())
     detail = f"the weights don't fit the network: {counts}. {_ADVICE}"
-    return NetworkRefused("weights-mismatch", detail, errors[:MAX_LISTED])
+    errors = [{"pointer": f"/weights/{name}", "code": code, "detail": said} for code, name, said in _told(kinds)]
+    return NetworkRefused("weights-mismatch", detail, errors)
+
+
+def _told(kinds: Mapping[str, Sequence[Fault]]) -> list[Fault]:
+    """Return the faults to list: as many of each kind as fit, so that many of one don't hide another."""
+    in_turn = [fault for turn in zip_longest(*kinds.values()) for fault in turn if fault is not None]
+    return sorted(in_turn[:MAX_LISTED], key=lambda fault: list(kinds).index(fault.code))
