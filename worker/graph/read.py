@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
-
 from torch import fx
 
 from app.domain import formats
+from app.domain.zip_laws import directory
 from worker.graph.errors import NetworkRefused
 from worker.graph.read_onnx import read_onnx
 from worker.graph.read_pt2 import read_pt2
@@ -29,9 +27,8 @@ _BROKEN = (
 def sniff(data: bytes) -> str:
     """Return "onnx" or "pt2" from the content; raise NetworkRefused for everything else."""
     try:
-        return formats.sniff(
-            data[: formats.HEAD_BYTES], len(data), "network", lambda: zipfile.ZipFile(io.BytesIO(data)).namelist()
-        )
+        ends = data[: formats.HEAD_BYTES], data[-formats.TAIL_BYTES :]
+        return formats.sniff(ends[0], len(data), "network", lambda: directory(data), ends[1])
     except formats.FormatRefused as refusal:
         raise NetworkRefused(refusal.slug, refusal.detail) from refusal
 
