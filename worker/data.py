@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import lzma
 import math
+import mmap
 import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.domain import formats
+from app.domain.zip_laws import DEFLATED, STORED, ZipRefused, contents, directory
 from worker.safetensors_laws import SafetensorsRefused, check_safetensors
 
 Array = np.ndarray[Any, Any]
@@ -123,7 +127,8 @@ class RoleData:
 
 def read_dataset(path: Path, spec: DatasetSpec) -> Dataset:
     """Read and check a dataset file. Raises DatasetRefused naming the first bad row where there is one."""
-    arrays = _read_npz(path) if path.read_bytes()[:2] == b"PK" else _read_safetensors(path)
+    with _mapped(path) as data:
+        arrays = _read_npz(path, data) if _format(data) == "npz" else _read_safetensors(data)
     if "x" not in arrays:
         raise DatasetRefused(f"no array named 'x'; found {sorted(arrays)}", [_error("/x", "missing")])
     inputs, labels = _native(arrays["x"]), arrays.get("y")
@@ -131,6 +136,23 @@ def read_dataset(path: Path, spec: DatasetSpec) -> Dataset:
     dataset = Dataset(inputs, None if labels is None else _checked_labels(labels, len(inputs)), spec)
     _check_spec(dataset)
     return dataset
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    """Map a file: of one that is refused, only what was looked at comes into memory."""
+    if path.stat().st_size == 0:
+        raise DatasetRefused("0 bytes are no dataset", slug="unrecognised-format")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
+
+
+def _format(data: mmap.mmap) -> str:
+    ends = data[: formats.HEAD_BYTES], data[-formats.TAIL_BYTES :]
+    try:
+        return formats.sniff(ends[0], len(data), "dataset", lambda: directory(data), ends[1])
+    except formats.FormatRefused as refusal:
+        raise DatasetRefused(refusal.detail, slug=refusal.slug) from refusal
 
 
 def _native(array: Array) -> Array:
@@ -158,18 +180,20 @@ def _check_spec(dataset: Dataset) -> None:
             )
 
 
-def _read_npz(path: Path) -> dict[str, Array]:
+def _read_npz(path: Path, data: mmap.mmap) -> dict[str, Array]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            total = sum(info.file_size for info in archive.infolist())
-        if total > MAX_EXPANDED:
-            raise DatasetRefused(f"{total} bytes expanded; at most {MAX_EXPANDED}", slug="dataset-too-large")
+        entries = contents(data, (STORED, DEFLATED))
+    except ZipRefused as refusal:
+        raise DatasetRefused(refusal.detail, slug=refusal.slug) from refusal
+    total = sum(entry.expanded for entry, _ in entries.values())
+    if total > MAX_EXPANDED:
+        raise DatasetRefused(f"{total} bytes expanded; at most {MAX_EXPANDED}", slug="dataset-too-large")
+    try:
         with np.load(path, allow_pickle=False) as stored:
             found = {name: stored[name] for name in stored.files if name in ("x", "y")}
     except UNREADABLE as error:
-        slug = (
-            "unsafe-format" if "pickle" in str(error).lower() or "object" in str(error).lower() else "invalid-dataset"
-        )
+        unsafe = any(word in str(error).lower() for word in ("pickle", "object"))
+        slug = "unsafe-format" if unsafe else "invalid-dataset"
         raise DatasetRefused(f"not a plain npz file: {str(error)[:200]}", slug=slug) from error
     for name, array in found.items():
         if not isinstance(array, np.ndarray):  # numpy hands back the bytes of members that are not arrays
@@ -177,16 +201,13 @@ def _read_npz(path: Path) -> dict[str, Array]:
     return found
 
 
-def _read_safetensors(path: Path) -> dict[str, Array]:
+def _read_safetensors(data: mmap.mmap) -> dict[str, Array]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    data = path.read_bytes()
-    if data[8:9] != b"{":
-        raise DatasetRefused("neither an npz nor a safetensors file", slug="unrecognised-format")
     try:
         check_safetensors(data)
-        return dict(load(data))
+        return dict(load(data[:]))
     except SafetensorsRefused as refusal:
         raise DatasetRefused(refusal.detail, slug=refusal.slug) from refusal
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
