@@ -49,10 +49,11 @@ def inspect(session: Session, params: Params) -> Params:
     """Read a network, with the new weights where some are named; return its format, picture and warnings."""
     import torch
 
+    from worker.files import mapped
     from worker.graph.read import sniff
     from worker.search.evaluate import open_network
 
-    data = Path(params["path"]).read_bytes()
+    data = mapped(Path(params["path"]))
     found = sniff(data)
     opened = open_network(data, params.get("format") or found, _weights(params))
     if not opened.graph.layers:
@@ -70,9 +71,10 @@ def inspect_dataset(session: Session, params: Params) -> Params:
 def open_(session: Session, params: Params) -> Params:
     """Open a network with its three roles on a device; return how many pictures each role has."""
     from app.domain.device import DeviceProfile
+    from worker.files import mapped
     from worker.search.evaluate import EvaluatorOptions, open_evaluator, open_network
 
-    network = open_network(Path(params["model"]).read_bytes(), weights=_weights(params))
+    network = open_network(mapped(Path(params["model"])), weights=_weights(params))
     data = _roles(params["datasets"], network)
     options = EvaluatorOptions(**params.get("options", {}))
     session.network = network

@@ -5,13 +5,11 @@ from __future__ import annotations
 import io
 import lzma
 import math
-import mmap
 import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,7 +19,8 @@ import torch
 from torch import Tensor
 
 from app.domain import formats
-from app.domain.zip_laws import DEFLATED, STORED, ZipRefused, contents, directory
+from app.domain.zip_laws import DEFLATED, STORED, Buffer, ZipRefused, contents, directory
+from worker.files import mapped
 from worker.safetensors_laws import SafetensorsRefused, check_safetensors
 
 Array = np.ndarray[Any, Any]
@@ -127,8 +126,8 @@ class RoleData:
 
 def read_dataset(path: Path, spec: DatasetSpec) -> Dataset:
     """Read and check a dataset file. Raises DatasetRefused naming the first bad row where there is one."""
-    with _mapped(path) as data:
-        arrays = _read_npz(path, data) if _format(data) == "npz" else _read_safetensors(data)
+    data = mapped(path)
+    arrays = _read_npz(path, data) if _format(data) == "npz" else _read_safetensors(data)
     if "x" not in arrays:
         raise DatasetRefused(f"no array named 'x'; found {sorted(arrays)}", [_error("/x", "missing")])
     inputs, labels = _native(arrays["x"]), arrays.get("y")
@@ -138,16 +137,7 @@ def read_dataset(path: Path, spec: DatasetSpec) -> Dataset:
     return dataset
 
 
-@contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    """Map a file: of one that is refused, only what was looked at comes into memory."""
-    if path.stat().st_size == 0:
-        raise DatasetRefused("0 bytes are no dataset", slug="unrecognised-format")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        yield data
-
-
-def _format(data: mmap.mmap) -> str:
+def _format(data: Buffer) -> str:
     ends = data[: formats.HEAD_BYTES], data[-formats.TAIL_BYTES :]
     try:
         return formats.sniff(ends[0], len(data), "dataset", lambda: directory(data), ends[1])
@@ -180,7 +170,7 @@ def _check_spec(dataset: Dataset) -> None:
             )
 
 
-def _read_npz(path: Path, data: mmap.mmap) -> dict[str, Array]:
+def _read_npz(path: Path, data: Buffer) -> dict[str, Array]:
     try:
         entries = contents(data, (STORED, DEFLATED))
     except ZipRefused as refusal:
@@ -201,7 +191,7 @@ def _read_npz(path: Path, data: mmap.mmap) -> dict[str, Array]:
     return found
 
 
-def _read_safetensors(data: mmap.mmap) -> dict[str, Array]:
+def _read_safetensors(data: Buffer) -> dict[str, Array]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
