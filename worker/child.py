@@ -47,8 +47,6 @@ class Refused(Exception):
 
 def inspect(session: Session, params: Params) -> Params:
     """Read a network, with the new weights where some are named; return its format, picture and warnings."""
-    import torch
-
     from worker.files import mapped
     from worker.graph.read import sniff
     from worker.search.evaluate import open_network
@@ -58,9 +56,25 @@ def inspect(session: Session, params: Params) -> Params:
     opened = open_network(data, params.get("format") or found, _weights(params))
     if not opened.graph.layers:
         raise Refused("nothing-to-compress", "the network has no convolution or linear layer", [])
-    finite = all(torch.isfinite(p).all() for p in opened.folded.parameters())
-    warnings = [] if finite else ["non-finite-weights"]
-    return {"format": found, "graph": opened.graph.to_json(), "warnings": warnings}
+    return {"format": found, "graph": opened.graph.to_json(), "warnings": _warnings(opened)}
+
+
+def _warnings(opened: Opened) -> list[str]:
+    """Say where numbers are not finite: in the weights, and then in the outputs for inputs of zeros and of ones too."""
+    import torch
+
+    from worker.graph.extents import inputs_of
+
+    if all(torch.isfinite(item).all() for item in opened.folded.parameters()):
+        return []
+    found = ["non-finite-weights"]
+    for fill in (torch.zeros_like, torch.ones_like):
+        inputs = [fill(item.example()) for item in inputs_of(opened.folded)]
+        with torch.no_grad():
+            outputs = opened.folded(*inputs)
+        if not all(torch.isfinite(item).all() for item in (outputs if isinstance(outputs, tuple) else (outputs,))):
+            return [*found, "non-finite-outputs"]
+    return found
 
 
 def inspect_dataset(session: Session, params: Params) -> Params:

@@ -139,6 +139,9 @@ def _known_zip(names: Sequence[str], kind: Kind) -> str | None:
         return "pt2"
     if any(name.endswith(("data.pkl", "constants.pkl")) or "/code/" in name for name in names):
         raise FormatRefused("unsafe-format", f"a pickled checkpoint or TorchScript archive. {_hint(kind)}")
+    if any(name.endswith("serialized_exported_program.json") for name in names):
+        said = "an archive of an older torch.export, whose weights are a pickle; save it with a newer one"
+        raise FormatRefused("unsafe-format", f"{said}. {_hint(kind)}")
     if any(name.endswith("model.weights.h5") for name in names):
         raise FormatRefused("unsafe-format", f"a Keras archive, whose layers may hold code. {_hint(kind)}")
     return "npz" if kind == "dataset" and any(name.endswith(".npy") for name in names) else None

@@ -107,6 +107,7 @@ class Archive:
     def tensors(self, folder: str) -> dict[str, Tensor]:
         """Return the tensors that a weights or constants index lists."""
         if not self._has(_INDEX[folder]):
+            self._check_unpickled(folder)
             return {}
         index = self.json(_INDEX[folder])["config"]
         _check_plain(folder, index)
@@ -122,6 +123,12 @@ class Archive:
             found[key] = self._tensor(key, f"data/{folder}/{item['path_name']}", layouts[key])
             self.places[key] = f"{folder}/{item['path_name']} {item['tensor_meta']}"
         return found
+
+    def _check_unpickled(self, folder: str) -> None:
+        """Refuse tensors that an older torch.export wrote as one pickle, without an index."""
+        found = [name for name in self.entries if name.startswith(f"{self.root}data/{folder}/") and name[-3:] == ".pt"]
+        if found:
+            raise NetworkRefused("unsafe-format", f"{folder} are stored as the pickle {found[0]!r}. {CONVERSION_HINT}")
 
     def _has(self, name: str) -> bool:
         return self.root + name in self.entries

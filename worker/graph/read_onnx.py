@@ -50,8 +50,10 @@ def _parse(data: Buffer) -> onnx.ModelProto:
         model = onnx.ModelProto.FromString(data[:])
     except Exception as error:  # protobuf raises its own, backend-dependent, error classes
         raise NetworkRefused("invalid-onnx", f"not an ONNX model: {str(error)[:200]}") from error
-    if not model.graph.node or not model.graph.output or not model.opset_import:
-        raise NetworkRefused("invalid-onnx", "the file holds no graph with nodes and outputs")
+    if not model.graph.node or not model.opset_import:
+        raise NetworkRefused("invalid-onnx", "the file holds no graph with nodes")
+    if not model.graph.output:
+        raise NetworkRefused("invalid-graph", "the network has no output")
     return model
 
 

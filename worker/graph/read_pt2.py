@@ -7,6 +7,7 @@ and the raw little-endian buffers (`worker.graph.archive_pt2`), and ignores ever
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,8 @@ IGNORED = {
 # of a stored program's scalar types, layouts and the like only the dtype means something here
 _ENUMS = ("as_none", "as_memory_format", "as_layout", "as_device")
 MAX_INPUTS = 16
+# a symbol by its name, or as sympy.srepr writes it, the way torch.export does
+_SYMBOL = re.compile(r"[A-Za-z_]\w{0,63}|Symbol\('[A-Za-z_]\w{0,63}'(?:, [a-z_]{1,32}=(?:True|False)){0,8}\)", re.ASCII)
 
 
 def read_pt2(data: Buffer, weights: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
@@ -71,8 +74,10 @@ class _Reader:
         for node in self.graph["nodes"]:
             self._node(node)
         outputs = [item["user_output"] for item in self.signature["output_specs"] if "user_output" in item]
-        if not outputs or any("as_tensor" not in item["arg"] for item in outputs):
-            raise NetworkRefused("unsupported-operator", "outputs must be tensors, at least one")
+        if not outputs:
+            raise NetworkRefused("invalid-graph", "the network has no output")
+        if any("as_tensor" not in item["arg"] for item in outputs):
+            raise NetworkRefused("unsupported-operator", "outputs must be tensors")
         names = [item["arg"]["as_tensor"]["name"] for item in outputs]
         self.builder.output(*(self._lookup(name, "output") for name in names))
         return self.builder.finish()
@@ -93,6 +98,8 @@ class _Reader:
                 users.append(spec["arg"]["as_tensor"]["name"])
             elif kind in ("parameter", "buffer", "tensor_constant"):
                 self._held(spec, kind)
+            elif kind == "custom_obj":
+                raise NetworkRefused("unsafe-format", "an object is stored beside the weights, as a pickle or script")
             else:
                 raise NetworkRefused("unsupported-operator", f"an input of kind {kind!r}")
         if not 1 <= len(users) <= MAX_INPUTS:
@@ -107,6 +114,8 @@ class _Reader:
         if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes[1:]) or dtype is None:
             raise NetworkRefused("dynamic-shape-unsupported", f"every dimension but the batch must be fixed: {sizes}")
         batch = sizes[0] if isinstance(sizes[0], int) else None
+        if batch is None:
+            _check_symbol(meta["sizes"][0])
         if self.builder.batch not in (None, batch):
             raise NetworkRefused("dynamic-shape-unsupported", "inputs with different batches")
         kept = torch.float32 if dtype.is_floating_point else dtype
@@ -150,6 +159,8 @@ class _Reader:
             kind, arg = next(iter(item.items()))
             names += [part["name"] for part in arg] if kind == "as_tensors" else [(arg or {}).get("name")]
         for name, value in zip(names, values, strict=False):
+            if name in self.values:
+                raise NetworkRefused("invalid-graph", f"two nodes produce {name!r}")
             if name and value is not None:
                 self.values[name] = value
 
@@ -186,7 +197,8 @@ class _Reader:
             return DTYPES.get(value)
         if kind in _ENUMS:
             return None
-        raise NetworkRefused("unsupported-operator", f"{label!r} takes an argument of kind {kind!r}")
+        slug = "unsafe-format" if kind == "as_custom_obj" else "unsupported-operator"
+        raise NetworkRefused(slug, f"{label!r} takes an argument of kind {kind!r}")
 
     def _lookup(self, name: str, label: str) -> Any:
         if name not in self.values:
@@ -197,6 +209,13 @@ class _Reader:
         if isinstance(value.get("as_int"), int):
             return int(value["as_int"])
         return int(self._lookup(_symbol(value), "a size"))
+
+
+def _check_symbol(size: Any) -> None:
+    """Refuse a batch that is anything but one plain symbol: nothing is ever evaluated."""
+    text = (size.get("as_expr") or {}).get("expr_str")
+    if not isinstance(text, str) or not _SYMBOL.fullmatch(text):
+        raise NetworkRefused("dynamic-shape-unsupported", f"the batch must be a number or a symbol: {text!r}"[:300])
 
 
 def _symbol(value: Any) -> str:
