@@ -27,11 +27,11 @@ _BROKEN = (
 """What a malformed file can make a reader raise besides its own refusals: a refusal too, never a crash."""
 
 
-def sniff(data: Buffer) -> str:
-    """Return "onnx" or "pt2" from the content; raise NetworkRefused for everything else."""
+def sniff(data: Buffer, kind: formats.Kind = "network") -> str:
+    """Return what the content is: "onnx" or "pt2" for a network; raise NetworkRefused for everything not read."""
+    ends = data[: formats.HEAD_BYTES], data[-formats.TAIL_BYTES :]
     try:
-        ends = data[: formats.HEAD_BYTES], data[-formats.TAIL_BYTES :]
-        return formats.sniff(ends[0], len(data), "network", lambda: directory(data), ends[1])
+        return formats.sniff(ends[0], len(data), kind, lambda: directory(data), ends[1])
     except formats.FormatRefused as refusal:
         raise NetworkRefused(refusal.slug, refusal.detail) from refusal
 
@@ -45,6 +45,8 @@ def read_network(data: Buffer, format: str | None = None, weights: bytes | None 
     found = sniff(data)
     if format is not None and format != found:
         raise NetworkRefused("unrecognised-format", f"declared as {format!r}, but the content is {found!r}")
+    if weights is not None:
+        sniff(weights, "weights")
     with named_refusals():
         new = None if weights is None else read_weights(weights)
         return read_onnx(data, new) if found == "onnx" else read_pt2(data, new)
