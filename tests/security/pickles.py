@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,12 @@ def evil_pickle(protocol: int) -> bytes:
     return pickle.dumps([Payload(), {"weight": 1.0}], protocol)
 
 
-def zipped(**members: bytes) -> bytes:
-    """Return a zip of stored members; `__` in a name stands for a slash, `_dot_` for a dot."""
+def zipped(members: Mapping[str, bytes]) -> bytes:
+    """Return a zip of stored members."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, data in members.items():
-            archive.writestr(name.replace("_dot_", ".").replace("__", "/"), data)
+            archive.writestr(name, data)
     return buffer.getvalue()
 
 
@@ -63,7 +63,7 @@ def checkpoint(new: bool = True) -> bytes:
 def torchscript() -> bytes:
     """Return an archive laid out as TorchScript is."""
     code = b"def forward(self, x):\n  return ops.prim.os_system(x)\n"
-    return zipped(m__code____torch___dot_py=code, m__constants_dot_pkl=evil_pickle(2), m__data_dot_pkl=evil_pickle(2))
+    return zipped({"m/code/__torch__.py": code, "m/constants.pkl": evil_pickle(2), "m/data.pkl": evil_pickle(2)})
 
 
 def tar(format: int) -> bytes:
@@ -106,8 +106,9 @@ CHECKPOINTS: dict[str, Made] = {
     "tar, GNU": lambda: tar(tarfile.GNU_FORMAT),
     "tar, ustar": lambda: tar(tarfile.USTAR_FORMAT),
     "tar, pax": lambda: tar(tarfile.PAX_FORMAT),
+    "TorchScript without pickles": lambda: zipped({"m/code/__torch__.py": b"", "m/version": b"3"}),
     "torch.export of torch 2.1": lambda: zipped(
-        serialized_exported_program_dot_json=b"{}", serialized_state_dict_dot_pt=checkpoint(), version=b"8.2"
+        {"serialized_exported_program.json": b"{}", "serialized_state_dict.pt": checkpoint(), "version": b"8.2"}
     ),
 }
 """Row 33 (and the last of 35): `unsafe-format`."""
@@ -115,9 +116,11 @@ CHECKPOINTS: dict[str, Made] = {
 FOREIGN: dict[str, tuple[Made, str]] = {
     "Keras archive": (
         lambda: zipped(
-            metadata_dot_json=b"{}",
-            config_dot_json=b'{"class_name": "Lambda", "config": {"function": ["payload"]}}',
-            model_dot_weights_dot_h5=b"\x89HDF\r\n\x1a\n" + bytes(64),
+            {
+                "metadata.json": b"{}",
+                "config.json": b'{"class_name": "Lambda", "config": {"function": ["payload"]}}',
+                "model.weights.h5": b"\x89HDF\r\n\x1a\n" + bytes(64),
+            }
         ),
         "unsafe-format",
     ),

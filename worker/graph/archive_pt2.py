@@ -95,9 +95,11 @@ class Archive:
 
     def json(self, name: str) -> Any:
         """Return an entry's JSON, of bounded size and number of values."""
+        if self._has(name) and self.entries[self.root + name][0].stored > MAX_JSON:
+            raise NetworkRefused("model-too-large", f"entry {name!r} has more than {MAX_JSON} bytes")
         data = bytes(self._view(name))
         # counted before they are parsed, as each takes many times its own bytes in memory
-        if len(data) > MAX_JSON or data.count(b"{") + data.count(b"[") > MAX_OBJECTS or data.count(b",") > MAX_COMMAS:
+        if data.count(b"{") + data.count(b"[") > MAX_OBJECTS or data.count(b",") > MAX_COMMAS:
             raise NetworkRefused("model-too-large", f"entry {name!r} of {len(data)} bytes holds too many values")
         try:
             return json.loads(data.decode())

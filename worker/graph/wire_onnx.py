@@ -15,7 +15,7 @@ from app.domain.zip_laws import Buffer
 from worker.graph.errors import NetworkRefused
 
 MAX_MESSAGES = 300_000
-MAX_FIELDS = 1_500_000
+MAX_FIELDS = 1_000_000
 MAX_PACKED = 4 << 20
 MAX_DEPTH = 64
 
@@ -28,7 +28,7 @@ _VARINTS = frozenset(
 def check_wire(data: Buffer) -> None:
     """Check that a ModelProto's fields lie inside each other and are not too many.
 
-    Raises NetworkRefused: invalid-onnx, or model-too-large above 300,000 messages, 1.5 million fields or 4 MiB of
+    Raises NetworkRefused: invalid-onnx, or model-too-large above 300,000 messages, a million fields or 4 MiB of
     packed integers.
     """
     try:
@@ -120,4 +120,6 @@ class _Walk:
                 return value, at
             byte = self.data[at]
             value |= (byte & 127) << shift
+        if byte < 128:  # the tenth byte: negative numbers have as many
+            return value, at + 1
         raise _invalid("a number of more than ten bytes")
