@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from worker.sandbox import FOLDER_PREFIX
 
 if TYPE_CHECKING:  # torch is imported once the limits stand
+    from app.domain.zip_laws import Buffer
     from worker.data import Dataset, Role, RoleData
     from worker.search.evaluate import Evaluator, Opened
 
@@ -130,9 +131,11 @@ METHODS: dict[str, Callable[[Session, Params], Params]] = {
 }
 
 
-def _weights(params: Params) -> bytes | None:
+def _weights(params: Params) -> Buffer | None:
     """Return the bytes of the new weights, where the network is a weights version."""
-    return Path(params["weights"]).read_bytes() if params.get("weights") else None
+    from worker.files import mapped
+
+    return mapped(Path(params["weights"])) if params.get("weights") else None
 
 
 def _evaluator(session: Session) -> Evaluator:
@@ -245,6 +248,8 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints must not reach the protocol
     session = Session()
     import torch
+
+    from worker.search import evaluate  # noqa: F401  what reading needs, before there is anything to read
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with suppress(BrokenPipeError):  # the worker is gone: nobody listens

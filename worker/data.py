@@ -28,7 +28,18 @@ Role = Literal["calibration", "evaluation", "holdout"]
 MAX_EXPANDED = 4 << 30
 MAX_CLASSES = 1 << 20
 UNREADABLE = (
-    *(ValueError, TypeError, OSError, EOFError, KeyError, MemoryError, NotImplementedError, RuntimeError, struct.error),
+    *(
+        ValueError,
+        TypeError,
+        OverflowError,
+        OSError,
+        EOFError,
+        KeyError,
+        MemoryError,
+        NotImplementedError,
+        RuntimeError,
+        struct.error,
+    ),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
 )
 """What numpy and zipfile raise on damaged or hostile files (RuntimeError: encrypted, MemoryError: a lying header)."""
@@ -182,8 +193,7 @@ def _read_npz(path: Path, data: Buffer) -> dict[str, Array]:
         with np.load(path, allow_pickle=False) as stored:
             found = {name: stored[name] for name in stored.files if name in ("x", "y")}
     except UNREADABLE as error:
-        unsafe = any(word in str(error).lower() for word in ("pickle", "object"))
-        slug = "unsafe-format" if unsafe else "invalid-dataset"
+        slug = "unsafe-format" if "allow_pickle" in str(error) else "invalid-dataset"
         raise DatasetRefused(f"not a plain npz file: {str(error)[:200]}", slug=slug) from error
     for name, array in found.items():
         if not isinstance(array, np.ndarray):  # numpy hands back the bytes of members that are not arrays

@@ -36,7 +36,7 @@ def sniff(data: Buffer, kind: formats.Kind = "network") -> str:
         raise NetworkRefused(refusal.slug, refusal.detail) from refusal
 
 
-def read_network(data: Buffer, format: str | None = None, weights: bytes | None = None) -> fx.GraphModule:
+def read_network(data: Buffer, format: str | None = None, weights: Buffer | None = None) -> fx.GraphModule:
     """Return the canonical graph of an ONNX file or torch.export archive.
 
     `format` ("onnx" or "pt2") only has to agree with what the content says; `weights`, a safetensors file, takes the

@@ -70,7 +70,7 @@ def _check(model: onnx.ModelProto) -> None:
     if model.functions:
         names = Counter(function.name for function in model.functions)
         raise unsupported(dict(names), [(function.name, "local function") for function in model.functions])
-    unknown = [(node.name or node.output[0], _type(node)) for node in graph.node if not _known(node)]
+    unknown = [(node.name or "".join(node.output[:1]), _type(node)) for node in graph.node if not _known(node)]
     if unknown:
         raise unsupported(dict(Counter(kind for _, kind in unknown)), unknown)
 

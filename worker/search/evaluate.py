@@ -128,7 +128,7 @@ class Opened:
     slicer: Slicer
 
 
-def open_network(data: Buffer, format: str | None = None, weights: bytes | None = None) -> Opened:
+def open_network(data: Buffer, format: str | None = None, weights: Buffer | None = None) -> Opened:
     """Read a network's bytes into a folded graph, its picture and its slicer. Raises NetworkRefused.
 
     `weights`, a safetensors file, takes the place of the network's own.
