@@ -1,4 +1,4 @@
-"""Mutated valid files, 500 per reader: read or refused by name, soon, without taking memory. `make fuzz` runs 10,000."""
+"""Mutated valid files, 500 per reader: read or refused by name, soon, in little memory. `make fuzz` runs 10,000."""
 
 from __future__ import annotations
 
