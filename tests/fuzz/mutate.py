@@ -209,6 +209,14 @@ def _program_node(graph: Any, rng: Random) -> None:
         rng.choice(node["inputs"])["arg"] = copy.deepcopy(rng.choice(other or node["inputs"])["arg"])
 
 
+def _program(document: Any, rng: Random) -> None:
+    """Change a program in one place."""
+    module = document["graph_module"]
+    change = rng.choice((_json_value, _json_number, _program_node, _program_node))
+    part = rng.choice((module["graph"], module["signature"], module["graph"]["nodes"], document))
+    change(module["graph"] if change is _program_node else part, rng)
+
+
 def of_program(data: bytes, rng: Random) -> bytes:
     """Return an archive with values, numbers, nodes or names of its JSON changed, or an entry's bytes."""
     held, kind = list(_entries(data)), rng.randrange(8)
@@ -226,11 +234,8 @@ def of_program(data: bytes, rng: Random) -> bytes:
         if ending != "models/model.json":
             rng.choice((_json_value, _json_number))(document, rng)
             continue
-        module = document["graph_module"]
-        part = rng.choice((module["graph"], module["signature"], module["graph"]["nodes"], document))
-        change = rng.choice((_json_value, _json_number, _program_node, _program_node))
         try:
-            change(module["graph"] if change is _program_node else part, rng)
+            _program(document, rng)
         except (KeyError, TypeError, AttributeError, IndexError):  # an earlier change took the place away
             break
     return packed([*held[:place], Item(held[place].name, json.dumps(document).encode()), *held[place + 1 :]])
