@@ -36,6 +36,8 @@ SOURCES = (
     *(Source("script", opset) for opset in (13, 17, 18)),
     Source("dynamo", 18),
     Source("dynamo", 21),
+    Source("script", 17, "fixed"),
+    Source("dynamo", 18, "fixed"),
 )
 
 
@@ -48,9 +50,10 @@ def program(name: str, symbolic: bool = True) -> torch.export.ExportedProgram:
     """Return torch.export's program of a network."""
     entry = ZOO[name]
     shapes = tuple({0: torch.export.Dim("batch")} for _ in entry.shapes) if symbolic else None
+    inputs = entry.inputs(2 if symbolic else 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.export.export(entry.network(), entry.inputs(2), dynamic_shapes=shapes)
+        return torch.export.export(entry.network(), inputs, dynamic_shapes=shapes)
 
 
 @functools.cache
@@ -73,17 +76,18 @@ def exported(name: str, source: Source) -> bytes:
 
 
 def _to_onnx(entry: Entry, source: Source, buffer: io.BytesIO) -> None:
+    symbolic = source.batch == "symbolic"
     if source.exporter == "dynamo":
-        torch.onnx.export(program(entry.name), (), buffer, dynamo=True, opset_version=source.opset, verbose=False)
+        held = program(entry.name, symbolic)
+        torch.onnx.export(held, (), buffer, dynamo=True, opset_version=source.opset, verbose=False)
         return
     names = [f"in{index}" for index in range(len(entry.shapes))]
-    axes = {name: {0: "batch"} for name in names}
     torch.onnx.export(
         entry.network(),
-        entry.inputs(2),
+        entry.inputs(2 if symbolic else 1),
         buffer,
         dynamo=False,
         opset_version=source.opset,
         input_names=names,
-        dynamic_axes=axes,
+        dynamic_axes={name: {0: "batch"} for name in names} if symbolic else None,
     )
