@@ -11,6 +11,7 @@ from app.domain import formats
 from worker.graph.errors import NetworkRefused
 from worker.graph.read_onnx import read_onnx
 from worker.graph.read_pt2 import read_pt2
+from worker.graph.rewrite import merge_shuffles
 
 _BROKEN = (
     ArithmeticError,
@@ -44,6 +45,6 @@ def read_network(data: bytes, format: str | None = None) -> fx.GraphModule:
     if format is not None and format != found:
         raise NetworkRefused("unrecognised-format", f"declared as {format!r}, but the content is {found!r}")
     try:
-        return read_onnx(data) if found == "onnx" else read_pt2(data)
+        return merge_shuffles(read_onnx(data) if found == "onnx" else read_pt2(data))
     except _BROKEN as error:
         raise NetworkRefused("invalid-graph", f"the network is not laid out as expected: {error!r}"[:300]) from error
