@@ -16,6 +16,7 @@ from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, widest
 from worker.data import Role, RoleData
+from worker.graph.batches import check_batch
 from worker.graph.groups import channel_plan
 from worker.graph.picture import draw
 from worker.graph.read import read_network
@@ -130,6 +131,7 @@ class Opened:
 def open_network(data: bytes, format: str | None = None) -> Opened:
     """Read a network's bytes into a folded graph, its picture and its slicer. Raises NetworkRefused."""
     module = read_network(data, format)
+    check_batch(module)
     folded = fold_batchnorm(module)
     _channels_last(folded)
     plan = channel_plan(folded)
