@@ -205,6 +205,8 @@ def test_weights_when_pushed_by_the_base_s_name_then_a_new_model_that_show_leads
     assert made["weights_bytes"] == file.stat().st_size
     shown = CliRunner().invoke(app, ["model", "show", made["id"]], env={"COLUMNS": "200"}).stdout
     assert f"weights version of {base}" in shown
+    listed = CliRunner().invoke(app, ["model", "list"], env={"COLUMNS": "200"}).stdout.splitlines()
+    assert [line.split()[-1] for line in listed if line.startswith(made["id"])] == [base]
     assert json.loads(run("model", "show", "retrained").stdout)["id"] == made["id"]  # the name leads to the newest
 
 
