@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import lzma
 import math
 import struct
@@ -19,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worker.safetensors_laws import SafetensorsRefused, check_safetensors
+
 Array = np.ndarray[Any, Any]
 Role = Literal["calibration", "evaluation", "holdout"]
 MAX_EXPANDED = 4 << 30
-MAX_HEADER = 8 << 20
 MAX_CLASSES = 1 << 20
 UNREADABLE = (
     *(ValueError, TypeError, OSError, EOFError, KeyError, MemoryError, NotImplementedError, RuntimeError, struct.error),
@@ -182,14 +182,15 @@ def _read_safetensors(path: Path) -> dict[str, Array]:
     from safetensors.numpy import load
 
     data = path.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 16 or length > min(MAX_HEADER, len(data)):
+    if data[8:9] != b"{":
         raise DatasetRefused("neither an npz nor a safetensors file", slug="unrecognised-format")
     try:
-        json.loads(data[8 : 8 + length])
+        check_safetensors(data)
         return dict(load(data))
-    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
-        raise DatasetRefused(f"not a valid safetensors file: {str(error)[:200]}") from error
+    except SafetensorsRefused as refusal:
+        raise DatasetRefused(refusal.detail, slug=refusal.slug) from refusal
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DatasetRefused(f"tensors that no array can hold: {str(error)[:200]}") from error
 
 
 def _check_inputs(x: Array) -> None:

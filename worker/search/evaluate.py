@@ -128,9 +128,12 @@ class Opened:
     slicer: Slicer
 
 
-def open_network(data: bytes, format: str | None = None) -> Opened:
-    """Read a network's bytes into a folded graph, its picture and its slicer. Raises NetworkRefused."""
-    module = read_network(data, format)
+def open_network(data: bytes, format: str | None = None, weights: bytes | None = None) -> Opened:
+    """Read a network's bytes into a folded graph, its picture and its slicer. Raises NetworkRefused.
+
+    `weights`, a safetensors file, takes the place of the network's own.
+    """
+    module = read_network(data, format, weights)
     check_batch(module)
     folded = fold_batchnorm(module)
     _channels_last(folded)
