@@ -22,11 +22,13 @@ def merge_shuffles(module: fx.GraphModule) -> fx.GraphModule:
 
     Through a selection every channel can be removed by itself; a reshape would tie those that share a row of it.
     """
-    shapes = shapes_of(module)
-    for node in list(module.graph.nodes):
-        chain = _shuffle_chain(module, node)
-        order = _channel_order(module, chain, shapes) if chain else None
-        if chain and order is not None:
+    chains = [chain for node in module.graph.nodes if (chain := _shuffle_chain(module, node))]
+    # a sequence may be as long as one batch is large, but not as two are
+    shapes = [shapes_of(module, batch) for batch in (2, 3)] if chains else []
+    for chain in chains:
+        orders = [_channel_order(module, chain, sizes) for sizes in shapes]
+        order, node = orders[0], chain[-1]
+        if order is not None and orders[1] is not None and torch.equal(order, orders[1]):
             module.add_module(f"{node.name}_order", Take(1, order))
             with module.graph.inserting_before(node):
                 taken = module.graph.call_module(f"{node.name}_order", (chain[0].args[0],))
