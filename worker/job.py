@@ -23,6 +23,7 @@ from worker.search.rows import Goal, Settings
 
 Json = dict[str, Any]
 MAX_PROBES = 240
+MAX_DETAIL, MAX_ERROR = 4000, 500
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,25 @@ class GivenUp(Exception):
 
 
 def problem(slug: str, detail: str, errors: Sequence[Json] = ()) -> Json:
-    """Return the problem document that a record keeps of a refusal or failure."""
+    """Return the problem document that a record keeps of a refusal or failure.
+
+    Names in it come from uploaded files: texts are cut, and what UTF-8 can't hold is replaced.
+    """
     title = slug.replace("-", " ").capitalize()
-    return {"type": f"/problems/{slug}", "title": title, "status": 422, "detail": detail, "errors": list(errors)}
+    told = [{key: _text(str(value), MAX_ERROR) for key, value in error.items()} for error in errors]
+    return {
+        "type": f"/problems/{slug}",
+        "title": title,
+        "status": 422,
+        "detail": _text(detail, MAX_DETAIL),
+        "errors": told,
+    }
+
+
+def _text(text: str, longest: int) -> str:
+    """Return at most `longest` characters that any database and answer can carry."""
+    cut = text if len(text) <= longest else text[: longest - 3] + "..."
+    return cut.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 class LostTrial(RuntimeError):

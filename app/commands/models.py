@@ -50,7 +50,7 @@ def weights(
 def list_models(session: Session) -> None:
     """List the models."""
     models = list(session.client.items("/v1/models"))
-    columns = ("id", "name", "state", "format", "file", "parameters")
+    columns = ("id", "name", "state", "format", "file", "parameters", "base")
     session.answer(models, listing(columns, models, _row))
 
 
@@ -64,7 +64,8 @@ def show(session: Session, model: Annotated[str, typer.Argument(help="Id or name
 def _row(model: Any) -> tuple[object, ...]:
     parameters = (model.get("graph") or {}).get("parameters", model.get("parameters"))
     size = amount("weight_bytes", model.get("bytes"))
-    return model["id"], model["name"], model["state"], model.get("format") or "–", size, amount("macs", parameters)
+    facts = model.get("format") or "–", size, amount("macs", parameters), model.get("base_id") or "–"
+    return model["id"], model["name"], model["state"], *facts
 
 
 def _summary(console: Console, model: Any) -> None:

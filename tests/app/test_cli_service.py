@@ -205,6 +205,8 @@ def test_weights_when_pushed_by_the_base_s_name_then_a_new_model_that_show_leads
     assert made["weights_bytes"] == file.stat().st_size
     shown = CliRunner().invoke(app, ["model", "show", made["id"]], env={"COLUMNS": "200"}).stdout
     assert f"weights version of {base}" in shown
+    listed = CliRunner().invoke(app, ["model", "list"], env={"COLUMNS": "200"}).stdout.splitlines()
+    assert [line.split()[-1] for line in listed if line.startswith(made["id"])] == [base]
     assert json.loads(run("model", "show", "retrained").stdout)["id"] == made["id"]  # the name leads to the newest
 
 
@@ -220,6 +222,10 @@ def test_weights_when_the_names_are_others_then_leaves_with_1_and_tells_each(
     result = run("model", "weights", base, str(file))
     found = json.loads(result.stdout)["problem"]
     assert (result.exit_code, found["slug"], found["errors"]) == (1, "weights-mismatch", errors)
+    as_a_worker(service, base, {"state": "rejected", "problem": problem})
+    plain = CliRunner().invoke(app, ["model", "weights", base, str(file)])
+    assert plain.exit_code == 1
+    assert plain.stderr.splitlines()[-2:] == ["weights-mismatch they don't fit", "  /weights/stem.weight: missing"]
 
 
 def test_model_when_shown_then_each_group_names_its_layers_and_why_it_is_frozen(run: Any, service: Any) -> None:

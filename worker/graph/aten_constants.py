@@ -113,6 +113,8 @@ FOLDS: dict[str, Callable[[AtenCall], Tensor]] = {
             "ge": lambda call: _self(call) >= _other(call),
         }.items()
     },
+    "aten.embedding.default": lambda call: torch.as_tensor(call.get("weight"))[call.get("indices")],
+    "aten.index_select.default": lambda call: _self(call).index_select(int(call.get("dim")), call.get("index")),
     "aten.pow.Tensor_Scalar": lambda call: _self(call) ** call.get("exponent"),
     "aten.pow.Scalar": lambda call: torch.pow(call.get("self"), call.get("exponent")),
     "aten.exp.default": lambda call: _self(call).exp(),

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from worker.graph.errors import NetworkRefused
 from worker.graph.extents import BATCH, holds_batch, on_meta
 from worker.graph.functions import expand_batch
+from worker.graph.operands import operands
 
 MAX_INPUT = 1 << 26
 MAX_NAME = 200
@@ -43,6 +44,7 @@ class Builder:
         self.buffers: dict[str, Tensor] = {}
         self.batch: int | None = None
         self._meta: dict[fx.Node, Tensor] = {}
+        self._leads: dict[fx.Node, int] = {}
         self._names: set[str] = set()
         self._numbers: dict[str, int] = {}
 
@@ -69,7 +71,7 @@ class Builder:
         self.batch = batch or self.batch
         unique = self.unique(name)
         node = self.graph.create_node("placeholder", unique, name=unique)
-        node.meta["input_shape"], node.meta["input_dtype"] = tuple(shape), dtype
+        node.meta.update({"input_shape": tuple(shape), "input_dtype": dtype, "fixed_batch": batch})
         self._meta[node] = torch.empty(BATCH, *shape, dtype=dtype, device="meta")
         return node
 
@@ -77,7 +79,7 @@ class Builder:
         """Add a function call; constants among the arguments become buffers."""
         held = tuple(self._hold(arg, name) for arg in args)
         node = self.graph.create_node("call_function", target, held, kwargs, name=self.unique(name))
-        self._meta[node] = self._evaluate(node, target)
+        self._note(node, self._evaluate(node, target))
         return node
 
     def module(self, name: str, module: nn.Module, value: Value) -> fx.Node:
@@ -86,8 +88,22 @@ class Builder:
         source = self._hold(value, name)
         self.modules[unique] = module.eval()
         node = self.graph.create_node("call_module", unique, (source,), {}, name=unique)
-        self._meta[node] = self._evaluate(node, module)
+        self._note(node, self._evaluate(node, module))
         return node
+
+    def _note(self, node: fx.Node, value: Tensor) -> None:
+        self._meta[node] = value
+        leads = {self._leads[source] for source in operands(node) if source in self._leads}
+        if len(leads) == 1:
+            self._leads[node] = leads.pop()
+
+    def lead(self, value: Value) -> int:
+        """Return, of the extent that holds the batch, the part that lies in front of it (12 in 12 * batch, else 1)."""
+        return self._leads.get(value, 1) if isinstance(value, fx.Node) else 1
+
+    def set_lead(self, node: fx.Node, lead: int) -> None:
+        """Note what part of its extent lies in front of the batch."""
+        self._leads[node] = lead
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """Return the shape of a value; extents that hold the batch are multiples of `BATCH`."""

@@ -40,7 +40,8 @@ def _expanded(value: Tensor, sizes: Tensor) -> Tensor:
     wanted = [int(size) for size in sizes.tolist()]
     rank = max(len(wanted), value.dim())
     wanted = [1] * (rank - len(wanted)) + wanted
-    return value.expand([size if size != 1 else -1 for size in wanted])
+    whole = value.reshape([1] * (rank - value.dim()) + list(value.shape)) if value.dim() < rank else value
+    return whole.expand([size if size != 1 else -1 for size in wanted])
 
 
 def _range(call: OnnxCall, inputs: list[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from app.domain.zip_laws import Buffer, directory
 from worker.graph.errors import NetworkRefused
 from worker.graph.read_onnx import read_onnx
 from worker.graph.read_pt2 import read_pt2
+from worker.graph.rewrite import merge_shuffles
 from worker.graph.weights import read_weights
 
 _BROKEN = (
@@ -49,7 +50,7 @@ def read_network(data: Buffer, format: str | None = None, weights: Buffer | None
         sniff(weights, "weights")
     with named_refusals():
         new = None if weights is None else read_weights(weights)
-        return read_onnx(data, new) if found == "onnx" else read_pt2(data, new)
+        return merge_shuffles(read_onnx(data, new) if found == "onnx" else read_pt2(data, new))
 
 
 @contextmanager

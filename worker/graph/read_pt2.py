@@ -170,11 +170,13 @@ class _Reader:
         self.values[_symbol(node["outputs"][0]["as_sym_int"])] = self.builder.shape(value)[dim]
 
     def _name(self, node: Any) -> str:
-        """Name a parametric op after its weight, any other after its result."""
+        """Name a parametric op after its weight (a.in_proj_weight -> a_in_proj), any other after its result."""
         for item in node["inputs"]:
-            held = self.names.get((item["arg"].get("as_tensor") or {}).get("name", ""), "")
-            if held.endswith(".weight"):
-                return identifier(held.removesuffix(".weight"))
+            listed = item["arg"].get("as_tensors") or [item["arg"].get("as_tensor") or {}]
+            for part in listed:
+                owner, _, last = self.names.get(part.get("name", ""), "").rpartition(".")
+                if last.endswith("weight") or last.startswith("weight_"):
+                    return identifier(f"{owner}.{last.removesuffix('weight') if last.endswith('weight') else ''}")
         return _label(node)
 
     def _argument(self, arg: Any, label: str) -> Any:

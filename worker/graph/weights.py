@@ -148,7 +148,9 @@ def _mismatch(faults: Collection[Fault]) -> NetworkRefused:
     kinds: dict[str, list[Fault]] = {}
     for fault in faults:
         kinds.setdefault(fault.code, []).append(fault)
-    counts = ", ".join(f"{len(found)} {_WORDS[code]} (such as {found[0].name!r})" for code, found in kinds.items())
+    counts = ", ".join(
+        f"{len(found)} {_WORDS[code]} (such as {found[0].name[:100]!r})" for code, found in kinds.items()
+    )
     detail = f"the weights don't fit the network: {counts}. {_ADVICE}"
     errors = [{"pointer": f"/weights/{name}", "code": code, "detail": said} for code, name, said in _told(kinds)]
     return NetworkRefused("weights-mismatch", detail, errors)

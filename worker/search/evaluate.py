@@ -17,6 +17,7 @@ from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, widest
 from app.domain.zip_laws import Buffer
 from worker.data import Role, RoleData
+from worker.graph.batches import check_batch
 from worker.graph.groups import channel_plan
 from worker.graph.picture import draw
 from worker.graph.read import named_refusals, read_network
@@ -135,6 +136,7 @@ def open_network(data: Buffer, format: str | None = None, weights: Buffer | None
     """
     module = read_network(data, format, weights)
     with named_refusals():
+        check_batch(module)
         folded = fold_batchnorm(module)
         _channels_last(folded)
         plan = channel_plan(folded)

@@ -15,7 +15,10 @@ from fastapi.testclient import TestClient
 from safetensors.numpy import save
 
 from app.actions import Service
+from app.domain import ids
 from app.store.tables import Model
+from worker.graph.errors import unsupported
+from worker.job import problem
 
 Json = dict[str, Any]
 
@@ -163,3 +166,18 @@ def test_model_when_a_group_is_frozen_then_the_answer_says_why(client: TestClien
     reasons = [group["frozen"] for group in groups if group["frozen"]]
     assert reasons and len(reasons) < len(groups)
     assert all(len(reason) > 3 for reason in reasons)
+
+
+def test_models_when_a_refused_file_named_its_nodes_with_half_characters_then_still_listed(
+    client: TestClient, service: Service, ready: dict[str, str]
+) -> None:
+    refusal = unsupported({"\ud800": 1}, [("\udc00\0", "\ud800")])
+    with service.database.writing() as session:
+        row = Model(
+            id=ids.new_id("model"), name="odd", format="pt2", blob_sha=session.get_one(Model, ready["model"]).blob_sha
+        )
+        row.bytes, row.state, row.problem = 9, "rejected", problem(refusal.slug, refusal.detail, refusal.errors)
+        session.add(row)
+    answer = client.get("/v1/models")
+    assert answer.status_code == 200
+    assert answer.json()["items"][0]["problem"]["errors"][0]["detail"] == "?"

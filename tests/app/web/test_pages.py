@@ -182,6 +182,7 @@ def test_model_page_when_a_weights_version_then_leads_to_its_base_and_the_base_t
     assert 'href="/models/mdl_2">epoch 9</a>' in base
     assert "weights version of" not in base
     assert 'data-upload="/v1/models/mdl_1/weights"' in base
+    assert web.get("/models").text.count("weights version</span>") == 1
 
 
 def test_model_page_when_operators_are_not_read_then_shows_type_count_and_nodes(web: TestClient) -> None:

@@ -17,6 +17,9 @@ from torch.nn import functional as F
 from tests.security.tensors import HOSTILE
 from tests.worker.graph.models import constants, node, outputs, proto, relative
 from tests.worker.graph.nets import NETS, SHAPE, exported, make
+from tests.zoo import ZOO
+from tests.zoo.sources import CannotExport, Source
+from tests.zoo.sources import exported as zoo_file
 from worker.graph.errors import NetworkRefused
 from worker.graph.read import read_network
 from worker.graph.rewrite import fold_batchnorm
@@ -233,3 +236,36 @@ def test_replaced_when_it_does_not_refuse_then_every_weight_is_new_and_nothing_e
     for name, tensor in found.items():
         assert tensor.shape == old[name].shape
         assert bool((tensor == (2 if name in weights else 1)).all())
+
+
+def outputs_of(found: object) -> tuple[Tensor, ...]:
+    return found if isinstance(found, tuple) else (found,)  # type: ignore[return-value]
+
+
+def difference(name: str, data: bytes) -> float:
+    """Read a zoo network's file with the weights of another seed; return how far it is from that seed's network."""
+    entry = ZOO[name]
+    again, x = entry.network(seed=5), entry.inputs(3)
+    found = read_network(data, weights=save(state(again)))
+    pairs = zip(outputs_of(found(*x)), outputs_of(again(*x)), strict=True)
+    return max(relative(got, wanted) for got, wanted in pairs)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_zoo_when_an_archive_is_read_with_new_weights_then_equals_their_network(name: str) -> None:
+    assert difference(name, zoo_file(name, Source("pt2"))) < 1e-5
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("source", [Source("script", 17), Source("dynamo", 18)], ids=str)
+def test_zoo_when_an_onnx_file_is_read_with_new_weights_then_refused_or_equal_but_never_wrong(
+    name: str, source: Source
+) -> None:
+    try:
+        data = zoo_file(name, source)
+    except CannotExport as error:
+        pytest.skip(str(error))
+    try:
+        assert difference(name, data) < 1e-5
+    except NetworkRefused as refusal_:
+        assert refusal_.slug == "weights-mismatch"

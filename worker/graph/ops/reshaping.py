@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from worker.graph import flows
 from worker.graph.build import Builder, Value
@@ -32,30 +32,45 @@ def reshape(builder: Builder, value: Value, sizes: Sequence[int], name: str) -> 
 
     A file made for a fixed batch names it as a plain number: which entry that is, follows from the order of elements.
     """
-    if not isinstance(value, fx.Node):
-        return value.reshape([int(size) for size in _filled(list(sizes), tuple(value.shape), name)])
-    shape = builder.shape(value)
-    filled = _with_batch(builder, list(sizes), shape, name)
+    shape = tuple(value.shape) if isinstance(value, Tensor) else builder.shape(value)
+    sizes = [shape[index] if size == 0 and index < len(shape) else int(size) for index, size in enumerate(sizes)]
+    if isinstance(value, Tensor):
+        return value.reshape(_filled(sizes, shape, name))
+    before = _before(builder, value)
+    if not any(holds_batch(size) for size in sizes if size > 0) and not (-1 in sizes and builder.batch is None):
+        sizes = _located(builder, sizes, shape, before, name)
+    filled = _filled(sizes, shape, name)
+    lead = _lead(filled, shape, before, name)
     if tuple(filled) == shape:
         return value
     if len(filled) == 2 and filled[0] == BATCH == shape[0]:
-        return builder.call(torch.flatten, value, name=name, start_dim=1)
-    return builder.module(name, Reshape([-1 if holds_batch(size) else size for size in filled]), value)
+        found = builder.call(torch.flatten, value, name=name, start_dim=1)
+    else:
+        found = builder.module(name, Reshape([-1 if holds_batch(size) else size for size in filled]), value)
+    builder.set_lead(found, lead)
+    return found
 
 
-def _with_batch(builder: Builder, sizes: list[int], shape: tuple[int, ...], name: str) -> list[int]:
-    """Return full sizes, exactly one of which holds the batch."""
-    sizes = [shape[index] if size == 0 and index < len(shape) else size for index, size in enumerate(sizes)]
-    if not any(holds_batch(size) for size in sizes if size > 0):
-        if -1 in sizes and builder.batch is None:
-            return _filled(sizes, shape, name)
-        sizes = _located(builder, sizes, shape, name)
-    return _filled(sizes, shape, name)
+def _before(builder: Builder, value: Value) -> int:
+    """Return how many elements lie in front of the batch: a reshape, which keeps their order, keeps that number."""
+    shape = builder.shape(value)
+    axis = next((index for index, extent in enumerate(shape) if holds_batch(extent)), 0)
+    return total(shape[:axis]) * builder.lead(value)
+
+
+def _lead(filled: Sequence[int], shape: Sequence[int], before: int, name: str) -> int:
+    """Return the part of the new batch extent in front of the batch. Raises where the batch would be torn apart."""
+    place = next((index for index, size in enumerate(filled) if holds_batch(size)), None)
+    if place is None:
+        return 1
+    lead, rest = divmod(before, total(filled[:place]))
+    if rest or lead == 0 or filled[place] // BATCH % lead:
+        raise refuse(name, f"a reshape of {_shown(shape)} to {_shown(filled)} that tears the batch apart")
+    return lead
 
 
 def _filled(sizes: list[int], shape: tuple[int, ...], name: str) -> list[int]:
     """Replace -1; refuse sizes whose product is another, or in which the batch is not in one place."""
-    sizes = [shape[index] if size == 0 and index < len(shape) else size for index, size in enumerate(sizes)]
     known, wanted = total([size for size in sizes if size != -1]), total(shape)
     if -1 in sizes and known > 0:
         sizes = [wanted // known if size == -1 else size for size in sizes]
@@ -68,24 +83,28 @@ def _shown(sizes: Sequence[int]) -> list[Any]:
     return [f"batch*{size // BATCH}" if holds_batch(size) else size for size in sizes]
 
 
-def _located(builder: Builder, sizes: list[int], shape: tuple[int, ...], name: str) -> list[int]:
-    """Find the entry that holds the file's fixed batch: what stands before it must multiply to the same as before.
+def _located(builder: Builder, sizes: list[int], shape: tuple[int, ...], before: int, name: str) -> list[int]:
+    """Find the entry that holds the file's fixed batch: in row-major order the batch begins behind `before` elements.
 
-    Row-major order is kept by a reshape, so the number of elements in front of the batch is. Of several candidates
-    (extents of 1 between them) the one at the batch's old place wins, then the first.
+    Of several candidates (a batch of 1 fits anywhere between two others) an entry that is just the batch wins, at its
+    old place if possible; then one in front of the last, which holds features.
     """
     batch = builder.batch or 1
-    axis = next(index for index, extent in enumerate(shape) if holds_batch(extent))
+    axis = next((index for index, extent in enumerate(shape) if holds_batch(extent)), 0)
     literal = [extent // BATCH * batch if holds_batch(extent) else extent for extent in shape]
     known = total([size for size in sizes if size != -1])
     plain = [total(literal) // max(1, known) if size == -1 else size for size in sizes]
-    before = total(shape[:axis])
     outer = [1, *itertools.accumulate(plain, lambda a, b: a * b)]
-    places = [i for i, size in enumerate(plain) if outer[i] == before and size % batch == 0]
+    places = [i for i, size in enumerate(plain) if size and _covers(outer[i], size, before, batch)]
     if not places:
         raise refuse(name, f"a reshape of {_shown(shape)} to {sizes} that mixes the batch with other dimensions")
-    place = axis if axis in places else places[0]
+    place = min(places, key=lambda i: (plain[i] != batch, i == len(plain) - 1, i != axis, i))
     return [size // batch * BATCH if index == place else size for index, size in enumerate(plain)]
+
+
+def _covers(outer: int, size: int, before: int, batch: int) -> bool:
+    """Tell whether an entry of `size` behind `outer` elements holds the batch that begins behind `before` elements."""
+    return outer > 0 and before % outer == 0 and (outer * size) % (before * batch) == 0
 
 
 def flatten(builder: Builder, value: Value, span: tuple[int, int], name: str) -> Value:
