@@ -142,7 +142,7 @@ def _onnx_graph(model: Any, rng: Random) -> None:
         dims = [dim for item in (*model.graph.input, *model.graph.output) for dim in item.type.tensor_type.shape.dim]
         if dims:
             rng.choice(dims).dim_value = rng.choice(NUMBERS)
-    else:
+    elif model.opset_import:
         model.opset_import[0].version = rng.choice((1, 7, 11, 13, 18, 21, 25, 99, -1))
 
 
