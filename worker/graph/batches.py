@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from worker.graph.errors import NetworkRefused
-from worker.graph.extents import InputSpec, inputs_of
+from worker.graph.extents import InputSpec, inputs_of, shapes_of
 
 TOLERANCE = 1e-4
+MAX_VALUE = 1 << 25
 
 
 def check_batch(module: fx.GraphModule) -> None:
@@ -20,6 +22,7 @@ def check_batch(module: fx.GraphModule) -> None:
     """
     if not any(node.meta.get("fixed_batch") for node in module.graph.nodes):
         return
+    _check_room(module)
     generator = torch.Generator().manual_seed(0)
     pair = [_example(item, generator) for item in inputs_of(module)]
     alone = [_outputs(module, [item[row : row + 1] for item in pair]) for row in (0, 1)]
@@ -29,6 +32,21 @@ def check_batch(module: fx.GraphModule) -> None:
             "dynamic-shape-unsupported",
             "the file fixes its batch in a way that can't be told from other sizes; export it with a symbolic batch",
         )
+
+
+def _check_room(module: fx.GraphModule) -> None:
+    """Refuse a network that is too large to be run while it is read."""
+    try:
+        largest = max(math.prod(shape) for shape in shapes_of(module, 2).values())
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise _cannot(error) from error
+    if largest > MAX_VALUE:
+        said = f"a value of {largest} elements at two pictures; above {MAX_VALUE} the batch must be symbolic"
+        raise NetworkRefused("model-too-large", said)
+
+
+def _cannot(error: Exception) -> NetworkRefused:
+    return NetworkRefused("dynamic-shape-unsupported", f"can't be run at other batches: {str(error)[:200]}")
 
 
 def _example(item: InputSpec, generator: torch.Generator) -> Tensor:
@@ -43,9 +61,7 @@ def _outputs(module: fx.GraphModule, inputs: list[Tensor]) -> list[Tensor]:
         with torch.no_grad():
             found: Any = module(*inputs)
     except (RuntimeError, ValueError, IndexError) as error:
-        raise NetworkRefused(
-            "dynamic-shape-unsupported", f"can't be run at other batches: {str(error)[:200]}"
-        ) from error
+        raise _cannot(error) from error
     return list(found) if isinstance(found, tuple) else [found]
 
 

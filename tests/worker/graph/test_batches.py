@@ -65,3 +65,16 @@ def _passes(name: str) -> bool:
     except NetworkRefused:
         return False
     return True
+
+
+def test_check_when_the_network_is_too_large_to_be_run_then_refused() -> None:
+    """It would take 19 GiB to try."""
+    builder = Builder()
+    x = builder.input("x", (3, 1500, 1500), batch=1)
+    for step in range(5):
+        x = builder.call(torch.cat, [x, x], name=f"twice_{step}", dim=1)
+    builder.output(x)
+    module = builder.finish()
+    next(iter(module.graph.nodes)).meta["fixed_batch"] = True
+    with pytest.raises(NetworkRefused, match="above 33554432 the batch must be symbolic"):
+        check_batch(module)
