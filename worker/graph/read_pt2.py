@@ -21,7 +21,7 @@ from app.domain.formats import CONVERSION_HINT
 from worker.graph.aten_constants import FOLDS, INTEGERS, fold
 from worker.graph.build import Builder, identifier
 from worker.graph.errors import NetworkRefused, unsupported
-from worker.graph.ops import ATEN, AtenCall
+from worker.graph.ops import ATEN, AtenCall, read_aten_call
 from worker.graph.ops.table import Values
 from worker.graph.weights import Held, pt2_weights, replaced
 
@@ -266,7 +266,7 @@ class _Reader:
             return fold(call)
         if call.target not in ATEN:
             raise unsupported({call.target: 1}, [(call.name, call.target)])
-        return ATEN[call.target](self.builder, call)
+        return read_aten_call(self.builder, call)
 
     def _bind(self, outputs: Any, found: Values) -> None:
         """Give a node's results their names."""

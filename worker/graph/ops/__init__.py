@@ -14,9 +14,22 @@ from worker.graph.ops import (
     reshaping,
     shuffles,
 )
-from worker.graph.ops.table import ATEN, OPS, AtenCall, Grid, OnnxCall, Op, by_onnx_type, op_of
+from worker.graph.ops.honoured import read_aten_call, read_onnx_call
+from worker.graph.ops.table import ATEN, ONNX, OPS, AtenCall, Grid, OnnxCall, Op, by_onnx_type, op_of
 
-__all__ = ["ATEN", "OPS", "AtenCall", "Grid", "OnnxCall", "Op", "by_onnx_type", "op_of"]
+__all__ = [
+    "ATEN",
+    "ONNX",
+    "OPS",
+    "AtenCall",
+    "Grid",
+    "OnnxCall",
+    "Op",
+    "by_onnx_type",
+    "op_of",
+    "read_aten_call",
+    "read_onnx_call",
+]
 
 _FAMILIES = (
     parametric,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ def cut_out(builder: Builder, value: fx.Node, where: tuple[int, int, int, int], 
         return value
     if holds_batch(extent):
         raise refuse(name, "a slice of the batch")
-    if stride < 0:
+    if stride < 0 or (stride != 1 and dim == 1):  # channels in steps stay removable as a selection
         return builder.module(name, Take(dim, torch.arange(begin, end, stride)), value)
     if end <= begin:
         raise refuse(name, "a slice of nothing")
@@ -86,6 +87,22 @@ def split(builder: Builder, value: fx.Node, sizes: Sequence[int], dim: int, name
         cut_out(builder, value, (dim, stop - size, stop, 1), f"{name}_{index}")
         for index, (size, stop) in enumerate(zip(sizes, stops, strict=True))
     ]
+
+
+def flip(builder: Builder, value: fx.Node, dims: Sequence[int], name: str) -> Value:
+    """Add the reversal of dimensions."""
+    found: Value = value
+    for dim in dims:
+        found = cut_out(builder, found, (dim, END, -END, -1), f"{name}_{dim}")  # type: ignore[arg-type]
+    return found
+
+
+def move(builder: Builder, value: fx.Node, pairs: Sequence[tuple[int, int]], name: str) -> Value:
+    """Add the permutation that puts dimensions at new places, (from, to); the others keep their order."""
+    rank = builder.rank(value)
+    places = {target % rank: source % rank for source, target in pairs}
+    rest = iter(axis for axis in range(rank) if axis not in places.values())
+    return permute(builder, value, [places[axis] if axis in places else next(rest) for axis in range(rank)], name)
 
 
 def _parts(extent: int, size: int) -> list[int]:
@@ -117,6 +134,8 @@ def _read_split(builder: Builder, call: OnnxCall) -> Values:
     if sizes is None:
         count = int(call.attributes.get("num_outputs", call.outputs))
         sizes = _parts(extent, -(-extent // count))
+        if len(sizes) != count:
+            raise refuse(call.name, f"a split of {extent} into {count} parts, some of them empty")
     return split(builder, value, sizes, dim, call.name)
 
 
@@ -168,6 +187,28 @@ def _aten_split(builder: Builder, call: AtenCall) -> Values:
     return split(builder, value, listed, dim, call.name)
 
 
+def _aten_tensor_split(builder: Builder, call: AtenCall) -> Values:
+    """Read torch.tensor_split: at given places, or in parts of which the first may be longer by one."""
+    value, dim = call.node(), int(call.get("dim", 0)) % builder.rank(call.node())
+    extent = builder.shape(value)[dim]
+    if "sections" in call.inputs:
+        count = int(call.get("sections"))
+        return split(builder, value, [extent // count + (i < extent % count) for i in range(count)], dim, call.name)
+    stops = [0, *(int(stop) for stop in call.get("indices")), extent]
+    return split(builder, value, [b - a for a, b in itertools.pairwise(stops)], dim, call.name)
+
+
+def _aten_swap(builder: Builder, call: AtenCall) -> Value:
+    kind = "axis" if "axis0" in call.inputs else "dim"
+    return swap(builder, call.node(), (int(call.get(f"{kind}0")), int(call.get(f"{kind}1"))), call.name)
+
+
+def _aten_move(builder: Builder, call: AtenCall) -> Value:
+    ends = [call.get(key) for key in ("source", "destination")]
+    sources, targets = ([int(i) for i in (end if isinstance(end, list | tuple) else [end])] for end in ends)
+    return move(builder, call.node(), list(zip(sources, targets, strict=True)), call.name)
+
+
 def _aten_unbind(builder: Builder, call: AtenCall) -> Values:
     value, dim = call.node(), int(call.get("dim", 0)) % builder.rank(call.node())
     extent = builder.shape(value)[dim]
@@ -187,6 +228,15 @@ def _aten_index_select(builder: Builder, call: AtenCall) -> Value:
     index = call.constant("index")
     assert index is not None
     return take(builder, call.node(), int(call.get("dim")), index, call.name)
+
+
+def _aten_repeat_each(builder: Builder, call: AtenCall) -> Value:
+    """Read torch.repeat_interleave by one number along one dimension."""
+    dim, value = call.get("dim"), call.node()
+    if dim is None or holds_batch(builder.shape(value)[int(dim)]):
+        raise refuse(call.name, "repetition over all dimensions, or of the batch")
+    index = torch.arange(builder.shape(value)[int(dim)]).repeat_interleave(int(call.get("repeats")))
+    return take(builder, value, int(dim), index, call.name)
 
 
 def _write_permute(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
@@ -209,10 +259,8 @@ def _write_take(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
 
 def _cut_slice(leaf: Any, cut: Cut) -> None:
     axis, kept = cut.source()
-    if axis != leaf.dim:
+    if axis != leaf.dim or leaf.step != 1:  # in steps along channels: all of them stay
         return
-    if leaf.step != 1:
-        raise ValueError("a slice in steps along channels is made a selection when read")
     leaf.start, leaf.stop = int((kept < leaf.start).sum()), int((kept < leaf.stop).sum())
 
 
@@ -242,6 +290,8 @@ register(
             "aten.transpose.int": lambda b, call: swap(
                 b, call.node(), (int(call.get("dim0")), int(call.get("dim1"))), call.name
             ),
+            **{f"aten.{name}.default": _aten_swap for name in ("swapaxes", "swapdims")},
+            **{f"aten.{name}.{kind}": _aten_move for name in ("movedim", "moveaxis") for kind in ("int", "intlist")},
             "aten.t.default": lambda b, call: swap(b, call.node(), (0, -1), call.name),
             **{
                 f"aten.{name}.default": lambda b, call: swap(b, call.node(), (-1, -2), call.name)
@@ -269,8 +319,9 @@ register(
                 (int(call.get("dim")), int(call.get("start")), int(call.get("start")) + int(call.get("length")), 1),
                 call.name,
             ),
-            "aten.chunk.default": _aten_chunk,
-            "aten.split.Tensor": _aten_split,
+            **{f"aten.{mark}chunk.default": _aten_chunk for mark in ("", "unsafe_")},
+            **{f"aten.{mark}split.Tensor": _aten_split for mark in ("", "unsafe_")},
+            **{f"aten.tensor_split.{kind}": _aten_tensor_split for kind in ("sections", "indices")},
             "aten.split.sizes": _aten_split,
             "aten.split_with_sizes.default": _aten_split,
             "aten.unbind.int": _aten_unbind,
@@ -286,7 +337,12 @@ register(
         Grid.keep,
         _write_take,
         {"Gather": _read_gather},
-        {"aten.index_select.default": _aten_index_select, "aten.index.Tensor": _aten_index},
+        {
+            "aten.index_select.default": _aten_index_select,
+            "aten.index.Tensor": _aten_index,
+            "aten.flip.default": lambda b, call: flip(b, call.node(), call.get("dims"), call.name),
+            "aten.repeat_interleave.self_int": _aten_repeat_each,
+        },
         leaf=Leaf(_cut_take, lambda options, held: Take(int(options["dim"]), held["index"]), ("dim",), ("index",)),
     )
 )

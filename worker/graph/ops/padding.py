@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from worker.graph import flows
 from worker.graph.build import Builder, Value
 from worker.graph.leaves import ChannelPad
+from worker.graph.ops.joins import concat
+from worker.graph.ops.moves import cut_out
 from worker.graph.ops.table import (
     AtenCall,
     Cut,
@@ -24,25 +26,47 @@ from worker.graph.ops.table import (
     register,
 )
 
+Sides = Sequence[tuple[int, int]]
+_MODES = {"edge": "replicate", "wrap": "circular"}
 
-def pad(
-    builder: Builder, value: fx.Node, sides: Sequence[tuple[int, int]], fill: tuple[str, float], name: str
-) -> Value:
-    """Add padding; `sides` are (before, behind) per dimension, `fill` is (mode, value)."""
-    if not any(any(side) for side in sides):
-        return value
-    if min(min(side) for side in sides) < 0:
-        raise refuse(name, "padding that crops")
-    mode = {"edge": "replicate"}.get(fill[0], fill[0])
-    if any(sides[0]) or (any(sides[1]) and (mode != "constant" or any(any(side) for side in sides[2:]))):
-        raise refuse(name, "padding of the batch, or of channels together with positions")
-    if any(sides[1]):
-        return builder.module(name, ChannelPad(*sides[1], fill[1]), value)
-    if mode not in ("constant", "reflect", "replicate"):
+
+def pad(builder: Builder, value: fx.Node, sides: Sides, fill: tuple[str, float], name: str) -> Value:
+    """Add padding; `sides` are (before, behind) per dimension (negative: cropped), `fill` is (mode, value)."""
+    mode = _MODES.get(fill[0], fill[0])
+    if mode not in ("constant", "reflect", "replicate", "circular"):
         raise refuse(name, f"padding with mode {fill[0]!r}")
-    order = [size for side in reversed(sides[2:]) for size in side]
-    extra = {"value": fill[1]} if mode == "constant" else {"value": None}
-    return builder.call(F.pad, value, name=name, pad=tuple(order), mode=mode, **extra)
+    if any(sides[0]) or (mode != "constant" and any(sides[1]) and builder.rank(value) > 2):
+        raise refuse(name, "padding of the batch, or of channels with other than a number")
+    value = _cropped(builder, value, sides, name)
+    sides = [(max(0, before), max(0, behind)) for before, behind in sides]
+    if mode == "circular":
+        return _wrapped(builder, value, sides, name)
+    if any(any(side) for side in sides[2:]):
+        order = [size for side in reversed(sides[2:]) for size in side]
+        number = fill[1] if mode == "constant" else None
+        value = builder.call(F.pad, value, name=name, pad=tuple(order), mode=mode, value=number)
+    return builder.module(f"{name}_channels", ChannelPad(*sides[1], fill[1]), value) if any(sides[1]) else value
+
+
+def _cropped(builder: Builder, value: fx.Node, sides: Sides, name: str) -> fx.Node:
+    for dim, (before, behind) in enumerate(sides):
+        if min(before, behind) < 0:
+            where = (dim, max(0, -before), builder.shape(value)[dim] - max(0, -behind), 1)
+            value = cut_out(builder, value, where, f"{name}_cropped")  # type: ignore[assignment]
+    return value
+
+
+def _wrapped(builder: Builder, value: fx.Node, sides: Sides, name: str) -> Value:
+    """Add periodic padding: the end in front of the whole, its beginning behind it."""
+    found: Any = value
+    for dim, (before, behind) in enumerate(sides):
+        extent = builder.shape(found)[dim]
+        if max(before, behind) > extent:
+            raise refuse(name, "periodic padding by more than one period")
+        ends = [(dim, extent - before, extent, 1)] if before else [], [(dim, 0, behind, 1)] if behind else []
+        front, back = ([cut_out(builder, found, where, f"{name}_piece") for where in end] for end in ends)
+        found = concat(builder, [*front, found, *back], dim, f"{name}_{dim}") if front or back else found
+    return found  # type: ignore[no-any-return]
 
 
 def _read_pad(builder: Builder, call: OnnxCall) -> Value:

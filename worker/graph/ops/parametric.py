@@ -192,6 +192,8 @@ def _aten_parts(call: AtenCall) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
 def _aten_conv(builder: Builder, call: AtenCall) -> Value:
     if call.get("transposed", False):
         return _aten_transposed(builder, call)
+    if any(call.get("output_padding", ())):
+        raise refuse(call.name, "a convolution with output padding")
     weight, bias, options = _aten_parts(call)
     padding, value = call.get("padding", 0), call.node("input")
     if isinstance(padding, str):

@@ -13,6 +13,7 @@ from worker.graph.extents import BATCH, holds_batch
 from worker.graph.functions import expand_batch
 from worker.graph.leaves import Expand
 from worker.graph.ops.joins import concat
+from worker.graph.ops.moves import cut_out
 from worker.graph.ops.reshaping import unsqueeze
 from worker.graph.ops.table import (
     AtenCall,
@@ -54,6 +55,7 @@ def _wanted(builder: Builder, size: int, extent: int, name: str) -> int:
 
 def tile(builder: Builder, value: fx.Node, repeats: Sequence[int], name: str) -> Value:
     """Add a repetition along dimensions, as a concatenation of the value with itself."""
+    repeats = [1] * (builder.rank(value) - len(repeats)) + list(repeats)
     missing = len(repeats) - builder.rank(value)
     found: Value = unsqueeze(builder, value, list(range(missing)), f"{name}_rank") if missing > 0 else value
     for axis, count in enumerate(repeats):
@@ -62,6 +64,24 @@ def tile(builder: Builder, value: fx.Node, repeats: Sequence[int], name: str) ->
                 raise refuse(name, f"{count} repetitions of dimension {axis}")
             found = concat(builder, [found] * int(count), axis, f"{name}_{axis}")
     return found
+
+
+def roll(builder: Builder, value: fx.Node, shifts: Any, dims: Any, name: str) -> Value:
+    """Add a rotation along dimensions: the last `shift` entries come first."""
+    steps, axes = (list(item) if isinstance(item, list | tuple) else [item] for item in (shifts, dims))
+    if len(steps) != len(axes) or None in axes:
+        raise refuse(name, "a rotation of all elements")
+    found: Any = value
+    for step, axis in zip(steps, axes, strict=True):
+        extent = builder.shape(found)[int(axis)]
+        if holds_batch(extent):
+            raise refuse(name, "a rotation of the batch")
+        cut = -int(step) % extent
+        parts = [(int(axis), cut, extent, 1), (int(axis), 0, cut, 1)] if cut else []
+        if parts:
+            pieces = [cut_out(builder, found, where, f"{name}_{i}") for i, where in enumerate(parts)]
+            found = concat(builder, pieces, int(axis), f"{name}_{axis}")
+    return found  # type: ignore[no-any-return]
 
 
 def _aten_stack(builder: Builder, call: AtenCall) -> Value:
@@ -104,7 +124,12 @@ register(
         },
         {
             "aten.expand.default": lambda b, call: expand(b, call.get("self"), call.get("size"), call.name),
+            "aten.expand_as.default": lambda b, call: expand(
+                b, call.get("self"), b.shape(call.get("other")), call.name
+            ),
             "aten.repeat.default": lambda b, call: tile(b, call.node(), call.get("repeats"), call.name),
+            "aten.tile.default": lambda b, call: tile(b, call.node(), call.get("dims"), call.name),
+            "aten.roll.default": lambda b, call: roll(b, call.node(), call.get("shifts"), call.get("dims"), call.name),
             "aten.stack.default": _aten_stack,
         },
         leaf=Leaf(_cut_nothing, lambda options, held: Expand(options["sizes"]), ("sizes",)),

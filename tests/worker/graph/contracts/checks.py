@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from tests.worker.graph.contracts.uses import Use, runtime
+from tests.worker.graph.contracts.uses import Session, Use
 from worker.export.graph_json import decode, encode, tensor_key
 from worker.graph.extents import shapes_of
 from worker.graph.groups import ChannelPlan, channel_plan, weighted_layers
@@ -24,7 +24,6 @@ from worker.graph.slicing import Slicer
 from worker.graph.write_onnx import write_float
 
 TOLERANCE = 1e-5
-BATCHES = (1, 7)
 DRAWS = 3
 
 
@@ -41,12 +40,12 @@ def close(found: Any, wanted: Sequence[Tensor]) -> None:
         assert float((one.detach() - other.detach()).abs().max()) <= TOLERANCE * largest
 
 
-def agrees(module: fx.GraphModule, use: Use, wanted: Any) -> None:
+def agrees(module: fx.GraphModule, use: Use) -> None:
     """Check outputs and computed shapes at both batch sizes."""
-    for batch in BATCHES:
+    for batch in use.batches:
         x = use.inputs(batch)
         values = Values(module)
-        close(values.run(x), wanted(x))
+        close(values.run(x), use.expected(batch))
         assert shapes_of(module, batch) == {name: tuple(item.shape) for name, item in values.found.items()}
         _keeps_its_promises(module, values.found)
 
@@ -84,12 +83,11 @@ def _fill(node: fx.Node, like: Tensor) -> Tensor:
     return torch.tensor([0.0, float(node.kwargs.get("value") or 0.0)], dtype=like.dtype)  # type: ignore[arg-type]
 
 
-def writes(module: fx.GraphModule, use: Use, wanted: Any) -> None:
+def writes(module: fx.GraphModule, use: Use) -> None:
     """Check the ONNX file of a graph in ONNX Runtime."""
-    data = write_float(fold_batchnorm(module))
-    for batch in BATCHES:
-        x = use.inputs(batch)
-        close(runtime(data, x), wanted(x))
+    session = Session(write_float(fold_batchnorm(module)))
+    for batch in use.batches:
+        close(session.run(use.inputs(batch)), use.expected(batch))
 
 
 def stores(module: fx.GraphModule, use: Use) -> None:
@@ -135,7 +133,7 @@ def flows(module: fx.GraphModule, use: Use) -> None:
         wanted = [masked(folded, plan, kept)(x)]
         close(sliced(x), wanted)
         if draw == 0 and kept:
-            close(runtime(write_float(sliced), x), wanted)
+            close(Session(write_float(sliced)).run(x), wanted)
 
 
 def _some(rng: np.random.Generator, count: int) -> list[int]:

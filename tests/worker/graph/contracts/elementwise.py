@@ -10,14 +10,14 @@ from onnx import helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.worker.graph.contracts.uses import AtenUse, Held, OnnxUse, Pair, Use, aten, floats, layer, normal
+from tests.worker.graph.contracts.uses import AtenUse, Held, OnnxUse, aten, floats, normal
 
 node = helper.make_node
 POSITIVE = ("log", "sqrt", "rsqrt", "reciprocal")
 INSIDE = ("asin", "acos", "atanh")
 UNARY = (
     *("relu", "sigmoid", "abs", "exp", "sqrt", "softplus", "tanh", "hardswish", "erf", "neg", "log", "reciprocal"),
-    *("mish", "selu", "softsign", "sin", "cos", "sign", "floor", "hardsigmoid", "silu", "rsqrt"),
+    *("mish", "selu", "sin", "cos", "sign", "floor", "hardsigmoid", "silu", "rsqrt"),
 )
 IN_PLACE = (
     *("relu", "sigmoid", "abs", "exp", "sqrt", "tanh", "hardswish", "erf", "neg", "log", "reciprocal", "mish"),
@@ -43,6 +43,7 @@ def _in_place(name: str) -> AtenUse:
 ATEN: tuple[AtenUse, ...] = (
     *(_unary(name) for name in UNARY),
     *(_in_place(name) for name in IN_PLACE),
+    AtenUse("softsign", function=F.softsign),
     AtenUse("gelu", function=F.gelu),
     AtenUse("gelu by tanh", function=lambda x: F.gelu(x, approximate="tanh")),
     AtenUse("leaky relu", function=lambda x: F.leaky_relu(x, 0.2)),
@@ -64,7 +65,7 @@ ATEN: tuple[AtenUse, ...] = (
     AtenUse("log softmax, inner", function=aten("_log_softmax.default", -1, False)),
     AtenUse("cast to float", function=lambda x: x.to(torch.float32) * 2),
     AtenUse("cast to int and back", function=lambda x: x.to(torch.int64).to(torch.float32)),
-    AtenUse("cast through half", shape=(6,), function=lambda x: x.to(torch.float64) * 2, decomposed=False),
+    AtenUse("cast to double and back", function=lambda x: (x.to(torch.float64) * 2).to(torch.float32)),
     AtenUse("cast, copied", function=aten("_to_copy.default", dtype=torch.float32)),
     AtenUse("truth to float", function=lambda x: (x > 0).float() * x),
     AtenUse("not", function=lambda x: torch.where(torch.logical_not(x > 0), x, x * 2)),
@@ -137,5 +138,3 @@ ONNX: tuple[OnnxUse, ...] = (
     OnnxUse("PRelu, one slope", nodes=[node("PRelu", ["y", "s"], ["z"])], held={"s": normal(1)}),
     OnnxUse("PRelu, a slope per channel", nodes=[node("PRelu", ["y", "s"], ["z"])], held={"s": normal(6, 1, 1)}),
 )
-USES: tuple[Use, ...] = (*ATEN, *ONNX)
-__all__ = ["ATEN", "ONNX", "Pair", "layer"]

@@ -21,7 +21,6 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 Form = Literal["symbolic", "fixed", "decomposed"]
-FORMS: tuple[Form, ...] = ("symbolic", "fixed", "decomposed")
 NEWEST = 26  # what ONNX Runtime reads
 FIXED_BATCH = 2
 IDS = 10  # integer inputs lie below
@@ -42,6 +41,7 @@ class Use:
     out_last: bool | None = None
     frozen: str = ""
     ids: bool = False
+    batches: tuple[int, ...] = (1, 7)
 
     def inputs(self, batch: int, seed: int = 0) -> Tensor:
         """Return a batch of the network's input."""
@@ -49,6 +49,15 @@ class Use:
         if self.ids:
             return torch.randint(0, IDS, (batch, *self.shape), generator=generator)
         return torch.randn(batch, *self.source_shape, generator=generator)
+
+    @functools.cache  # noqa: B019 - uses live as long as the tests
+    def expected(self, batch: int) -> list[Tensor]:
+        """Return the source's outputs for the batch of `inputs`."""
+        return self.wanted(self.inputs(batch))
+
+    def wanted(self, x: Tensor) -> list[Tensor]:
+        """Return the source's outputs."""
+        raise NotImplementedError
 
     @property
     def source_shape(self) -> tuple[int, ...]:
@@ -108,7 +117,7 @@ class AtenUse(Use):
     """A use as torch.export writes it."""
 
     function: Callable[..., Any] = torch.relu
-    decomposed: bool = True
+    decomposed: bool = False
 
     @functools.cached_property
     def network(self) -> nn.Module:
@@ -156,7 +165,7 @@ class OnnxUse(Use):
 
     def wanted(self, x: Tensor) -> list[Tensor]:
         """Return what ONNX Runtime computes from the file."""
-        return runtime(self.file(self.until), x)
+        return self._session.run(x)
 
     @functools.cache  # noqa: B019 - uses live as long as the tests
     def file(self, opset: int, batch: str | int = "n") -> bytes:
@@ -165,6 +174,10 @@ class OnnxUse(Use):
         nodes = [*self._before[0], *self.nodes, *(self._behind[0] if self._behind else [])]
         held = {**self._before[1], **self.held, **(self._behind[1] if self._behind else {})}
         return _model(nodes, held, opset, (batch, self), outputs)
+
+    @functools.cached_property
+    def _session(self) -> Session:
+        return Session(self.file(self.until))
 
     @functools.cached_property
     def _before(self) -> tuple[list[onnx.NodeProto], dict[str, Any]]:
@@ -177,7 +190,7 @@ class OnnxUse(Use):
     def _behind(self) -> tuple[list[onnx.NodeProto], dict[str, Any]] | None:
         nodes, held = self._before
         first = _model([*nodes, *self.nodes], {**held, **self.held}, self.until, ("n", self), ["z"])
-        value = runtime(first, self.inputs(2))[0]
+        value = Session(first).run(self.inputs(2))[0]
         if not value.is_floating_point() or value.dim() < 2:
             return None
         last = self.reads_out_last
@@ -225,12 +238,18 @@ def _model(
     return bytes(model.SerializeToString())
 
 
-def runtime(data: bytes, x: Tensor) -> list[Tensor]:
-    """Return what ONNX Runtime computes."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(np.asarray(item)) for item in session.run(None, {session.get_inputs()[0].name: x.numpy()})]
+class Session:
+    """A model in ONNX Runtime."""
+
+    def __init__(self, data: bytes) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, x: Tensor) -> list[Tensor]:
+        """Return the outputs."""
+        return [torch.from_numpy(np.asarray(item)) for item in self._session.run(None, {self._input: x.numpy()})]
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
