@@ -300,7 +300,11 @@ class _Reader:
             return self._lookup(value["name"], label)
         if kind == "as_tensors":
             return [self._lookup(item["name"], label) for item in value]
-        if kind in ("as_int", "as_float", "as_bool", "as_string", "as_ints", "as_floats", "as_bools"):
+        if kind == "as_float":
+            return float(value)  # infinities are stored as text
+        if kind == "as_floats":
+            return [float(item) for item in value]
+        if kind in ("as_int", "as_bool", "as_string", "as_ints", "as_bools"):
             return value
         if kind == "as_sym_int":
             return self._size(value)

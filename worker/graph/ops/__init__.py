@@ -10,8 +10,10 @@ from worker.graph.ops import (
     parametric,
     pooling,
     recurrent,
+    reductions,
     repeating,
     reshaping,
+    resizing,
     shuffles,
 )
 from worker.graph.ops.honoured import read_aten_call, read_onnx_call
@@ -37,6 +39,8 @@ _FAMILIES = (
     activations,
     joins,
     pooling,
+    reductions,
+    resizing,
     reshaping,
     moves,
     repeating,

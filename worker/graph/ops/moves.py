@@ -33,9 +33,11 @@ END = 2**31
 
 
 def permute(builder: Builder, value: Value, order: Sequence[int], name: str) -> Value:
-    """Add a permutation (nothing where it leaves all in place)."""
+    """Add a permutation (nothing where it leaves all in place); a constant is permuted at once."""
     rank = builder.rank(value)
     dims = tuple(int(axis) % rank for axis in order)
+    if isinstance(value, Tensor):
+        return value.permute(dims)
     if dims == tuple(range(rank)):
         return value
     return builder.call(torch.permute, value, name=name, dims=dims)

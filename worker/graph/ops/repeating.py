@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from worker.graph import flows
@@ -21,6 +22,7 @@ from worker.graph.ops.table import (
     Grid,
     Leaf,
     Op,
+    ReadAten,
     Writer,
     module_of,
     refuse,
@@ -91,6 +93,19 @@ def _aten_stack(builder: Builder, call: AtenCall) -> Value:
     return concat(builder, parts, dim % rank, call.name)
 
 
+def _aten_filled(value: float | None) -> ReadAten:
+    """Return the reader of a constant in the size of a value (a view, never written out over the batch)."""
+
+    def read(builder: Builder, call: AtenCall) -> Value:
+        like = call.node()
+        number = call.get("fill_value") if value is None else value
+        sizes = [int(size) for size in call.get("size", builder.shape(like))]
+        dtype = call.get("dtype", builder.dtype(like))
+        return torch.full([1] * len(sizes), number, dtype=dtype).expand(sizes)
+
+    return read
+
+
 def _write_expand(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     leaf: Any = module_of(writer.module, node)
     sizes = [1 if size == -1 else size for size in leaf.sizes]
@@ -131,6 +146,11 @@ register(
             "aten.tile.default": lambda b, call: tile(b, call.node(), call.get("dims"), call.name),
             "aten.roll.default": lambda b, call: roll(b, call.node(), call.get("shifts"), call.get("dims"), call.name),
             "aten.stack.default": _aten_stack,
+            **{
+                target.format(kind): _aten_filled(number)
+                for target in ("aten.{}_like.default", "aten.new_{}.default")
+                for kind, number in (("zeros", 0), ("ones", 1), ("full", None))
+            },
         },
         leaf=Leaf(_cut_nothing, lambda options, held: Expand(options["sizes"]), ("sizes",)),
     )

@@ -94,6 +94,12 @@ def _onnx(name: str, op: str, shape: Sequence[int], *held: Any, **how: Any) -> O
     return OnnxUse(name, tuple(shape), nodes=nodes, held=dict(zip(names, held, strict=True)), **options)
 
 
+def _shifted_norm(name: str, frozen: str = "", **how: Any) -> OnnxUse:
+    """Return a use behind an offset: a removed channel must not divide zero by zero."""
+    nodes = [node("Add", ["y", "c"], ["d"]), node("LpNormalization", ["d"], ["z"], **how)]
+    return OnnxUse(name, nodes=nodes, held={"c": np.float32(3)}, frozen=frozen)
+
+
 _FOUR = tuple(item.numpy() for item in _STATISTICS)
 ONNX: tuple[OnnxUse, ...] = (
     _onnx("BatchNormalization", "BatchNormalization", (6, 8, 8), *_FOUR, epsilon=1e-3),
@@ -117,8 +123,9 @@ ONNX: tuple[OnnxUse, ...] = (
     ),
     _onnx("RMSNormalization", "RMSNormalization", TOKENS, normal(6), last=True, since=23, frozen=OVER, epsilon=0.01),
     _onnx("LRN", "LRN", (6, 8, 8), size=3, alpha=0.1, beta=0.6, bias=1.2, frozen="mixes"),
-    _onnx("LpNormalization", "LpNormalization", (6, 8, 8), axis=2),
-    _onnx("LpNormalization, sums", "LpNormalization", (6, 8, 8), axis=-1, p=1),
+    _shifted_norm("LpNormalization", axis=2),
+    _shifted_norm("LpNormalization, sums", axis=-1, p=1),
+    _shifted_norm("LpNormalization over channels", axis=1, frozen="reduces over channels"),
     OnnxUse(
         "LayerNormalization by parts",
         TOKENS,
