@@ -62,9 +62,9 @@ def spatial(trace: Trace, node: fx.Node, sources: Sequence[fx.Node]) -> Tensor:
 
 
 def _mixed(trace: Trace, node: fx.Node, labels: Tensor, reason: str) -> Tensor:
+    """Pin what is mixed; the result is one label that passes the reason on to whatever it is joined with."""
     trace.pin(labels, reason)
-    trace.pin(torch.tensor([NOTHING]), reason)
-    return trace.nothing(node)
+    return trace.fresh(1, reason).reshape([1] * len(trace.shapes[node.name]))
 
 
 def reduce(trace: Trace, node: fx.Node, sources: Sequence[fx.Node]) -> Tensor:

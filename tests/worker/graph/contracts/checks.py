@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
 from tests.worker.graph.contracts.uses import Session, Use
+from tests.zoo import Entry
+from tests.zoo.masking import masked
 from worker.export.graph_json import decode, encode, tensor_key
 from worker.graph.extents import shapes_of
-from worker.graph.groups import ChannelPlan, channel_plan, weighted_layers
-from worker.graph.leaves import Recurrent
+from worker.graph.groups import channel_plan
 from worker.graph.ops import OPS, Grid, op_of
-from worker.graph.ops.parametric import TRANSPOSED, as_stored, rows_first
+from worker.graph.ops.parametric import TRANSPOSED, rows_first
 from worker.graph.ops.table import module_of
 from worker.graph.rewrite import fold_batchnorm
 from worker.graph.slicing import Slicer
@@ -132,10 +133,21 @@ def flows(module: fx.GraphModule, use: Use) -> None:
     for draw in range(DRAWS):
         kept = {group.id: _some(rng, group.channels) for group in plan.groups if group.frozen is None}
         sliced = slicer.sliced(kept)
-        wanted = [masked(folded, plan, kept)(x)]
+        wanted = [masked(folded, plan, kept, cast(Entry, Inputs(use)))(x)]
         close(sliced(x), wanted)
         if draw == 0 and kept:
             close(Session(write_float(sliced)).run(x), wanted)
+
+
+class Inputs:
+    """A use's inputs, laid out as the zoo's networks have them."""
+
+    def __init__(self, use: Use) -> None:
+        self._use = use
+
+    def inputs(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+        """Return a batch."""
+        return (self._use.inputs(batch, seed),)
 
 
 def _some(rng: np.random.Generator, count: int) -> list[int]:
@@ -151,26 +163,4 @@ def last_output(module: fx.GraphModule) -> fx.GraphModule:
     clone.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     clone.delete_all_unused_submodules()
     clone.recompile()
-    return clone
-
-
-def masked(module: fx.GraphModule, plan: ChannelPlan, kept: Mapping[str, Sequence[int]]) -> fx.GraphModule:
-    """Return a copy in which what slicing would remove is zero: producers' rows and consumers' columns."""
-    clone = copy.deepcopy(module)
-    mask = plan.mask(kept)
-    for node in weighted_layers(clone):
-        leaf: Any = module_of(clone, node)
-        rows = rows_first(leaf).clone()
-        gone = torch.from_numpy(~mask[plan.dims[(node.name, "out")].channel])
-        rows[gone] = 0
-        if getattr(leaf, "groups", 1) == 1:
-            rows[:, torch.from_numpy(~mask[plan.dims[(node.name, "in")].channel])] = 0
-        leaf.weight.data = as_stored(leaf, rows)
-        if leaf.bias is not None:
-            leaf.bias.data[gone] = 0
-    for node in clone.graph.nodes:
-        leaf = module_of(clone, node) if node.op == "call_module" else None
-        if isinstance(leaf, torch.nn.Embedding):
-            leaf.weight.data[:, torch.from_numpy(~mask[plan.dims[(node.name, "param")].channel])] = 0
-        assert not isinstance(leaf, Recurrent) or all(mask[plan.dims[(node.name, "value")].channel])
     return clone

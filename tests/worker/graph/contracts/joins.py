@@ -85,15 +85,25 @@ ATEN: tuple[AtenUse, ...] = (
     AtenUse("masked fill in place", function=lambda x: (x * 1.0).masked_fill_(x > 0.3, -1.0)),
     AtenUse("masked fill by a value", function=Held(lambda x, c: x.masked_fill(x > 0.3, c), torch.tensor(0.7))),
     AtenUse(
-        "masked fill by a value in place", function=Held(lambda x, c: (x * 1).masked_fill_(x > 0.3, c), torch.tensor(0.7))
+        "masked fill by a value in place",
+        function=Held(lambda x, c: (x * 1).masked_fill_(x > 0.3, c), torch.tensor(0.7)),
     ),
     AtenUse("where by a constant mask", function=Held(lambda x, m: torch.where(m, x, x * 3), floats(8, 8) > 0)),
     _pair("concat", lambda x, y: torch.cat([x, y, x], 1)),
     _pair("concat, outer", lambda x, y: torch.concat([x, y], 1)),
     _pair("concat of positions", lambda x, y: torch.cat([x, y], -1)),
-    AtenUse("concat with a constant", function=Held(lambda x, c: torch.cat([x, c.expand(x.shape[0], -1, -1, -1)], 1), floats(1, 2, 8, 8))),
-    AtenUse("class token", (5, 6), True, function=Held(lambda x, c: torch.cat([c.expand(x.shape[0], -1, -1), x], 1), floats(1, 1, 6)), frozen=""),
-)  # fmt: skip
+    AtenUse(
+        "concat with a constant",
+        function=Held(lambda x, c: torch.cat([x, c.expand(x.shape[0], -1, -1, -1)], 1), floats(1, 2, 8, 8)),
+    ),
+    AtenUse(
+        "class token",
+        (5, 6),
+        True,
+        function=Held(lambda x, c: torch.cat([c.expand(x.shape[0], -1, -1), x], 1), floats(1, 1, 6)),
+        frozen="",
+    ),
+)
 
 
 def _two(op: str, since: int = 11, **attributes: Any) -> OnnxUse:

@@ -42,7 +42,9 @@ ATEN: tuple[AtenUse, ...] = (
     AtenUse("chunk, uneven", function=lambda x: torch.cat(x.chunk(4, 3)[::-1], 3), shape=(6, 8, 7)),
     AtenUse("split", function=lambda x: torch.cat(x.split(4, 1)[::-1], 1)),
     AtenUse("split by sizes", function=lambda x: torch.cat(x.split([1, 3, 2], 1)[::-1], 1)),
-    AtenUse("split by sizes, inner", function=lambda x: torch.cat(aten("split_with_sizes.default", [2, 4], 1)(x)[::-1], 1)),
+    AtenUse(
+        "split by sizes, inner", function=lambda x: torch.cat(aten("split_with_sizes.default", [2, 4], 1)(x)[::-1], 1)
+    ),
     AtenUse("unsafe chunk", function=lambda x: torch.cat(torch.unsafe_chunk(x, 3, 1)[::-1], 1)),
     AtenUse("unsafe split", function=lambda x: torch.cat(torch.unsafe_split(x, 2, 1)[::-1], 1)),
     AtenUse("tensor split", function=lambda x: torch.cat(torch.tensor_split(x, 4, 1)[::-1], 1)),
@@ -99,8 +101,13 @@ ATEN: tuple[AtenUse, ...] = (
     AtenUse("squeeze of whatever is one", shape=(6, 1, 8), function=lambda x: x.squeeze(), batches=(2, 7)),
     AtenUse("unsqueeze", function=lambda x: x.unsqueeze(2), shape=(6, 8)),
     AtenUse("new axes", shape=(6, 8), function=lambda x: x[:, None, :, None].flatten(1, 2)),
-    AtenUse("patches", function=lambda x: x.unflatten(2, (4, 2)).unflatten(4, (2, 4)).permute(0, 1, 3, 5, 2, 4).flatten(4).flatten(2, 3)),
-)  # fmt: skip
+    AtenUse(
+        "patches",
+        function=lambda x: (
+            x.unflatten(2, (4, 2)).unflatten(4, (2, 4)).permute(0, 1, 3, 5, 2, 4).flatten(4).flatten(2, 3)
+        ),
+    ),
+)
 
 
 def _onnx(name: str, op: str, *inputs: Any, shape: tuple[int, ...] = (6, 8, 8), **how: Any) -> OnnxUse:

@@ -51,10 +51,13 @@ ATEN: tuple[AtenUse, ...] = (
     AtenUse("instance norm without factors", function=nn.InstanceNorm2d(6)),
     AtenUse("instance norm of sequences", (6, 7), function=_spread(nn.InstanceNorm1d(6, affine=True))),
     AtenUse(
-        "instance norm by running statistics", function=_spread(nn.InstanceNorm2d(6, affine=True, track_running_stats=True))
+        "instance norm by running statistics",
+        function=_spread(nn.InstanceNorm2d(6, affine=True, track_running_stats=True)),
     ),
     AtenUse("layer norm", TOKENS, True, function=_spread(nn.LayerNorm(6)), frozen=OVER, decomposed=True),
-    AtenUse("layer norm without factors", TOKENS, True, function=nn.LayerNorm(6, elementwise_affine=False), frozen=OVER),
+    AtenUse(
+        "layer norm without factors", TOKENS, True, function=nn.LayerNorm(6, elementwise_affine=False), frozen=OVER
+    ),
     AtenUse("layer norm without offset", TOKENS, True, function=_spread(nn.LayerNorm(6, bias=False)), frozen=OVER),
     AtenUse("layer norm of pictures", (6, 4, 3), function=_spread(nn.LayerNorm((6, 4, 3))), frozen=OVER),
     AtenUse("layer norm of positions", (6, 4, 3), function=_spread(nn.LayerNorm(3))),
@@ -82,9 +85,12 @@ ATEN: tuple[AtenUse, ...] = (
     AtenUse("deviation", function=lambda x: x.std(dim=(2, 3))),
     AtenUse("variance and mean", function=lambda x: (lambda v, m: v + m)(*torch.var_mean(x, (2, 3), correction=0))),
     AtenUse(
-        "local response", function=lambda x: F.local_response_norm(x, 3, 0.1, 0.6, 1.2), frozen="mixes", decomposed=False
+        "local response",
+        function=lambda x: F.local_response_norm(x, 3, 0.1, 0.6, 1.2),
+        frozen="mixes",
+        decomposed=False,
     ),
-)  # fmt: skip
+)
 
 
 def _onnx(name: str, op: str, shape: Sequence[int], *held: Any, **how: Any) -> OnnxUse:

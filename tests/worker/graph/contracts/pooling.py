@@ -29,22 +29,32 @@ def _pools(rank: int) -> tuple[AtenUse, ...]:
         AtenUse(f"max pool {rank}d, dilated", shape, function=lambda x: MAX[rank](x, 2, 1, 0, 2)),
         AtenUse(f"max pool {rank}d, ceil", shape, function=lambda x: MAX[rank](x, 2, 2, ceil_mode=True)),
         AtenUse(f"average pool {rank}d", shape, function=lambda x: AVG[rank](x, 3, 2, 1)),
-        AtenUse(f"average pool {rank}d, pads not counted", shape, function=lambda x: AVG[rank](x, 3, 2, 1, False, False)),
+        AtenUse(
+            f"average pool {rank}d, pads not counted", shape, function=lambda x: AVG[rank](x, 3, 2, 1, False, False)
+        ),
         AtenUse(f"adaptive average {rank}d to one", shape, function=lambda x: ADAPTIVE_AVG[rank](x, 1)),
         AtenUse(f"adaptive average {rank}d, uneven", shape, function=lambda x: ADAPTIVE_AVG[rank](x, 2)),
         AtenUse(f"adaptive max {rank}d to one", shape, function=lambda x: ADAPTIVE_MAX[rank](x, 1)),
         AtenUse(f"adaptive max {rank}d, uneven", shape, function=lambda x: ADAPTIVE_MAX[rank](x, 2)),
         AtenUse(f"nearest {rank}d", shape, function=lambda x: F.interpolate(x, scale_factor=2)),
         AtenUse(f"nearest {rank}d to a size", shape, function=lambda x: F.interpolate(x, size=(7,) * rank)),
-        AtenUse(f"nearest exact {rank}d", shape, function=lambda x: F.interpolate(x, size=(7,) * rank, mode="nearest-exact")),
+        AtenUse(
+            f"nearest exact {rank}d", shape, function=lambda x: F.interpolate(x, size=(7,) * rank, mode="nearest-exact")
+        ),
         AtenUse(f"linear {rank}d", shape, function=lambda x: F.interpolate(x, scale_factor=2, mode=LINEAR[rank])),
-        AtenUse(f"linear {rank}d by odd factors", shape, function=lambda x: F.interpolate(x, scale_factor=1.7, mode=LINEAR[rank])),
-    )  # fmt: skip
+        AtenUse(
+            f"linear {rank}d by odd factors",
+            shape,
+            function=lambda x: F.interpolate(x, scale_factor=1.7, mode=LINEAR[rank]),
+        ),
+    )
 
 
 ATEN: tuple[AtenUse, ...] = (
     *(use for rank in (1, 2, 3) for use in _pools(rank)),
-    AtenUse("max pool, inner", function=lambda x: aten("max_pool2d_with_indices.default", [3, 3], [2, 2], [1, 1])(x)[0]),
+    AtenUse(
+        "max pool, inner", function=lambda x: aten("max_pool2d_with_indices.default", [3, 3], [2, 2], [1, 1])(x)[0]
+    ),
     AtenUse(
         "max pool 3d, inner", (6, 5, 6, 4), function=lambda x: aten("max_pool3d_with_indices.default", [2, 2, 2])(x)[0]
     ),
@@ -72,13 +82,15 @@ ATEN: tuple[AtenUse, ...] = (
     AtenUse("place of the smallest", function=lambda x: x.argmin(1, keepdim=True), frozen=OVER),
     AtenUse("bicubic", function=lambda x: F.interpolate(x, scale_factor=2, mode="bicubic")),
     AtenUse("bicubic, corners", function=lambda x: F.interpolate(x, size=(11, 5), mode="bicubic", align_corners=True)),
-    AtenUse("bilinear, corners", function=lambda x: F.interpolate(x, size=(11, 5), mode="bilinear", align_corners=True)),
+    AtenUse(
+        "bilinear, corners", function=lambda x: F.interpolate(x, size=(11, 5), mode="bilinear", align_corners=True)
+    ),
     AtenUse("bilinear, smaller", function=lambda x: F.interpolate(x, size=(3, 5), mode="bilinear")),
     AtenUse("nearest by odd factors", function=lambda x: F.interpolate(x, scale_factor=1.7)),
     AtenUse("nearest exact, twice", function=lambda x: F.interpolate(x, scale_factor=2, mode="nearest-exact")),
     AtenUse("antialiased", function=lambda x: F.interpolate(x, size=(4, 5), mode="bilinear", antialias=True)),
     AtenUse("nothing resized", function=lambda x: F.interpolate(x, scale_factor=1) * 2),
-)  # fmt: skip
+)
 
 
 def _onnx(name: str, op: str, *held: Any, **how: Any) -> OnnxUse:
@@ -137,7 +149,12 @@ ONNX: tuple[OnnxUse, ...] = (
     _resize("nearest, as by default", [1, 1, 2, 3]),
     _resize("nearest, odd factors", [1, 1, 1.6, 0.7]),
     _resize("nearest, ceil", [1, 1, 1.6, 0.7], nearest_mode="ceil"),
-    _resize("nearest, prefer ceil, corners", [1, 1, 1.6, 0.7], nearest_mode="round_prefer_ceil", coordinate_transformation_mode="align_corners"),
+    _resize(
+        "nearest, prefer ceil, corners",
+        [1, 1, 1.6, 0.7],
+        nearest_mode="round_prefer_ceil",
+        coordinate_transformation_mode="align_corners",
+    ),
     _resize("linear", [1, 1, 2, 2], mode="linear"),
     _resize("linear, pytorch", [1, 1, 2, 2], mode="linear", coordinate_transformation_mode="pytorch_half_pixel"),
     _resize("linear, corners", [1, 1, 2, 3], mode="linear", coordinate_transformation_mode="align_corners"),
@@ -149,4 +166,4 @@ ONNX: tuple[OnnxUse, ...] = (
     _resize("cubic, excluded", [1, 1, 2, 1.5], mode="cubic", exclude_outside=1),
     _resize("of chosen axes", [2, 2], axes=[2, 3], mode="linear", since=18),
     _resize("of chosen axes to sizes", None, [5, 12], axes=[-2, -1], mode="linear", since=18),
-)  # fmt: skip
+)

@@ -32,7 +32,7 @@ class Use:
     """One use. `shape` is what the op reads, without the batch; channels lie first in it, or `last`.
 
     `frozen` is what the reason must say where the channels in front of the op all stay; `ids` makes the op read the
-    network's integer input itself.
+    network's integer input itself. Without `bias`, removed channels are zero, also where they are multiplied.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Use:
     frozen: str = ""
     ids: bool = False
     batches: tuple[int, ...] = (1, 7)
+    bias: bool = True
 
     def inputs(self, batch: int, seed: int = 0) -> Tensor:
         """Return a batch of the network's input."""
@@ -81,6 +82,9 @@ class Network(nn.Module):
         channels = use.shape[-1] if use.last else use.shape[0]
         self.before: nn.Module = nn.Identity() if use.ids else layer(4, channels, len(use.shape) + 1, use.last)
         made = use.function
+        if not use.bias:
+            _without_bias(self.before)
+            _without_bias(getattr(made, "other", None))
         self.op = made if isinstance(made, nn.Module) else Call(made)
         with torch.no_grad():
             value = self.op(self.before(use.inputs(2)))
@@ -92,6 +96,11 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Any:
         value = self.op(self.before(x))
         return value if self.behind is None else (value, self.behind(value))
+
+
+def _without_bias(layer: Any) -> None:
+    if layer is not None:
+        nn.init.zeros_(layer.bias)
 
 
 class Call(nn.Module):
@@ -184,7 +193,8 @@ class OnnxUse(Use):
         if self.ids:
             return [helper.make_node("Identity", ["x"], ["y"])], {}
         channels = self.shape[-1] if self.last else self.shape[0]
-        return _onnx_layer(("x", "y", "before"), (4, channels), len(self.shape) + 1, self.last)
+        nodes, held = _onnx_layer(("x", "y", "before"), (4, channels), len(self.shape) + 1, self.last)
+        return nodes, held if self.bias else {**held, "before.bias": np.zeros(channels, dtype=np.float32)}
 
     @functools.cached_property
     def _behind(self) -> tuple[list[onnx.NodeProto], dict[str, Any]] | None:
