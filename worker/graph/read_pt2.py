@@ -300,20 +300,15 @@ class _Reader:
             return self._lookup(value["name"], label)
         if kind == "as_tensors":
             return [self._lookup(item["name"], label) for item in value]
-        if kind == "as_float":
-            return float(value)  # infinities are stored as text
-        if kind == "as_floats":
-            return [float(item) for item in value]
+        if kind in ("as_float", "as_floats"):  # infinities are stored as text
+            return float(value) if kind == "as_float" else [float(item) for item in value]
         if kind in ("as_int", "as_bool", "as_string", "as_ints", "as_bools"):
             return value
-        if kind == "as_sym_int":
-            return self._size(value)
-        if kind == "as_sym_ints":
-            return [self._size(item) for item in value]
-        if kind == "as_optional_tensor":
-            return self._argument(value, label)
-        if kind == "as_optional_tensors":
-            return [self._argument(item, label) for item in value]
+        if kind in ("as_sym_int", "as_sym_ints"):
+            return self._size(value) if kind == "as_sym_int" else [self._size(item) for item in value]
+        if kind in ("as_optional_tensor", "as_optional_tensors"):
+            listed = [self._argument(item, label) for item in ([value] if kind == "as_optional_tensor" else value)]
+            return listed[0] if kind == "as_optional_tensor" else listed
         if kind == "as_scalar_type":
             return DTYPES.get(value)
         if kind in _ENUMS:

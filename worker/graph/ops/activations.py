@@ -348,7 +348,7 @@ register(
         flows.keep,
         Grid.new,
         _write_trunc,
-        aten={f"aten.{name}.default": _read_aten(torch.trunc) for name in ("trunc", "trunc_", "fix")},
+        aten={f"aten.{name}.default": _read_aten(torch.trunc) for name in ("trunc", "trunc_")},
     )
 )
 register(
@@ -444,20 +444,16 @@ register(
         _write_cast,
         {"Cast": _read_cast, "Identity": _read_identity, "Dropout": _read_identity},
         {
-            **{f"aten.{name}": _aten_cast for name in ("to.dtype", "_to_copy.default", "to.dtype_layout")},
+            **{f"aten.{name}": _aten_cast for name in ("to.dtype", "_to_copy.default")},
             **{
                 f"aten.{name}.default": _aten_identity
                 for name in (
                     "dropout",
-                    "dropout_",
                     "feature_dropout",
                     "alpha_dropout",
                     "clone",
                     "contiguous",
                     "detach",
-                    "detach_",
-                    "alias",
-                    "lift_fresh_copy",
                 )
             },
         },

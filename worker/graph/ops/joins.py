@@ -198,7 +198,7 @@ for _name, (_target, _type) in _ARITHMETIC.items():
     if _name == "sub":
         _aten |= {f"aten.rsub.{kind}": _read_aten(_target, turned=True) for kind in ("Tensor", "Scalar")}
     if _name == "div":
-        _aten = {name: _aten_div for name in _names(_name, ("Tensor", "Scalar", "Tensor_mode", "Scalar_mode"))}
+        _aten = {name: _aten_div for name in _names(_name, ("Tensor", "Scalar", "Tensor_mode"))}
     register(Op(_name, _target, flows.join, Grid.new, _write(_type), _onnx, _aten))
 for _name, _target, _type, _short in (
     ("minimum", torch.minimum, "Min", "min"),

@@ -276,10 +276,7 @@ register(
         Grid.new,
         _write_batchnorm,
         {"BatchNormalization": _read_batchnorm},
-        {
-            f"aten.{name}.default": _aten_batchnorm
-            for name in ("batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
-        },
+        {f"aten.{name}.default": _aten_batchnorm for name in ("batch_norm", "_native_batch_norm_legit_no_training")},
         leaf=Leaf(_cut_batchnorm, _make_batchnorm, ("eps",), _STATISTICS),
     )
 )

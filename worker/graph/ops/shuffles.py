@@ -87,7 +87,6 @@ register(
                 b, call.node(), call.get("upscale_factor"), call.name
             ),
             "aten.channel_shuffle.default": _aten_channel_shuffle,
-            "aten.native_channel_shuffle.default": _aten_channel_shuffle,
         },
     )
 )

@@ -82,6 +82,12 @@ ATEN: tuple[AtenUse, ...] = (
     AtenUse("norm", function=lambda x: x.norm(dim=2, keepdim=True)),
     AtenUse("variance", function=lambda x: x.var((2, 3), keepdim=True)),
     AtenUse("variance, uncorrected", function=lambda x: x.var(dim=2, unbiased=False)),
+    AtenUse("variance, corrected by two", function=lambda x: x.var((2, 3), correction=2)),
+    AtenUse("deviation, corrected", function=lambda x: x.std((2, 3), correction=0)),
+    AtenUse("variance and mean, unbiased", function=lambda x: sum(torch.var_mean(x, (2, 3)))),
+    AtenUse("deviation and mean", function=lambda x: sum(torch.std_mean(x, (2, 3)))),
+    AtenUse("deviation and mean, corrected", function=lambda x: sum(torch.std_mean(x, (2, 3), correction=0))),
+    AtenUse("norm, inner", function=aten("norm.ScalarOpt_dim", 2, [2], True)),
     AtenUse("deviation", function=lambda x: x.std(dim=(2, 3))),
     AtenUse("variance and mean", function=lambda x: (lambda v, m: v + m)(*torch.var_mean(x, (2, 3), correction=0))),
     AtenUse(

@@ -19,6 +19,7 @@ MAX: dict[int, Pool] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 AVG: dict[int, Pool] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 ADAPTIVE_AVG: dict[int, Pool] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 ADAPTIVE_MAX: dict[int, Pool] = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
+INNER = ("upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -50,7 +51,21 @@ def _pools(rank: int) -> tuple[AtenUse, ...]:
     )
 
 
+def _inner(target: str, rank: int, *more: Any) -> AtenUse:
+    """Return a use of an interpolation as decomposed programs call it."""
+    return AtenUse(target, SHAPES[rank], function=aten(target, [7] * rank, *more))
+
+
 ATEN: tuple[AtenUse, ...] = (
+    *(_inner(f"upsample_nearest{rank}d.default", rank) for rank in (1, 2, 3)),
+    *(_inner(f"_upsample_nearest_exact{rank}d.default", rank) for rank in (1, 2, 3)),
+    *(_inner(f"upsample_{LINEAR[rank]}{rank}d.default", rank, False) for rank in (1, 2, 3)),
+    *(
+        _inner(f"{name}.default", 2, False)
+        for name in ("upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
+    ),
+    AtenUse("antialiased bicubic", function=lambda x: F.interpolate(x, size=(4, 5), mode="bicubic", antialias=True)),
+    AtenUse("any", function=lambda x: x * (x > 1.5).any(dim=(2, 3), keepdim=True)),
     *(use for rank in (1, 2, 3) for use in _pools(rank)),
     AtenUse(
         "max pool, inner", function=lambda x: aten("max_pool2d_with_indices.default", [3, 3], [2, 2], [1, 1])(x)[0]
