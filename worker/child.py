@@ -147,15 +147,15 @@ def _roles(datasets: Params, network: Opened) -> dict[Role, RoleData]:
     """Return the three roles from one dataset split by its seed, or from three datasets."""
     from worker.data import check_against, role_data, split
 
-    classes = network.graph.output_shape[0] if len(network.graph.output_shape) == 1 else None
+    inputs, classes = network.graph.inputs, network.graph.classes
     found: dict[Role, RoleData] = {}
     for role, item in datasets.items():
         dataset = _dataset(item)
-        check_against(dataset, network.graph.input_shape, classes)
+        check_against(dataset, inputs, classes)
         if role == "all":
             parts = split(dataset, int((item.get("spec") or {}).get("split_seed") or 0))
-            return {part: role_data(dataset, rows) for part, rows in parts.items()}
-        found[cast("Role", role)] = role_data(dataset)
+            return {part: role_data(dataset, inputs, rows) for part, rows in parts.items()}
+        found[cast("Role", role)] = role_data(dataset, inputs)
     missing = {"calibration", "evaluation", "holdout"} - set(found)
     if missing:
         raise Refused("calibration-required", f"no dataset for {sorted(missing)}", [])

@@ -19,6 +19,9 @@ from torch import Tensor, fx, nn
 from app.domain.device import DeviceProfile
 from app.domain.graph import Layer, ModelGraph
 from app.domain.space import Assignment
+from worker.graph.leaves import Recurrent
+from worker.graph.ops.parametric import as_stored, rows_first
+from worker.graph.ops.recurrent import matrices, with_matrices
 from worker.graph.slicing import Slicer
 from worker.prune.reconstruct import DAMP, Moments, moments, patches, refit
 from worker.quant.grids import round_weight, weight_scales
@@ -56,9 +59,9 @@ class Compressor:
         float network's cached moments with fewer pictures, "none" only slices and rounds."""
         kept = self.reference.scores.kept(assignment.keep)
         job = _Job(self, assignment, kept, repair)
-        pictures = self.reference.pictures
-        looked_at = pictures[:FAST_PICTURES] if repair == "fast" else pictures
-        run(job.module, looked_at, before=job.before, after=job.after)
+        few = repair == "fast" and self.reference.in_order
+        looked_at = (item[:FAST_PICTURES] if few else item for item in self.reference.inputs)
+        run(job.module, *looked_at, before=job.before, after=job.after)
         return CompressedNetwork(job.module, job.layers, job.grids, self.graph.input_shape, assignment, kept)
 
 
@@ -85,10 +88,12 @@ class _Job:
         return value if grid is None else grid.fake_quantize_(value)
 
     def before(self, node: fx.Node, source: Tensor) -> None:
+        leaf: Any = self.module.get_submodule(node.name)
         layer = self.owner.graph.layer.get(node.name)
+        if isinstance(leaf, Recurrent):
+            self._recurrent(node.name, leaf)
         if layer is None:
             return
-        leaf: Any = self.module.get_submodule(node.name)
         float_reference = self.owner.reference.layers[node.name]
         rows, columns = self.owner.slicer.columns(node.name, self.kept)
         inputs = patches(leaf, source, float_reference.positions)
@@ -101,6 +106,19 @@ class _Job:
             weight = refit(stats, prior, DAMP) if self._changed(layer, columns) else prior
             fitted, bias = _match(self._round(layer, weight, stats.gram), inputs, targets, self._per_channel(layer))
         self._install(layer, leaf, fitted, bias)
+
+    def _recurrent(self, name: str, leaf: Recurrent) -> None:
+        """Round the matrices of an LSTM or GRU, row by row; its biases stay float.
+
+        There is nothing to refit: no channel is removed there, and each step reads what the step before it made.
+        """
+        rounded: dict[str, Tensor] = {}
+        for which, (weight, bias) in matrices(leaf).items():
+            layer = self.owner.graph.layer[f"{name}.{which}"]
+            fitted = self._round(layer, weight, None)
+            rounded[which] = fitted.weight
+            self.layers[layer.name] = self._stored(layer, fitted, weight.shape, bias)
+        with_matrices(leaf, rounded)
 
     def _changed(self, layer: Layer, columns: Tensor) -> bool:
         """Tell whether a refit can help: inputs were removed or carry errors."""
@@ -139,21 +157,23 @@ class _Job:
         return layer.kind in self.owner.device.per_channel_weights
 
     def _install(self, layer: Layer, leaf: Any, fitted: _Fitted, bias: Tensor) -> None:
-        shape = leaf.weight.shape
-        weight = fitted.weight.reshape(shape).contiguous()
+        shape = rows_first(leaf).shape
+        weight = as_stored(leaf, fitted.weight.reshape(shape)).contiguous()
         if fitted.scale is not None:
             bias = self._bias_on_grid(layer, bias, fitted.scale)
         if weight.dim() == 4:
             weight = weight.contiguous(memory_format=torch.channels_last)
         leaf.weight = nn.Parameter(weight, requires_grad=False)
         leaf.bias = nn.Parameter(bias.clone(), requires_grad=False)
-        self.layers[layer.name] = QuantizedLayer(
+        self.layers[layer.name] = self._stored(layer, fitted, shape, bias)
+
+    def _stored(self, layer: Layer, fitted: _Fitted, shape: torch.Size, bias: Tensor) -> QuantizedLayer:
+        bits = self.assignment.weight_bits[layer.name]
+        return QuantizedLayer(
             layer.name,
-            self.assignment.weight_bits[layer.name],
+            bits,
             bias.numpy().astype(np.float32),
-            None
-            if fitted.integers is None
-            else _integers(fitted.integers.reshape(shape), self.assignment.weight_bits[layer.name]),
+            None if fitted.integers is None else _integers(fitted.integers.reshape(shape), bits),
             None if fitted.scale is None else fitted.scale.numpy().astype(np.float32),
             fitted.weight.reshape(shape).numpy().copy() if fitted.integers is None else None,
         )
@@ -172,7 +192,7 @@ class _Job:
 
 
 def _matrix(leaf: Any, grouped: bool) -> Tensor:
-    weight: Tensor = leaf.weight.detach()
+    weight = rows_first(leaf)
     return weight.reshape(leaf.groups, -1, weight[0].numel()) if grouped else weight.reshape(weight.shape[0], -1)
 
 

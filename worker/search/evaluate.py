@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
-from torch.nn import functional as F
+from torch import fx
 
 from app.domain.candidate import Fidelity, Measurement
 from app.domain.device import DeviceProfile
@@ -24,6 +23,7 @@ from worker.graph.slicing import Slicer
 from worker.quant.compressor import Compressor, Repair
 from worker.quant.network import CompressedNetwork, is_float, run
 from worker.quant.reference import FloatReference
+from worker.search.metrics import Outputs, joined, measure
 
 BATCH = 128
 CACHED_NETWORKS = 8
@@ -58,7 +58,7 @@ class Evaluator:
             "full": data["evaluation"].head(options.full),
             "holdout": data["holdout"].head(options.holdout),
         }
-        self._float: dict[Fidelity, Tensor] = {}
+        self._float: dict[Fidelity, Outputs] = {}
         self._networks: OrderedDict[tuple[str, Repair], CompressedNetwork] = OrderedDict()
 
     def baseline(self, fidelity: Fidelity = "full") -> Measurement:
@@ -68,12 +68,12 @@ class Evaluator:
     def evaluate(
         self, assignment: Assignment, fidelity: Fidelity = "full", repair: Repair = "sequential"
     ) -> Measurement:
-        """Measure one assignment: `kl` to the float outputs, `agreement` of top-1 with them, `accuracy` with labels."""
+        """Measure one assignment: `kl` to the float outputs, and what else `worker.search.metrics` names."""
         start = time.perf_counter()
         pictures = self._sets[fidelity]
         wanted = self.float_outputs(fidelity)
         outputs = wanted if self._is_baseline(assignment) else self.outputs(self.compress(assignment, repair), fidelity)
-        metrics = _metrics(outputs, wanted, pictures.labels)
+        metrics = measure(outputs, wanted, self.graph.outputs, pictures.labels)
         return Measurement(metrics, fidelity, len(pictures), time.perf_counter() - start)
 
     def compress(self, assignment: Assignment, repair: Repair = "sequential") -> CompressedNetwork:
@@ -85,15 +85,15 @@ class Evaluator:
                 self._networks.popitem(last=False)
         return self._networks[key]
 
-    def outputs(self, network: CompressedNetwork, fidelity: Fidelity) -> Tensor:
-        """Return the simulation's outputs [pictures, classes] on a fidelity's pictures."""
-        return torch.cat([network.forward(x) for x in torch.split(self._sets[fidelity].inputs, BATCH)])
+    def outputs(self, network: CompressedNetwork, fidelity: Fidelity) -> Outputs:
+        """Return the simulation's outputs [rows, ...] on a fidelity's rows."""
+        return joined(network.forward(*inputs) for inputs in self._sets[fidelity].batches(BATCH))
 
-    def float_outputs(self, fidelity: Fidelity) -> Tensor:
-        """Return the float network's outputs on a fidelity's pictures (computed once)."""
+    def float_outputs(self, fidelity: Fidelity) -> Outputs:
+        """Return the float network's outputs on a fidelity's rows (computed once)."""
         if fidelity not in self._float:
-            batches = torch.split(self._sets[fidelity].inputs, BATCH)
-            self._float[fidelity] = torch.cat([run(self.folded, x) for x in batches])
+            batches = self._sets[fidelity].batches(BATCH)
+            self._float[fidelity] = joined(run(self.folded, *inputs) for inputs in batches)
         return self._float[fidelity]
 
     def pictures(self, fidelity: Fidelity) -> RoleData:
@@ -104,18 +104,6 @@ class Evaluator:
         bits = [*assignment.weight_bits.values(), *assignment.activation_bits.values()]
         whole = all(assignment.keep[group.id] == group.channels for group in self.graph.groups)
         return whole and all(is_float(width) for width in bits)
-
-
-def _metrics(outputs: Tensor, wanted: Tensor, labels: Tensor | None) -> dict[str, float]:
-    outputs, wanted = outputs.flatten(1), wanted.flatten(1)
-    if not bool(torch.isfinite(outputs).all()):
-        raise ArithmeticError("the network's outputs are not finite")
-    kl = F.kl_div(F.log_softmax(outputs, 1), F.log_softmax(wanted, 1), reduction="batchmean", log_target=True)
-    top, metrics = outputs.argmax(1), {"kl": max(0.0, float(kl))}
-    metrics["agreement"] = float((top == wanted.argmax(1)).float().mean())
-    if labels is not None:
-        metrics["accuracy"] = float((top == labels).float().mean())
-    return metrics
 
 
 @dataclass(frozen=True)
@@ -150,7 +138,7 @@ def open_evaluator(
     options: EvaluatorOptions = EvaluatorOptions(),
 ) -> Evaluator:
     """Return an evaluator: runs the float network once over the calibration pictures."""
-    pictures = data["calibration"].head(options.calibration).inputs
-    reference = FloatReference(network.folded, network.slicer.plan, pictures)
+    inputs = data["calibration"].head(options.calibration).inputs
+    reference = FloatReference(network.folded, network.slicer.plan, inputs)
     compressor = Compressor(network.slicer, network.graph, reference, device)
     return Evaluator(network.folded, network.graph, compressor, data, options)

@@ -44,7 +44,7 @@ def test_compress_when_half_the_channels_go_then_most_of_the_accuracy_stays() ->
 def test_compress_when_everything_is_left_float_then_the_float_network_comes_back() -> None:
     for repair in ("sequential", "fast", "none"):
         network = evaluator().compress(widest(trained().graph, 32), repair)  # type: ignore[arg-type]
-        x = data()["evaluation"].inputs[:100]
+        x = data()["evaluation"].inputs[0][:100]
         assert not network.grids
         assert torch.allclose(network.forward(x), run(trained().folded, x), atol=2e-2)
 
@@ -69,7 +69,7 @@ def test_compress_when_repeated_then_bit_identical() -> None:
 def test_compress_when_other_assignments_came_between_then_unchanged_and_the_float_network_too() -> None:
     a = assignment(trained().graph, 0.5, 4, 4)
     before = evaluator().compressor.compress(a)
-    x = data()["evaluation"].inputs[:32]
+    x = data()["evaluation"].inputs[0][:32]
     float_outputs = run(trained().folded, x)
     evaluator().compressor.compress(assignment(trained().graph, 0.25, 2, 2))
     after = evaluator().compressor.compress(a)
@@ -122,7 +122,7 @@ def test_compress_when_only_means_are_matched_then_the_bias_loses_the_expected_e
     owner.compressor.device = dataclasses.replace(owner.compressor.device, per_channel_weights=())
     a = widest(owner.graph, 32)
     network = owner.compressor.compress(dataclasses.replace(a, weight_bits={"head": 3}))
-    leaf, ref = owner.folded.get_submodule("head"), owner.pictures("full").inputs
+    leaf, ref = owner.folded.get_submodule("head"), owner.pictures("full").inputs[0]
     error = network.module.get_submodule("head").weight - leaf.weight
     assert float(error.abs().max()) > 0.01
     wanted = leaf.bias - error @ ref.mean(0)
@@ -229,7 +229,7 @@ def test_fitting_when_pictures_are_large_then_fewer_are_used() -> None:
 
 
 def test_reference_when_built_twice_then_equal() -> None:
-    opened, x = trained(), data()["calibration"].inputs[:64]
+    opened, x = trained(), data()["calibration"].inputs[0][:64]
     one, two = (FloatReference(opened.folded, opened.slicer.plan, x) for _ in range(2))
     for name, ref in one.layers.items():
         assert torch.equal(ref.stats.gram, two.layers[name].stats.gram)

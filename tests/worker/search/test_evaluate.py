@@ -28,7 +28,7 @@ def test_baseline_when_measured_then_kl_is_zero_and_agreement_is_one() -> None:
 def test_baseline_when_compared_with_plain_torch_then_the_same_accuracy() -> None:
     held = data()["holdout"]
     with torch.no_grad():
-        top = trained().folded(held.inputs).argmax(1)
+        top = trained().folded(*held.inputs).argmax(1)
     wanted = float((top == held.labels).float().mean())
     assert evaluator().baseline("holdout").metrics["accuracy"] == pytest.approx(wanted, abs=1e-6)
 
@@ -122,13 +122,14 @@ def resnet(shared_data: Path) -> Evaluator:
             files = (head + blob[a:b] + b"\xff\xd9" for a, b in zip([0, *ends[:-1]], ends, strict=True))
             pictures = np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])
             spec = DatasetSpec("NHWC", 1 / 255, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-            roles[part] = Dataset(pictures, stored[f"y_{part}"][:count].astype(np.int64), spec)
-    sets = {
-        "calibration": role_data(roles["val"], np.arange(1000)),
-        "evaluation": role_data(roles["val"], np.arange(1000, 3000)),
-        "holdout": role_data(roles["test"]),
-    }
+            roles[part] = Dataset({"x": pictures}, stored[f"y_{part}"][:count].astype(np.int64), spec)
     opened = open_network((shared_data / "models" / "resnet8_cifar10.onnx").read_bytes(), "onnx")
+    ports = opened.graph.inputs
+    sets = {
+        "calibration": role_data(roles["val"], ports, np.arange(1000)),
+        "evaluation": role_data(roles["val"], ports, np.arange(1000, 3000)),
+        "holdout": role_data(roles["test"], ports),
+    }
     return open_evaluator(opened, sets, device())  # type: ignore[arg-type]
 
 

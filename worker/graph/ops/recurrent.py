@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,25 @@ def core(kind: str, held: Sequence[Tensor], batch_first: bool) -> nn.LSTM | nn.G
         name = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")[index % 4] + SUFFIXES[index // 4]
         setattr(layer, name, nn.Parameter(tensor.detach().float().clone()))
     return layer.eval()
+
+
+def matrices(leaf: Recurrent) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the weight matrices of a recurrent layer by name, each with the bias that belongs to it."""
+    held = dict(leaf.core.named_parameters())
+    return {
+        name: (item.detach(), held[name.replace("weight", "bias")].detach())
+        for name, item in held.items()
+        if name.startswith("weight")
+    }
+
+
+def with_matrices(leaf: Recurrent, weights: Mapping[str, Tensor]) -> None:
+    """Give a leaf a core of its own with other weight matrices; whoever shared the old one keeps it."""
+    kept = dict(leaf.core.named_parameters())
+    names = [name.removeprefix("core.") for name in _HELD if name.removeprefix("core.") in kept]
+    held = [weights.get(name, kept[name]) for name in names]
+    made = core(leaf.cell, held, leaf.batch_first).requires_grad_(False)
+    leaf._modules = {**leaf._modules, "core": made}
 
 
 def add(builder: Builder, value: Value, layer: nn.LSTM | nn.GRU, name: str, parts: Sequence[str]) -> list[Value]:
