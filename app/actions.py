@@ -42,23 +42,38 @@ class Service:
 def create_model(service: Service, name: str, format: str, sha256: str, size: int) -> Model:
     """Record an uploaded network and enqueue its inspection."""
     row = Model(id=ids.new_id("model"), name=name, format=format, blob_sha=sha256, bytes=size)
-    return _uploaded(service, row, queue.INSPECT_MODEL)
+    with service.database.writing() as session:
+        blobs.record(session, sha256, size)
+        return _inspecting(service, session, row, queue.INSPECT_MODEL)
+
+
+def create_weights(service: Service, base_id: str, name: str | None, sha256: str, size: int) -> Model:
+    """Record a weights version of a model that is ready, under its name where none is given; enqueue its inspection.
+
+    Raises Problem not-found or model-not-ready.
+    """
+    with service.database.writing() as session:
+        base = _ready(session, Model, base_id, "model-not-ready")
+        blobs.record(session, sha256, size)
+        row = Model(id=ids.new_id("model"), name=name or base.name, format=base.format, blob_sha=base.blob_sha)
+        row.bytes, row.base_id, row.weights_sha, row.weights_bytes = base.bytes, base.id, sha256, size
+        return _inspecting(service, session, row, queue.INSPECT_MODEL)
 
 
 def create_dataset(service: Service, name: str, spec: Json, sha256: str, size: int) -> Dataset:
     """Record an uploaded dataset and enqueue its inspection."""
     row = Dataset(id=ids.new_id("dataset"), name=name, blob_sha=sha256, bytes=size, spec=spec)
-    return _uploaded(service, row, queue.INSPECT_DATASET)
-
-
-def _uploaded(service: Service, row: Upload, workflow: str) -> Upload:
     with service.database.writing() as session:
-        blobs.record(session, row.blob_sha, row.bytes)
-        row.state, row.created_at = ModelState.inspecting, now()
-        session.add(row)
-        session.flush()
-        queue.enqueue(service.client, session, workflow, f"{row.id}-inspect", row.id)
-        return row
+        blobs.record(session, sha256, size)
+        return _inspecting(service, session, row, queue.INSPECT_DATASET)
+
+
+def _inspecting(service: Service, session: Session, row: Upload, workflow: str) -> Upload:
+    row.state, row.created_at = ModelState.inspecting, now()
+    session.add(row)
+    session.flush()
+    queue.enqueue(service.client, session, workflow, f"{row.id}-inspect", row.id)
+    return row
 
 
 def create_device(service: Service, profile: Json) -> Device:
@@ -78,17 +93,19 @@ def create_device(service: Service, profile: Json) -> Device:
 
 
 def delete_upload(service: Service, table: type[Model] | type[Dataset], key: str) -> None:
-    """Delete a model or dataset that no search has used."""
+    """Delete a model or dataset that no search has used, nor a weights version was made from."""
     with service.database.writing() as session:
         row = session.get(table, key)
         if row is None:
             raise Problem("not-found", f"no {table.__tablename__} {key!r}")
         if table is Model:
             used = [item.id for item in query.page(session, Search, 5, model_id=key)]
+            versions = [item.id for item in query.page(session, Model, 5, base_id=key)]
         else:
-            used = query.searches_on(session, key)
-        if used:
-            raise Problem("in-use", f"searches use it: {used[:5]}")
+            used, versions = query.searches_on(session, key), []
+        if used or versions:
+            what = "searches use it" if used else "weights versions were made from it"
+            raise Problem("in-use", f"{what}: {(used or versions)[:5]}")
         session.delete(row)
 
 
@@ -255,9 +272,14 @@ def _ready(session: Session, table: Any, key: str, slug: str) -> Any:
     row = session.get(table, key)
     if row is None:
         raise Problem("not-found", f"no {table.__tablename__} {key!r}")
-    if row.state != ModelState.ready:
-        raise Problem(slug, f"{key} is {row.state}", extra={"problem": row.problem})
+    check_ready(row, slug)
     return row
+
+
+def check_ready(row: Upload, slug: str) -> None:
+    """Raise Problem `slug` for an upload that is still being read or was rejected."""
+    if row.state != ModelState.ready:
+        raise Problem(slug, f"{row.id} is {row.state}", extra={"problem": row.problem})
 
 
 def _check_datasets(session: Session, roles: Mapping[str, str], graph: ModelGraph) -> None:

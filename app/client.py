@@ -169,6 +169,22 @@ class Client:
         """
         return self.push_model(export_module(module, example_inputs), name, "pt2", progress)
 
+    def push_weights(
+        self,
+        model_id: str,
+        source: str | Path | bytes,
+        name: str | None = None,
+        progress: Progress | None = None,
+        wait: bool = True,
+    ) -> Json:
+        """Upload new weights of a model, a safetensors file of its state dict; return the new model they make.
+
+        It has the base's name where `name` is None. Raises ApiProblem weights-mismatch, whose `errors` list the names,
+        when the file's tensors are not those of the network.
+        """
+        model = self._upload(f"/v1/models/{model_id}/weights", source, {"name": name}, progress)
+        return self.wait_ready("models", model["id"]) if wait else model
+
     def push_dataset(
         self,
         source: str | Path | bytes | Mapping[str, Any],

@@ -46,7 +46,7 @@ class Refused(Exception):
 
 
 def inspect(session: Session, params: Params) -> Params:
-    """Read a network and return its format, picture and warnings."""
+    """Read a network, with the new weights where some are named; return its format, picture and warnings."""
     import torch
 
     from worker.graph.read import sniff
@@ -54,7 +54,7 @@ def inspect(session: Session, params: Params) -> Params:
 
     data = Path(params["path"]).read_bytes()
     found = sniff(data)
-    opened = open_network(data, params.get("format") or found)
+    opened = open_network(data, params.get("format") or found, _weights(params))
     if not opened.graph.layers:
         raise Refused("nothing-to-compress", "the network has no convolution or linear layer", [])
     finite = all(torch.isfinite(p).all() for p in opened.folded.parameters())
@@ -72,7 +72,7 @@ def open_(session: Session, params: Params) -> Params:
     from app.domain.device import DeviceProfile
     from worker.search.evaluate import EvaluatorOptions, open_evaluator, open_network
 
-    network = open_network(Path(params["model"]).read_bytes())
+    network = open_network(Path(params["model"]).read_bytes(), weights=_weights(params))
     data = _roles(params["datasets"], network)
     options = EvaluatorOptions(**params.get("options", {}))
     session.network = network
@@ -112,6 +112,11 @@ METHODS: dict[str, Callable[[Session, Params], Params]] = {
     "export": export,
     "ping": lambda session, params: {"pong": True},
 }
+
+
+def _weights(params: Params) -> bytes | None:
+    """Return the bytes of the new weights, where the network is a weights version."""
+    return Path(params["weights"]).read_bytes() if params.get("weights") else None
 
 
 def _evaluator(session: Session) -> Evaluator:

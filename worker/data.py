@@ -6,7 +6,6 @@ It holds `x`, or one array per network input named like the input, and optional 
 from __future__ import annotations
 
 import io
-import json
 import lzma
 import math
 import struct
@@ -24,11 +23,11 @@ from torch import Tensor
 
 from app.domain.graph import Port
 from app.domain.inputs import ONLY, arrays_for, mismatches
+from worker.safetensors_laws import SafetensorsRefused, check_safetensors
 
 Array = np.ndarray[Any, Any]
 Role = Literal["calibration", "evaluation", "holdout"]
 MAX_EXPANDED = 4 << 30
-MAX_HEADER = 8 << 20
 MAX_CLASSES = 1 << 20
 UNREADABLE = (
     *(ValueError, TypeError, OSError, EOFError, KeyError, MemoryError, NotImplementedError, RuntimeError, struct.error),
@@ -149,7 +148,7 @@ def _normalised(array: Array, spec: DatasetSpec) -> Tensor:
 
 @dataclass(frozen=True)
 class RoleData:
-    """What one role's rows give the network: one tensor [rows, ...] per input, and labels [rows] where there are any."""
+    """What one role gives the network: one tensor [rows, ...] per input, and labels [rows] where there are any."""
 
     inputs: tuple[Tensor, ...]
     labels: Tensor | None = None
@@ -259,14 +258,15 @@ def _read_safetensors(path: Path) -> dict[str, Array]:
     from safetensors.numpy import load
 
     data = path.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 16 or length > min(MAX_HEADER, len(data)):
+    if data[8:9] != b"{":
         raise DatasetRefused("neither an npz nor a safetensors file", slug="unrecognised-format")
     try:
-        json.loads(data[8 : 8 + length])
+        check_safetensors(data)
         return dict(load(data))
-    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
-        raise DatasetRefused(f"not a valid safetensors file: {str(error)[:200]}") from error
+    except SafetensorsRefused as refusal:
+        raise DatasetRefused(refusal.detail, slug=refusal.slug) from refusal
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DatasetRefused(f"tensors that no array can hold: {str(error)[:200]}") from error
 
 
 def _check_input(name: str, x: Array) -> None:

@@ -17,11 +17,13 @@ from app.domain.space import build_space, widest
 from app.store import runner as rows
 from app.store.blobs import Blobs
 from app.store.engine import Database
+from app.store.tables import Model
 from worker.sandbox import Limits
 from worker.search.rows import Goal, Settings
 
 Json = dict[str, Any]
 MAX_PROBES = 240
+MAX_DETAIL, MAX_ERROR = 4000, 500
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,25 @@ class GivenUp(Exception):
 
 
 def problem(slug: str, detail: str, errors: Sequence[Json] = ()) -> Json:
-    """Return the problem document that a record keeps of a refusal or failure."""
+    """Return the problem document that a record keeps of a refusal or failure.
+
+    Names in it come from uploaded files: texts are cut, and what UTF-8 can't hold is replaced.
+    """
     title = slug.replace("-", " ").capitalize()
-    return {"type": f"/problems/{slug}", "title": title, "status": 422, "detail": detail, "errors": list(errors)}
+    told = [{key: _text(str(value), MAX_ERROR) for key, value in error.items()} for error in errors]
+    return {
+        "type": f"/problems/{slug}",
+        "title": title,
+        "status": 422,
+        "detail": _text(detail, MAX_DETAIL),
+        "errors": told,
+    }
+
+
+def _text(text: str, longest: int) -> str:
+    """Return at most `longest` characters that any database and answer can carry."""
+    cut = text if len(text) <= longest else text[: longest - 3] + "..."
+    return cut.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 class LostTrial(RuntimeError):
@@ -97,25 +115,41 @@ def load_job(site: Site, search_id: str) -> Job:
         }
         opening = {
             "model": str(site.blobs.path(model.blob_sha)),
+            "weights": weights_file(site, model),
             "datasets": files,
             "device": search.device,
             "options": pictures(count(graph, widest(graph, 32), device).macs),
         }
         data_key = json.dumps([[role, d.blob_sha, d.spec] for role, d in sorted(datasets.items())], sort_keys=True)
-        names = {"model": model.name, "model_sha256": model.blob_sha, "device": search.device.get("name")}
-        names["datasets"] = {role: item.blob_sha for role, item in datasets.items()}
+        names: Json = {
+            "model": model.name,
+            "model_sha256": model.blob_sha,
+            "weights_sha256": model.weights_sha,
+            "device": search.device.get("name"),
+            "datasets": {role: item.blob_sha for role, item in datasets.items()},
+        }
         return Job(
             search_id,
             spec,
             goal,
             search_settings(spec),
             opening,
-            (model.blob_sha, hashlib.sha256(data_key.encode()).hexdigest()),
+            (network_digest(model), hashlib.sha256(data_key.encode()).hexdigest()),
             (search.started_at or search.created_at).timestamp(),
             (spec.get("search") or {}).get("max_wall_s"),
             int(spec.get("export_top", 1)),
             names,
         )
+
+
+def weights_file(site: Site, model: Model) -> str | None:
+    """Return the path of a weights version's weights; None for a network that holds its own."""
+    return None if model.weights_sha is None else str(site.blobs.path(model.weights_sha))
+
+
+def network_digest(model: Model) -> str:
+    """Return what tells a network from every other: the digest of its file, and of its weights where they are apart."""
+    return model.blob_sha if model.weights_sha is None else f"{model.blob_sha}+{model.weights_sha}"
 
 
 def search_settings(spec: Json) -> Settings:

@@ -17,7 +17,7 @@ from app.store import runner as rows
 from app.store.blobs import Blobs
 from app.store.engine import Database
 from app.store.tables import Dataset, Model
-from worker.job import GivenUp, LostTrial, Site, problem
+from worker.job import GivenUp, LostTrial, Site, problem, weights_file
 from worker.runner import Runner
 from worker.sandbox import Child, ChildDied, ChildRefused, Limits
 
@@ -87,6 +87,8 @@ def _inspect(table: type[Upload], key: str, method: str, store: Callable[[Upload
     params: Json = {"path": str(site.blobs.path(upload.blob_sha))}
     if isinstance(upload, Dataset):
         params["spec"] = upload.spec
+    else:
+        params["weights"] = weights_file(site, upload)
     result, refused = _inspected(site, method, params)
     with site.database.writing() as session:
         row = session.get(table, key)

@@ -81,12 +81,30 @@ async def create_model(
     return await run_in_threadpool(idempotent, request, key, f"{name}|{sha256}".encode(), act)
 
 
+@router.post("/models/{id}/weights", status_code=202, tags=["models"])
+async def create_weights(
+    id: str, request: Request, service: ServiceDep, key: KeyDep, name: str | None = None
+) -> Response:
+    """Upload new weights of a model (raw body: safetensors, names as in its file): a new model with the same graph."""
+    require(key, "models:write")
+    if name is not None:
+        checked_name(name)
+    actions.check_ready(await run_in_threadpool(one, service, Model, id), "model-not-ready")
+    sha256, size, _ = await receive(request, service, "weights")
+
+    def act() -> JSONResponse:
+        row = actions.create_weights(service, id, name, sha256, size)
+        return accepted(shapes.model(row), f"/v1/models/{row.id}")
+
+    return await run_in_threadpool(idempotent, request, key, f"{name}|{sha256}".encode(), act)
+
+
 @router.get("/models", tags=["models"])
 def list_models(
-    request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep, state: Filter = None,
+    request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep, state: Filter = None, base_id: Filter = None,
 ) -> Json:  # fmt: skip
-    """List models, newest first."""
-    rows, size, last = listing(service, Model, paging, state=state)
+    """List models, newest first; `base_id` leaves the weights versions made from that model."""
+    rows, size, last = listing(service, Model, paging, state=state, base_id=base_id)
     return paged(request, [shapes.model(row) for row in rows], size, last)
 
 
@@ -98,7 +116,7 @@ def get_model(id: str, service: ServiceDep, key: KeyDep) -> Json:
 
 @router.delete("/models/{id}", status_code=204, tags=["models"])
 def delete_model(id: str, service: ServiceDep, key: KeyDep) -> Response:
-    """Delete a model that no search has used."""
+    """Delete a model that no search has used and no weights version was made from."""
     require(key, "models:write")
     actions.delete_upload(service, Model, id)
     return Response(status_code=204)

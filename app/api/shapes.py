@@ -17,18 +17,21 @@ def moment(value: datetime | None) -> str | None:
 
 
 def model(row: Model) -> Json:
-    """Return a model."""
+    """Return a model; of a weights version the base, and the digest and size of the weights' own file."""
     return {
         "id": row.id,
         "name": row.name,
         "format": row.format,
         "bytes": row.bytes,
         "sha256": row.blob_sha,
+        "base_id": row.base_id,
+        "weights_sha256": row.weights_sha,
+        "weights_bytes": row.weights_bytes,
         "state": row.state,
         "graph": row.graph,
         "problem": row.problem,
         "created_at": moment(row.created_at),
-        "links": {"self": f"/v1/models/{row.id}"},
+        "links": {"self": f"/v1/models/{row.id}", "base": f"/v1/models/{row.base_id}" if row.base_id else None},
     }
 
 

@@ -142,10 +142,9 @@ def show_problem(problem: Any, as_json: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from app.commands.show import refusal
+
     console = Console(stderr=True, highlight=False)
-    console.print(Text(f"{problem.slug}", style="bold red"), Text(problem.detail))
-    for error in problem.errors:
-        where = error.get("pointer") or error.get("field") or error.get("loc") or ""
-        console.print(Text(f"  {where}: {error.get('detail') or error.get('msg') or error}"))
+    refusal(console, problem.to_json())
     for key, value in problem.extra.items():
         console.print(Text(f"  {key}: {json.dumps(value)}", style="dim"))

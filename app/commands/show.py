@@ -29,6 +29,17 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     return drawn
 
 
+def refusal(console: Console, problem: Json) -> None:
+    """Print a problem: its name, what it says, and where."""
+    from rich.text import Text
+
+    slug = str(problem.get("type") or problem.get("slug") or "").rpartition("/")[2]
+    console.print(Text(slug, style="bold red"), Text(str(problem.get("detail") or problem.get("title") or "")))
+    for error in problem.get("errors") or []:
+        where = error.get("pointer") or error.get("field") or error.get("loc") or ""
+        console.print(Text(f"  {where}: {error.get('detail') or error.get('msg') or error}"))
+
+
 def listing(columns: Sequence[str], items: Sequence[Json], cells: Callable[[Json], Sequence[object]]) -> Any:
     """Return a drawing function for a list of resources."""
 

@@ -6,12 +6,15 @@ import zipfile
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-Kind = Literal["network", "dataset"]
+Kind = Literal["network", "dataset", "weights"]
 
 CONVERSION_HINT = (
     "Only formats that cannot execute code are read. Export the network first:\n"
     "    program = torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim('batch')},))\n"
     "    torch.export.save(program, 'model.pt2')    # or: torch.onnx.export(model, (example,), 'model.onnx')"
+)
+WEIGHTS_HINT = (
+    "New weights are one safetensors file: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
 HEAD_BYTES = 512
 """How many leading bytes `sniff` looks at."""
@@ -38,27 +41,29 @@ class FormatRefused(Exception):
 
 
 def sniff(head: bytes, size: int, kind: Kind, entries: Callable[[], Sequence[str]]) -> str:
-    """Return onnx or pt2 for a network, npz or safetensors for a dataset (or the other kind's zip format).
+    """Return onnx or pt2 for a network, npz or safetensors for a dataset, safetensors for weights.
+
+    Of a network and a dataset the other's zip format may come back.
 
     `head` is the file's first 512 bytes, `size` its length in bytes; `entries` lists a zip's names and is called for a
     zip only. Raises FormatRefused: unrecognised-format, unsafe-format, unsupported-format or invalid-archive.
     """
     if size < _MIN_BYTES:
         raise FormatRefused("unrecognised-format", f"{size} bytes are no {kind}")
-    if kind == "dataset" and _is_safetensors(head, size):
+    if kind != "network" and _is_safetensors(head, size):
         return "safetensors"
     if head[:2] in _PICKLES or (kind == "network" and head[:1] in (b"(", b"c") and b"\n" in head[:64]):
-        raise FormatRefused("unsafe-format", f"a pickle stream. {CONVERSION_HINT}")
+        raise FormatRefused("unsafe-format", f"a pickle stream. {_hint(kind)}")
     for start, name in _UNSUPPORTED.items():
         if head.startswith(start):
-            raise FormatRefused("unsupported-format", f"the file is {name}. {CONVERSION_HINT}")
+            raise FormatRefused("unsupported-format", f"the file is {name}. {_hint(kind)}")
     if head.startswith(b"PK"):
         return _zip_format(entries, kind)
     if head[257:262] == b"ustar":
-        raise FormatRefused("unsafe-format", f"a tar archive, as old checkpoints are. {CONVERSION_HINT}")
+        raise FormatRefused("unsafe-format", f"a tar archive, as old checkpoints are. {_hint(kind)}")
     if kind == "network" and head[0] in _ONNX_TAGS:
         return "onnx"
-    hint = f" {CONVERSION_HINT}" if kind == "network" else ""
+    hint = "" if kind == "dataset" else f" {_hint(kind)}"
     raise FormatRefused("unrecognised-format", f"the content is no {kind}.{hint}")
 
 
@@ -72,11 +77,15 @@ def _zip_format(entries: Callable[[], Sequence[str]], kind: Kind) -> str:
         names = entries()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
         raise FormatRefused("invalid-archive", f"a broken zip archive: {error}") from error
-    if any(name.endswith("models/model.json") for name in names):
+    if kind != "weights" and any(name.endswith("models/model.json") for name in names):
         return "pt2"
     if any(name.endswith(("data.pkl", "constants.pkl")) or "/code/" in name for name in names):
-        detail = f"a pickled checkpoint or TorchScript archive. {CONVERSION_HINT}"
+        detail = f"a pickled checkpoint or TorchScript archive. {_hint(kind)}"
         raise FormatRefused("unsafe-format", detail)
     if kind == "dataset" and any(name.endswith(".npy") for name in names):
         return "npz"
-    raise FormatRefused("unrecognised-format", f"a zip archive that is no {kind}. {CONVERSION_HINT}")
+    raise FormatRefused("unrecognised-format", f"a zip archive that holds no {kind}. {_hint(kind)}")
+
+
+def _hint(kind: Kind) -> str:
+    return WEIGHTS_HINT if kind == "weights" else CONVERSION_HINT

@@ -71,7 +71,11 @@ class Blob(Base):
 
 
 class Model(Base):
-    """An uploaded network; `graph` is its picture (app.domain.graph) once the sandboxed reader has drawn it."""
+    """An uploaded network; `graph` is its picture (app.domain.graph) once the sandboxed reader has drawn it.
+
+    A weights version is a row of its own: `base_id` names the model that it was made from, whose file `blob_sha` it
+    shares, and `weights_sha` the safetensors file whose tensors take the place of that file's own.
+    """
 
     __tablename__ = "model"
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
@@ -79,6 +83,9 @@ class Model(Base):
     format: Mapped[str]
     blob_sha: Mapped[str] = mapped_column(sa.ForeignKey("blob.sha256"))
     bytes: Mapped[int]
+    base_id: Mapped[str | None] = mapped_column(sa.ForeignKey("model.id"), index=True)
+    weights_sha: Mapped[str | None] = mapped_column(sa.ForeignKey("blob.sha256"))
+    weights_bytes: Mapped[int | None]
     state: Mapped[str] = mapped_column(sa.String(16), default="inspecting")
     graph: Mapped[Json | None]
     problem: Mapped[Json | None]

@@ -58,11 +58,19 @@ def models_table(read: Read) -> Response:
 
 @router.get("/models/{id}")
 def model(id: str, read: Read) -> Response:
-    """Show a model: facts, layers, channel groups."""
+    """Show a model: facts, layers, channel groups, its weights versions; or why it was rejected."""
     found = read.model(id)
     rows = view.layer_rows(found["graph"]) if found.get("graph") else []
-    macs = sum(row["macs"] for row in rows)
-    return page("model.html", here="/models", model=found, layers=rows, total_macs=macs)
+    return page(
+        "model.html",
+        here="/models",
+        model=found,
+        base_name=read.model_name(found["base_id"]) if found["base_id"] else "",
+        versions=read.versions(id),
+        refusals=view.refusal_rows(found["problem"] or {}),
+        layers=rows,
+        total_macs=sum(row["macs"] for row in rows),
+    )
 
 
 @router.get("/web/models/{id}")

@@ -36,6 +36,11 @@ class Reader:
         """Return one model."""
         return shapes.model(self._one(Model, id))
 
+    def versions(self, id: str) -> list[Json]:
+        """Return the newest weights versions made from a model."""
+        with self._database.reading() as session:
+            return [shapes.model(row) for row in query.page(session, Model, SHOWN, base_id=id)]
+
     def datasets(self) -> list[Json]:
         """Return the newest datasets."""
         return [shapes.dataset(row) for row in self._page(Dataset)]

@@ -26,6 +26,16 @@ def layer_rows(graph: Mapping[str, Any]) -> list[Json]:
     return [{**row, "share": row["macs"] / total} for row in rows]
 
 
+def refusal_rows(problem: Mapping[str, Any]) -> list[Json]:
+    """Return what a problem found and where, each thing once: of operators that are not read, type, count and nodes."""
+    found: dict[str, list[str]] = {}
+    for error in problem.get("errors") or []:
+        found.setdefault(str(error.get("detail") or error.get("code") or ""), []).append(
+            str(error.get("pointer") or "")
+        )
+    return [{"what": what, "count": len(where), "where": where} for what, where in found.items()]
+
+
 def quality_of(item: Mapping[str, Any]) -> tuple[str, float | None]:
     """Return the name and value of the best quality figure known of a trial or candidate: accuracy, else agreement
     with the float network, else KL (negated, so that more is better)."""

@@ -19,9 +19,9 @@ from app.commands.searches import Request, read_request
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = [
-    "model push", "model list", "model show", "data make", "data push", "data list", "device list", "device push",
-    "device show", "search run", "search watch", "search show", "search list", "search cancel", "candidate show",
-    "candidate export", "artefact get", "key create", "key list", "key revoke",
+    "model push", "model weights", "model list", "model show", "data make", "data push", "data list", "device list",
+    "device push", "device show", "search run", "search watch", "search show", "search list", "search cancel",
+    "candidate show", "candidate export", "artefact get", "key create", "key list", "key revoke",
 ]  # fmt: skip
 
 
@@ -53,6 +53,7 @@ def test_list_when_no_service_answers_then_leaves_with_1_and_a_named_problem(run
         ["search", "run", "--model", "m", "--data", "d", "--device", "x"],
         ["search", "run", "--model", "m", "--device", "x", "--limit", "bops<=1/8"],
         ["model", "push", "absent.onnx"],
+        ["model", "weights", "net", "absent.safetensors"],
         ["model", "frobnicate"],
         ["search", "run", "--trials", "0"],
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -13,12 +14,15 @@ import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from safetensors.numpy import save
 from typer.testing import CliRunner
 
 from app.cli import app
 from app.client import ApiProblem, Client
 from app.main import create_app
 from app.settings import Settings
+from worker.graph.errors import unsupported
+from worker.job import problem
 
 PROFILE = Path(__file__).resolve().parents[2] / "examples" / "device.json"
 
@@ -111,6 +115,23 @@ def test_search_when_the_model_is_unknown_then_leaves_with_1(run: Any) -> None:
     assert json.loads(result.stdout)["problem"]["slug"] == "not-found"
 
 
+def a_model(service: Any, name: str, refused: Any = None) -> tuple[str, Any]:
+    """Put a model into the store as a worker would have left it, read or refused; return its id and picture."""
+    from app.domain import ids
+    from app.store.blobs import record
+    from app.store.tables import Model
+    from tests.worker.search.pictures import resnet
+
+    key, graph, sha = ids.new_id("model"), resnet().to_json(), service.blobs.put(name.encode())
+    state = "rejected" if refused else "ready"
+    with service.database.writing() as session:
+        record(session, sha, len(name))
+        row = Model(id=key, name=name, format="onnx", blob_sha=sha, bytes=len(name), state=state, problem=refused)
+        row.graph = None if refused else graph
+        session.add(row)
+    return key, graph
+
+
 def ready_uploads(client: Client, service: Any) -> tuple[str, str]:
     """Put a model and a dataset into the store as a worker would have left them; return their ids."""
     from app.store.blobs import record
@@ -150,6 +171,87 @@ def test_schedule_when_created_by_names_then_listed_shown_and_deleted(run: Any, 
     assert json.loads(run("schedule", "show", "nightly").stdout)["id"] == made["id"]
     assert run("schedule", "delete", "nightly").exit_code == 0
     assert json.loads(run("schedule", "list").stdout) == []
+
+
+def as_a_worker(service: Any, base_id: str, fields: dict[str, Any]) -> threading.Thread:
+    """Leave the next weights version of a model as a worker would."""
+    from app.store import query
+    from app.store.tables import Model
+
+    def work() -> None:
+        for _ in range(400):
+            with service.database.writing() as session:
+                for row in query.page(session, Model, 5, base_id=base_id, state="inspecting"):
+                    for name, value in fields.items():
+                        setattr(row, name, value)
+                    return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_weights_when_pushed_by_the_base_s_name_then_a_new_model_that_show_leads_back_from(
+    run: Any, client: Client, service: Any, tmp_path: Path
+) -> None:
+    base, graph = a_model(service, "retrained")
+    file = tmp_path / "new.safetensors"
+    file.write_bytes(save({"w": np.ones(3, np.float32)}))
+    worker = as_a_worker(service, base, {"state": "ready", "graph": graph})
+    made = json.loads(run("model", "weights", "retrained", str(file)).stdout)
+    worker.join(10)
+    assert (made["base_id"], made["name"], made["state"]) == (base, "retrained", "ready")
+    assert made["weights_bytes"] == file.stat().st_size
+    shown = CliRunner().invoke(app, ["model", "show", made["id"]], env={"COLUMNS": "200"}).stdout
+    assert f"weights version of {base}" in shown
+    listed = CliRunner().invoke(app, ["model", "list"], env={"COLUMNS": "200"}).stdout.splitlines()
+    assert [line.split()[-1] for line in listed if line.startswith(made["id"])] == [base]
+    assert json.loads(run("model", "show", "retrained").stdout)["id"] == made["id"]  # the name leads to the newest
+
+
+def test_weights_when_the_names_are_others_then_leaves_with_1_and_tells_each(
+    run: Any, service: Any, tmp_path: Path
+) -> None:
+    base, _ = a_model(service, "mismatched")
+    file = tmp_path / "new.safetensors"
+    file.write_bytes(save({"w": np.ones(3, np.float32)}))
+    errors = [{"pointer": "/weights/stem.weight", "code": "missing", "detail": "missing"}]
+    problem = {"type": "/problems/weights-mismatch", "status": 422, "detail": "they don't fit", "errors": errors}
+    as_a_worker(service, base, {"state": "rejected", "problem": problem})
+    result = run("model", "weights", base, str(file))
+    found = json.loads(result.stdout)["problem"]
+    assert (result.exit_code, found["slug"], found["errors"]) == (1, "weights-mismatch", errors)
+    as_a_worker(service, base, {"state": "rejected", "problem": problem})
+    plain = CliRunner().invoke(app, ["model", "weights", base, str(file)])
+    assert plain.exit_code == 1
+    assert plain.stderr.splitlines()[-2:] == ["weights-mismatch they don't fit", "  /weights/stem.weight: missing"]
+
+
+def test_model_when_shown_then_each_group_names_its_layers_and_why_it_is_frozen(run: Any, service: Any) -> None:
+    key, graph = a_model(service, "grouped")
+    shown = CliRunner().invoke(app, ["model", "show", key], env={"COLUMNS": "400"}).stdout
+    lines = shown[shown.index("Channel groups") :].splitlines()
+    assert lines[1].split() == ["group", "channels", "producers", "consumers", "state"]
+    assert len(graph["groups"]) == len(lines) - 2
+    for line, group in zip(lines[2:], graph["groups"], strict=True):
+        producers, consumers = (", ".join(group[side]) or "–" for side in ("producers", "consumers"))
+        state = f"frozen: {group['frozen']}" if group["frozen"] else "prunable"
+        assert [cell.strip() for cell in re.split(r"\s{2,}", line.strip())] == [
+            group["id"], str(group["channels"]), producers, consumers, state,
+        ]  # fmt: skip
+    assert sum("frozen: " in line for line in lines) == sum(bool(group["frozen"]) for group in graph["groups"]) > 0
+
+
+def test_model_when_its_operators_are_not_read_then_show_tells_type_count_and_nodes(run: Any, service: Any) -> None:
+    refusal = unsupported({"NonMaxSuppression": 2, "Loop": 1}, [("nms_1", "NonMaxSuppression"), ("a", "Loop")])
+    key, _ = a_model(service, "detector", problem(refusal.slug, refusal.detail, refusal.errors))
+    shown = CliRunner().invoke(app, ["model", "show", key], env={"COLUMNS": "200"}).stdout
+    assert "unsupported-operator" in shown
+    assert "Loop (1x), NonMaxSuppression (2x)" in shown
+    assert "/graph/nms_1: NonMaxSuppression" in shown and "/graph/a: Loop" in shown
+    told = json.loads(run("model", "show", key).stdout)
+    assert (told["state"], told["problem"]["errors"]) == ("rejected", refusal.errors)
 
 
 def test_schedule_when_the_cron_expression_is_wrong_then_refused_by_name(run: Any) -> None:

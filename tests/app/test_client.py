@@ -106,6 +106,26 @@ def test_push_model_when_the_reader_refuses_then_raises_its_reason(serve) -> Non
     assert caught.value.errors == [{"pointer": "/node/3"}]
 
 
+def test_push_weights_when_uploaded_then_sent_to_the_base_and_the_new_model_comes_back(serve, tmp_path: Path) -> None:
+    (tmp_path / "epoch9.safetensors").write_bytes(b"w" * 30)
+    made = {"id": "mdl_2", "name": "net", "base_id": "mdl_1"}
+
+    def script(method: str, path: str, *_: object) -> Answer:
+        return answer(
+            {**made, "state": "inspecting" if method == "POST" else "ready"}, 202 if method == "POST" else 200
+        )
+
+    server, client = serve(script)
+    assert client.push_weights("mdl_1", tmp_path / "epoch9.safetensors") == {**made, "state": "ready"}
+    client.push_weights("mdl_1", b"w" * 30, "net 9", wait=False)
+    sent = [(method, path, body) for method, path, _, body in server.seen]
+    assert sent == [
+        ("POST", "/v1/models/mdl_1/weights", b"w" * 30),
+        ("GET", "/v1/models/mdl_2", b""),
+        ("POST", "/v1/models/mdl_1/weights?name=net+9", b"w" * 30),
+    ]
+
+
 def test_post_when_the_connection_breaks_then_is_retried_under_the_same_key(serve) -> None:
     attempts: list[str] = []
 

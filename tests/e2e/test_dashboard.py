@@ -82,6 +82,50 @@ def test_candidate_page_when_opened_then_shows_budget_layers_and_downloads(
     shoot(page, "candidate")
 
 
+def test_model_page_when_opened_then_each_frozen_group_says_why(watched: Any, search: Any, service: Any) -> None:
+    page = watched.page
+    groups = service.client.get(f"/v1/models/{search['model_id']}")["graph"]["groups"]
+    page.goto(f"{service.url}/models/{search['model_id']}")
+    rows = page.locator("section", has=page.get_by_role("heading", name="Channel groups")).locator("tbody tr")
+    found = [[cell.strip() for cell in row.locator("td").all_inner_texts()] for row in rows.all()]
+    assert [row[0] for row in found] == [group["id"] for group in groups]
+    assert [row[4] for row in found] == [f"frozen {g['frozen']}" if g["frozen"] else "prunable" for g in groups]
+    assert any(group["frozen"] for group in groups)
+    shoot(page, "model")
+
+
+def test_weights_when_dropped_on_a_model_then_a_version_of_it_is_read_and_leads_back(
+    watched: Any, search: Any, service: Any
+) -> None:
+    import torch
+    from network import DigitNet
+    from safetensors.torch import save_file
+
+    base = search["model_id"]
+    save_file(DigitNet().state_dict(), service.folder / "again.safetensors")
+    save_file({"odd": torch.zeros(2)}, service.folder / "odd.safetensors")
+    page = watched.page
+    page.goto(f"{service.url}/models/{base}")
+    page.get_by_label("Weights file").set_input_files(service.folder / "again.safetensors")
+    page.wait_for_url(lambda url: "/models/mdl_" in url and base not in url)
+    made = page.url.rpartition("/")[2]
+    service.client.wait_ready("models", made)
+    page.reload()
+    assert page.locator("#base").inner_text() == "weights version of digits"
+    shoot(page, "weights-version")
+    page.locator("#base a").click()
+    page.wait_for_url(f"**/models/{base}")
+    assert page.locator("#versions tbody tr").count() == 1
+    page.get_by_label("Weights file").set_input_files(service.folder / "odd.safetensors")
+    page.wait_for_url(lambda url: base not in url)
+    page.get_by_text("Done: the model is rejected.").wait_for(timeout=60_000)
+    page.get_by_role("link", name="Show it").click()
+    page.locator("#refusals").wait_for()
+    assert "the network has no tensor of this name" in page.locator("#refusals").inner_text()
+    assert ".pt2" in page.locator(".verdict").inner_text()
+    shoot(page, "weights-refused")
+
+
 @pytest.mark.parametrize("watched", [{"viewport": {"width": 400, "height": 800}}], indirect=True)
 def test_pages_when_the_screen_is_narrow_then_never_scroll_sideways(watched: Any, search: Any, service: Any) -> None:
     page = watched.page

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -142,6 +143,29 @@ def test_inspect_when_a_weight_is_not_finite_then_accepted_with_a_warning(child:
         net.last.weight[0, 0] = float("inf")
     (tmp_path / "inf.pt2").write_bytes(exported(net))
     assert child.call("inspect", {"path": str(tmp_path / "inf.pt2")}, WAIT_S)["warnings"] == ["non-finite-weights"]
+
+
+def test_inspect_when_new_weights_are_not_finite_then_accepted_with_a_warning(
+    child: Child, files: Path, tmp_path: Path
+) -> None:
+    fresh = Net().state_dict()
+    asked = {"path": str(files / "net.pt2"), "weights": str(tmp_path / "new.safetensors")}
+    save_file(fresh, tmp_path / "new.safetensors")
+    sound = child.call("inspect", asked, WAIT_S)
+    fresh["last.weight"][0, 0] = float("nan")
+    save_file(fresh, tmp_path / "new.safetensors")
+    assert (sound["warnings"], child.call("inspect", asked, WAIT_S)["warnings"]) == ([], ["non-finite-weights"])
+    assert sound["graph"] == child.call("inspect", {"path": str(files / "net.pt2")}, WAIT_S)["graph"]
+
+
+def test_inspect_when_new_weights_are_a_pickle_then_refused_and_nothing_runs(
+    child: Child, files: Path, tmp_path: Path
+) -> None:
+    marker = tmp_path / "marker"
+    (tmp_path / "evil.safetensors").write_bytes(pickle.dumps([Marker(marker)] * 2))
+    asked = {"path": str(files / "net.pt2"), "weights": str(tmp_path / "evil.safetensors")}
+    assert refused(child, "inspect", asked).slug == "invalid-safetensors"
+    assert not marker.exists()
 
 
 def test_inspect_dataset_when_it_is_sound_then_its_record_comes_back(child: Child, files: Path) -> None:

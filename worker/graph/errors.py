@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+MAX_NODES_TOLD = 50
+
 
 class NetworkRefused(Exception):
     """A network that will not be read: `slug` names the problem, `errors` lists where it was found."""
@@ -20,4 +22,6 @@ def unsupported(counts: dict[str, int], nodes: Sequence[tuple[str, str]]) -> Net
     """Return the refusal for operators the table does not know: counts by type, and (node, type) pairs."""
     listed = ", ".join(f"{name} ({count}x)" for name, count in sorted(counts.items()))
     errors = [{"pointer": f"/graph/{node}", "code": "unsupported-operator", "detail": kind} for node, kind in nodes]
-    return NetworkRefused("unsupported-operator", f"operators that tightfit does not read yet: {listed}", errors[:50])
+    more = f" (the first {MAX_NODES_TOLD} nodes are named)" if len(errors) > MAX_NODES_TOLD else ""
+    detail = f"operators that tightfit does not read yet: {listed}{more}"
+    return NetworkRefused("unsupported-operator", detail, errors[:MAX_NODES_TOLD])

@@ -117,15 +117,16 @@ def embed(trace: Trace, node: fx.Node, sources: Sequence[fx.Node]) -> Tensor:
 
 def recurrent(trace: Trace, node: fx.Node, sources: Sequence[fx.Node]) -> Tensor:
     """LSTM and GRU: every channel stays."""
-    labels = trace.values[sources[0].name]
-    leaf = leaf_of(trace, node)
-    trace.pin(labels, f"recurrent layer {node.name}")
+    labels, leaf, reason = trace.values[sources[0].name], leaf_of(trace, node), f"recurrent layer {node.name}"
+    trace.pin(labels, reason)
+    last = len(trace.shapes[node.name]) - 1
+    columns = trace.along(labels, labels.dim() - 1, leaf.core.input_size)
     for name, parameter in leaf.core.named_parameters():
         if name.startswith("weight"):
-            for side, extent in (("out", parameter.shape[0]), ("in", parameter.shape[1])):
-                trace.meet(f"{node.name}.{name}", side, trace.fresh(extent, f"recurrent layer {node.name}"))  # type: ignore[arg-type]
-    last = len(trace.shapes[node.name]) - 1
-    return trace.spread(node, trace.fresh(trace.shapes[node.name][-1], f"recurrent layer {node.name}"), last)
+            states = torch.full((parameter.shape[1],), NOTHING)
+            trace.meet(f"{node.name}.{name}", "in", columns if "_ih_" in name else states)
+            trace.meet(f"{node.name}.{name}", "out", torch.full((parameter.shape[0],), NOTHING))
+    return trace.spread(node, trace.fresh(trace.shapes[node.name][-1], reason), last)
 
 
 def join(trace: Trace, node: fx.Node, sources: Sequence[fx.Node]) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from app.domain.graph import ChannelGroup, Width
-from worker.graph.labels import Side, Trace
+from worker.graph.labels import NOTHING, Side, Trace
 from worker.graph.ops import op_of
 from worker.graph.ops.parametric import WEIGHTED
 from worker.graph.ops.table import module_of
@@ -88,6 +88,7 @@ class _Gathering:
     def __init__(self, trace: Trace) -> None:
         self.module = trace.module
         self.frozen = trace.reasons()
+        self.nothing = int(trace.classes[NOTHING])
         values: dict[Key, Tensor] = {(name, "value"): trace.column_classes(name) for name in trace.values}
         layers: dict[Key, Tensor] = {key: trace.classes[labels] for key, labels in trace.met.items()}
         self.roots: dict[Key, Columns] = {key: item.numpy() for key, item in {**layers, **values}.items()}
@@ -98,7 +99,7 @@ class _Gathering:
         """Return the plan: groups in the order of the smallest label."""
         places: dict[int, dict[Key, int]] = {}
         for key, labels in self.roots.items():
-            found, counts = np.unique(labels, return_counts=True)
+            found, counts = np.unique(labels[labels != self.nothing], return_counts=True)
             for label, count in zip(found.tolist(), counts.tolist(), strict=True):
                 places.setdefault(label, {})[key] = count
         members: dict[Any, list[int]] = {}

@@ -163,12 +163,14 @@ class Trace:
     def axis(self, name: str) -> int:
         """Return the axis of a value along which its classes vary (its channel axis; 1 where nothing varies)."""
         axes = varying(self.classes[self.values[name]])
-        return axes[0] if axes else min(1, len(self.shapes[name]) - 1)
+        return axes[0] if axes else max(0, min(1, len(self.shapes[name]) - 1))
 
     def column_classes(self, name: str) -> Tensor:
         """Return the classes [extent] of a value along its channel axis."""
         axis = self.axis(name)
         labels = self.classes[self.values[name]]
+        if labels.dim() == 0:
+            return labels.reshape(1).clone()
         return self.along(thin(labels), axis, self.shapes[name][axis]).clone()
 
 

@@ -79,9 +79,10 @@ class ChannelPad(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """One layer of an LSTM or GRU from a zero state; `part` names the result: "sequence", "hidden" or "cell".
+    """One layer of an LSTM or GRU from a zero state; `part` names the result: "sequence" or (of an LSTM) "cell".
 
-    Sequences are (T, N, features), or (N, T, features) where `batch_first`; states are (directions, N, hidden).
+    Sequences are (T, N, features), or (N, T, features) where `batch_first`; cell states are (directions, N, hidden).
+    The last hidden states need no part: the sequence holds them.
     """
 
     def __init__(self, core: nn.LSTM | nn.GRU, part: str) -> None:
@@ -100,10 +101,9 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run a batch of sequences."""
+        sequence: Tensor
         sequence, state = self.core(x)
-        hidden, cell = state if isinstance(state, tuple) else (state, state)
-        found: dict[str, Tensor] = {"sequence": sequence, "hidden": hidden, "cell": cell}
-        return found[self.part]
+        return sequence if self.part == "sequence" else state[1]
 
 
 def vector(item: Tensor | None, like: Tensor, fill: float) -> nn.Parameter:

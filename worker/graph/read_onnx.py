@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from worker.graph.errors import NetworkRefused, unsupported
 from worker.graph.folding import FOLDS, fold
 from worker.graph.ops import OnnxCall, by_onnx_type
 from worker.graph.ops.table import Values
+from worker.graph.weights import Held, onnx_weights, replaced
 
 MIN_OPSET = 11
 MAX_NODES = 20_000
@@ -29,14 +31,15 @@ _INPUT_DTYPES = {
 }
 
 
-def read_onnx(data: bytes) -> fx.GraphModule:
-    """Return the canonical graph of a serialized ONNX model.
+def read_onnx(data: bytes, weights: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
+    """Return the canonical graph of a serialized ONNX model; `weights` take the place of its own, by name.
 
-    Raises NetworkRefused (invalid-onnx, external-data-refused, unsupported-operator, model-too-large, invalid-graph).
+    Raises NetworkRefused (invalid-onnx, external-data-refused, unsupported-operator, model-too-large, invalid-graph,
+    weights-mismatch).
     """
     model = _parse(data)
     _check(model)
-    return _Reader(model.graph, _opset(model)).read()
+    return _Reader(model.graph, _opset(model), weights).read()
 
 
 def _parse(data: bytes) -> onnx.ModelProto:
@@ -90,8 +93,9 @@ def _known(node: onnx.NodeProto) -> bool:
 class _Reader:
     """One pass over the nodes in file order (ONNX demands topological order)."""
 
-    def __init__(self, graph: onnx.GraphProto, opset: int) -> None:
+    def __init__(self, graph: onnx.GraphProto, opset: int, weights: Mapping[str, Tensor] | None = None) -> None:
         self.graph = graph
+        self.weights = weights
         self.opset = opset
         self.folded = 0
         self.builder = Builder()
@@ -108,13 +112,13 @@ class _Reader:
         return self.builder.finish()
 
     def _initializers(self) -> None:
-        total = 0
-        for proto in self.graph.initializer:
-            tensor = _tensor(proto)
-            total += tensor.numel()
-            self.values[proto.name] = tensor
+        held = {proto.name: _tensor(proto) for proto in self.graph.initializer}
+        total = sum(tensor.numel() for tensor in held.values())
         if total > MAX_PARAMETERS:
             raise NetworkRefused("model-too-large", f"{total} parameters; at most {MAX_PARAMETERS} are read")
+        if self.weights is not None:
+            held = replaced(Held(held, onnx_weights(self.graph.node, held)), self.weights)
+        self.values.update(held)
 
     def _inputs(self) -> None:
         real = [item for item in self.graph.input if item.name not in self.values]

@@ -11,6 +11,7 @@ import io
 import json
 import zipfile
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from worker.graph.build import Builder, identifier
 from worker.graph.errors import NetworkRefused, unsupported
 from worker.graph.ops import ATEN, AtenCall
 from worker.graph.ops.table import Values
+from worker.graph.weights import Held, pt2_weights, replaced
 
 MAX_ENTRIES = 20_000
 MAX_NODES = 20_000
@@ -52,15 +54,15 @@ _ENUMS = ("as_none", "as_memory_format", "as_layout", "as_device")
 MAX_INPUTS = 16
 
 
-def read_pt2(data: bytes) -> fx.GraphModule:
+def read_pt2(data: bytes, weights: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
     """Return the canonical graph of a torch.export archive (static or symbolic batch).
 
-    Raises NetworkRefused (invalid-archive, unsafe-format, unsupported-operator, invalid-tensor, invalid-graph,
-    dynamic-shape-unsupported, model-too-large).
+    `weights` take the place of the archive's own, by name. Raises NetworkRefused (invalid-archive, unsafe-format,
+    unsupported-operator, invalid-tensor, invalid-graph, dynamic-shape-unsupported, model-too-large, weights-mismatch).
     """
     archive = _Archive(data)
     try:
-        return _Reader(archive).read()
+        return _Reader(archive, weights).read()
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise NetworkRefused("invalid-graph", f"the program is not laid out as expected: {error!r}"[:300]) from error
 
@@ -78,6 +80,7 @@ class _Archive:
             raise NetworkRefused("trailing-data", "something follows the zip archive")
         self.entries = {info.filename: info for info in self.zip.infolist()}
         self._check()
+        self.places: dict[str, str] = {}
         self.root = next(name for name in self.entries if name.endswith("models/model.json"))[
             : -len("models/model.json")
         ]
@@ -133,6 +136,7 @@ class _Archive:
             if item.get("tensor_meta") is None:
                 raise NetworkRefused("unsafe-format", f"{folder[:-1]} {key!r} is not a tensor")
             found[key] = self._tensor(key, f"data/{folder}/{item['path_name']}", item["tensor_meta"])
+            self.places[key] = f"{folder}/{item['path_name']} {item['tensor_meta']}"
             elements += found[key].numel()
         if elements > MAX_ELEMENTS:
             raise NetworkRefused("model-too-large", f"{elements} parameters; at most {MAX_ELEMENTS} are read")
@@ -174,12 +178,15 @@ def _integer(value: Any) -> int:
 class _Reader:
     """Replays the aten calls of the program through the op table."""
 
-    def __init__(self, archive: _Archive) -> None:
+    def __init__(self, archive: _Archive, weights: Mapping[str, Tensor] | None = None) -> None:
         program = archive.json("models/model.json")
         module = program["graph_module"]
         self.graph = module["graph"]
         self.signature = module["signature"]
-        self.tensors = {**archive.tensors("constants"), **archive.tensors("weights")}
+        state = archive.tensors("weights")
+        self.tensors = {**archive.tensors("constants"), **state}
+        if weights is not None:
+            self.tensors = replaced(Held(self.tensors, pt2_weights(state), archive.places), weights)
         self.builder = Builder()
         self.values: dict[str, Any] = {}
         self.names: dict[str, str] = {}
@@ -278,11 +285,13 @@ class _Reader:
         self.values[_symbol(node["outputs"][0]["as_sym_int"])] = self.builder.shape(value)[dim]
 
     def _name(self, node: Any) -> str:
-        """Name a parametric op after its weight, any other after its result."""
+        """Name a parametric op after its weight (a.in_proj_weight -> a_in_proj), any other after its result."""
         for item in node["inputs"]:
-            held = self.names.get((item["arg"].get("as_tensor") or {}).get("name", ""), "")
-            if held.endswith(".weight"):
-                return identifier(held.removesuffix(".weight"))
+            listed = item["arg"].get("as_tensors") or [item["arg"].get("as_tensor") or {}]
+            for part in listed:
+                owner, _, last = self.names.get(part.get("name", ""), "").rpartition(".")
+                if last.endswith("weight") or last.startswith("weight_"):
+                    return identifier(f"{owner}.{last.removesuffix('weight') if last.endswith('weight') else ''}")
         return _label(node)
 
     def _argument(self, arg: Any, label: str) -> Any:

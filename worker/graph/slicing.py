@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from worker.graph.constants import RemovedConstants
 from worker.graph.groups import ChannelPlan, Mask
 from worker.graph.operands import operands
 from worker.graph.ops import op_of
@@ -16,7 +18,10 @@ Kept = Mapping[str, Sequence[int] | Tensor]
 
 
 class Slicer:
-    """Holds the float network and its channel plan; `sliced` returns smaller networks that share nothing mutable."""
+    """Holds the float network and its channel plan; `sliced` returns smaller networks that share nothing mutable.
+
+    What removed channels leave behind as constants is folded into their readers' biases (`worker.graph.constants`).
+    """
 
     def __init__(self, module: fx.GraphModule, plan: ChannelPlan) -> None:
         self.module = module
@@ -47,13 +52,20 @@ class Slicer:
         columns = dim.kept(mask)
         return buffer if len(columns) == buffer.shape[dim.axis] else buffer.index_select(dim.axis, columns)
 
-    def _leaf(self, name: str, leaf: nn.Module, mask: Mask) -> nn.Module:
+    def _leaf(self, name: str, leaf: nn.Module, mask: Mask) -> Any:
         node = self._leaves[name]
         op = op_of(self.module, node)
         assert op is not None and op.leaf is not None
-        clone: nn.Module = _shallow(leaf)
+        clone = _shallow(leaf)
         op.leaf.cut(clone, NodeCut(self.plan, node, mask))
+        shift = self._removed.shift(node.name, mask)
+        if shift is not None:
+            clone.bias = nn.Parameter(clone.bias.detach() + shift, requires_grad=False)
         return clone
+
+    @functools.cached_property
+    def _removed(self) -> RemovedConstants:
+        return RemovedConstants(self.module, self.plan)
 
 
 class NodeCut:

@@ -15,6 +15,7 @@ from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, widest
 from worker.data import Role, RoleData
+from worker.graph.batches import check_batch
 from worker.graph.groups import channel_plan
 from worker.graph.picture import draw
 from worker.graph.read import read_network
@@ -115,9 +116,13 @@ class Opened:
     slicer: Slicer
 
 
-def open_network(data: bytes, format: str | None = None) -> Opened:
-    """Read a network's bytes into a folded graph, its picture and its slicer. Raises NetworkRefused."""
-    module = read_network(data, format)
+def open_network(data: bytes, format: str | None = None, weights: bytes | None = None) -> Opened:
+    """Read a network's bytes into a folded graph, its picture and its slicer. Raises NetworkRefused.
+
+    `weights`, a safetensors file, takes the place of the network's own.
+    """
+    module = read_network(data, format, weights)
+    check_batch(module)
     folded = fold_batchnorm(module)
     _channels_last(folded)
     plan = channel_plan(folded)

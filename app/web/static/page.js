@@ -19,8 +19,9 @@ function upload(zone, file) {
   const bar = zone.querySelector("progress");
   const box = zone.querySelector(".problem");
   const request = new XMLHttpRequest();
+  const opens = "open" in zone.dataset; // new weights keep their model's name and lead to a page of their own
   const name = encodeURIComponent(file.name.replace(/\.[^.]+$/, ""));
-  request.open("POST", `${zone.dataset.upload}?name=${name}`);
+  request.open("POST", opens ? zone.dataset.upload : `${zone.dataset.upload}?name=${name}`);
   request.setRequestHeader("Idempotency-Key", crypto.randomUUID ? crypto.randomUUID() : String(Math.random()).slice(2));
   request.setRequestHeader("Content-Type", "application/octet-stream");
   const spec = zone.querySelector("[name=spec]");
@@ -31,6 +32,7 @@ function upload(zone, file) {
     bar.value = event.loaded;
   });
   request.addEventListener("load", () => {
+    if (request.status < 300 && opens) return location.assign(request.getResponseHeader("Location").replace("/v1", ""));
     if (request.status < 300) return location.reload();
     bar.hidden = true;
     let body = {};

@@ -8,13 +8,23 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from app.store.engine import Database, connect
-from app.store.migrate import VERSION_TABLE, revisions, upgrade
-from app.store.tables import Base
+from app.store.migrate import VERSION_TABLE, configuration, revisions, upgrade
+from app.store.tables import Base, Model
 from tests.app.store.databases import postgres_url
+
+FIRST_ROWS = (
+    "INSERT INTO blob (sha256, bytes, created_at) VALUES ('ab', 1, '2026-01-01')",
+    "INSERT INTO model (id, name, format, blob_sha, bytes, state, created_at) "
+    "VALUES ('mdl_old', 'old', 'onnx', 'ab', 1, 'ready', '2026-01-01')",
+    "INSERT INTO search (id, name, model_id, dataset, device_id, device, spec, limits, state, progress_done, "
+    "progress_total, event_seq, desired, slice, created_at) "
+    "VALUES ('srh_old', 's', 'mdl_old', '{}', 'd', '{}', '{}', '{}', 'queued', 0, 0, 0, 'run', 0, '2026-01-01')",
+)
 
 
 def test_schema_when_upgraded_from_nothing_then_equals_the_tables(database: Database) -> None:
@@ -35,6 +45,29 @@ def test_upgrade_when_repeated_then_nothing_changes(url: str, database: Database
     upgrade(url)
     with database.reading() as session:
         assert session.execute(sa.text("SELECT count(*) FROM search WHERE id = :id"), {"id": search_id}).scalar() == 1
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def test_upgrade_when_models_and_searches_are_there_from_before_then_they_stay_and_are_no_versions(
+    tmp_path: Path, kind: str
+) -> None:
+    with nullcontext(f"sqlite:///{tmp_path / 'app.db'}") if kind == "sqlite" else postgres_url() as url:
+        database = connect(url)
+        try:
+            with database.write.connect() as connection:
+                config = configuration()
+                config.attributes["connection"] = connection
+                command.upgrade(config, "0001")
+            with database.write.begin() as connection:
+                for statement in FIRST_ROWS:
+                    connection.execute(sa.text(statement))
+            upgrade(url)
+            with database.reading() as session:
+                model = session.get_one(Model, "mdl_old")
+                assert (model.name, model.base_id, model.weights_sha, model.weights_bytes) == ("old", None, None, None)
+                assert session.execute(sa.text("SELECT count(*) FROM search WHERE model_id = 'mdl_old'")).scalar() == 1
+        finally:
+            database.dispose()
 
 
 @pytest.mark.timeout(60)

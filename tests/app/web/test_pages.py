@@ -14,6 +14,8 @@ from fastapi.testclient import TestClient
 from app.main import create_app
 from app.settings import Settings
 from app.store import blobs, tables
+from worker.graph.errors import unsupported
+from worker.job import problem
 
 WEB = Path(__file__).resolve().parents[3] / "app" / "web"
 GRAPH = {
@@ -102,6 +104,13 @@ def seed(session: Any) -> None:
     )  # fmt: skip
 
 
+def cells(text: str) -> list[list[str]]:
+    """Return the text of every table row, cell by cell."""
+    rows = re.findall(r"<tr>(.*?)</tr>", text[text.index("<main") :], re.S)
+    bare = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.S) for row in rows]
+    return [[" ".join(re.sub(r"<[^>]+>", "", cell).split()) for cell in row] for row in bare if row]
+
+
 def test_page_when_nobody_is_logged_in_then_leads_to_the_login(anonymous: TestClient) -> None:
     answer = anonymous.get("/models?x=1")
     assert (answer.status_code, answer.headers["location"]) == (303, "/login?next=%2Fmodels%3Fx%3D1")
@@ -150,6 +159,42 @@ def test_page_when_opened_then_keeps_the_policy_and_escapes_names(web: TestClien
     assert "unsafe-inline" not in policy.replace("style-src-attr 'unsafe-inline'", "")
     assert HOSTILE not in answer.text
     assert not re.search(r"<script(?![^>]*\ssrc=)|\son[a-z]+=|\sstyle=", answer.text)
+
+
+def test_model_page_when_groups_are_frozen_then_each_row_says_why(web: TestClient) -> None:
+    rows = [row for row in cells(web.get("/models/mdl_1").text) if len(row) == 5]
+    assert rows == [
+        ["stem", "4", "stem", "head", "prunable"],
+        ["head", "10", "head", "–", "frozen network output"],
+    ]
+
+
+def test_model_page_when_a_weights_version_then_leads_to_its_base_and_the_base_to_it(web: TestClient) -> None:
+    row = tables.Model(id="mdl_2", name="epoch 9", format="onnx", blob_sha="ab" * 32, bytes=5, state="ready")
+    row.graph, row.base_id, row.weights_sha, row.weights_bytes = GRAPH, "mdl_1", "cd" * 32, 4321
+    with web.app.state.service.database.writing() as session:  # type: ignore[attr-defined]
+        blobs.record(session, "cd" * 32, 4321)
+        session.add(row)
+    version, base = web.get("/models/mdl_2").text, web.get("/models/mdl_1").text
+    assert 'weights version of <a href="/models/mdl_1">&lt;script&gt;' in version
+    assert "cd" * 32 in version and "4.32 kB" in version
+    assert HOSTILE not in version
+    assert 'href="/models/mdl_2">epoch 9</a>' in base
+    assert "weights version of" not in base
+    assert 'data-upload="/v1/models/mdl_1/weights"' in base
+    assert web.get("/models").text.count("weights version</span>") == 1
+
+
+def test_model_page_when_operators_are_not_read_then_shows_type_count_and_nodes(web: TestClient) -> None:
+    refusal = unsupported({"Loop": 2, "<b>": 1}, [("nms_1", "Loop"), ("nms_2", "Loop"), ("odd", "<b>")])
+    row = tables.Model(id="mdl_3", name="detector", format="onnx", blob_sha="ab" * 32, bytes=5, state="rejected")
+    row.problem = problem(refusal.slug, refusal.detail, refusal.errors)
+    with web.app.state.service.database.writing() as session:  # type: ignore[attr-defined]
+        session.add(row)
+    text = web.get("/models/mdl_3").text
+    assert cells(text) == [["Loop", "2", "/graph/nms_1, /graph/nms_2"], ["&lt;b&gt;", "1", "/graph/odd"]]
+    assert "Loop (2x)" in text and "<b>" not in text
+    assert "Drop the" not in text
 
 
 def test_search_page_when_finished_then_shows_the_verdict_and_both_chips(web: TestClient) -> None:

@@ -102,3 +102,13 @@ def test_checks_when_a_report_is_there_then_facts_and_failures_are_told() -> Non
 
 def test_brief_when_long_floats_then_four_digits() -> None:
     assert view.brief([0.49139968, 1]) == "[0.4914, 1]"
+
+
+def test_refusals_when_one_thing_is_found_at_several_places_then_counted_once_each() -> None:
+    errors = [{"pointer": "/graph/a", "detail": "Loop"}, {"pointer": "/graph/b", "detail": "If"}]
+    found = view.refusal_rows({"errors": [*errors, {"pointer": "/graph/c", "detail": "Loop"}]})
+    assert found == [
+        {"what": "Loop", "count": 2, "where": ["/graph/a", "/graph/c"]},
+        {"what": "If", "count": 1, "where": ["/graph/b"]},
+    ]
+    assert view.refusal_rows({}) == []

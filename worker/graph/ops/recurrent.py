@@ -13,8 +13,8 @@ from worker.graph import flows
 from worker.graph.build import Builder, Value
 from worker.graph.leaves import Recurrent
 from worker.graph.ops.joins import concat
-from worker.graph.ops.moves import permute
-from worker.graph.ops.reshaping import reshape
+from worker.graph.ops.moves import cut_out, permute, pick
+from worker.graph.ops.reshaping import reshape, unsqueeze
 from worker.graph.ops.table import (
     AtenCall,
     Cut,
@@ -35,7 +35,7 @@ KINDS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"LSTM": nn.LSTM, "GRU": nn.GRU
 # the order of gates: ONNX stores i, o, f, c and z, r, h; torch i, f, c, o and r, z, h
 FROM_ONNX = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2)}
 TO_ONNX = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
-PARTS = ("sequence", "hidden", "cell")
+PARTS = ("sequence", "cell")
 SUFFIXES = ("", "_reverse")
 _HELD = tuple(f"core.{which}_l0{end}" for end in SUFFIXES for which in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
 
@@ -70,12 +70,25 @@ def with_matrices(leaf: Recurrent, weights: Mapping[str, Tensor]) -> None:
     leaf._modules = {**leaf._modules, "core": made}
 
 
-def add(builder: Builder, value: Value, layer: nn.LSTM | nn.GRU, name: str, parts: Sequence[str]) -> list[Value]:
-    """Add one leaf per wanted result."""
-    return [
-        builder.module(name if part == "sequence" else f"{name}_{part}", Recurrent(copy.copy(layer), part), value)
-        for part in parts
-    ]
+def add(builder: Builder, value: Value, layer: nn.LSTM | nn.GRU, name: str) -> list[Value]:
+    """Add a layer and return its sequence, last hidden states and, of an LSTM, last cell states (a leaf of its own)."""
+    sequence = builder.module(name, Recurrent(layer, "sequence"), value)
+    found: list[Value] = [sequence, _hidden(builder, sequence, layer, f"{name}_hidden")]
+    if isinstance(layer, nn.LSTM):
+        found.append(builder.module(f"{name}_cell", Recurrent(copy.copy(layer), "cell"), value))
+    return found
+
+
+def _hidden(builder: Builder, sequence: fx.Node, layer: nn.LSTM | nn.GRU, name: str) -> Value:
+    """Return the last hidden states [directions, n, hidden]: the last step forwards, the first one backwards."""
+    size, time = layer.hidden_size, 1 if layer.batch_first else 0
+    states = []
+    for direction, step in enumerate((-1, 0)[: 1 + layer.bidirectional]):
+        part = cut_out(builder, sequence, (2, direction * size, (direction + 1) * size, 1), f"{name}_{direction}")
+        assert isinstance(part, fx.Node)
+        last = pick(builder, part, (time, step), f"{name}_{direction}_last")
+        states.append(unsqueeze(builder, last, [0], f"{name}_{direction}_state"))
+    return concat(builder, states, 0, name)
 
 
 def _read(builder: Builder, call: OnnxCall) -> Values:
@@ -86,7 +99,7 @@ def _read(builder: Builder, call: OnnxCall) -> Values:
     held = _held(call, kind, (weights, recurrences))
     turned = bool(call.attributes.get("layout", 0))
     layer = core(kind, held, turned)
-    found = add(builder, call.value(0), layer, call.module_name, PARTS[: 3 if kind == "LSTM" else 2])
+    found = add(builder, call.value(0), layer, call.module_name)
     directions, hidden = len(held) // 4, layer.hidden_size
     return [_apart(builder, found[0], (directions, hidden), call.name), *found[1:]]
 
@@ -153,12 +166,13 @@ def _aten(kind: str) -> Any:
         held, layers = list(call.get("params")), int(call.get("num_layers"))
         if not call.get("has_biases", True):
             held = _with_zeros(held)
-        value, batch_first = call.node("input"), bool(call.get("batch_first", False))
+        value: Value = call.node("input")
+        batch_first = bool(call.get("batch_first", False))
         size, states_ = len(held) // layers, []
         for index in range(layers):
             layer = core(kind, held[index * size : (index + 1) * size], batch_first)
             name = call.name if layers == 1 else f"{call.name}_l{index}"
-            value, *rest = add(builder, value, layer, name, PARTS[: 3 if kind == "LSTM" else 2])  # type: ignore[assignment]
+            value, *rest = add(builder, value, layer, name)
             states_.append(rest)
         merged = [
             concat(builder, parts, 0, f"{call.name}_states") if layers > 1 else parts[0]
@@ -201,7 +215,7 @@ def _write(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     attributes["direction"] = "bidirectional" if layer.bidirectional else "forward"
     if kind == "GRU":
         attributes["linear_before_reset"] = 1
-    index = PARTS.index(leaf.part)
+    index = 0 if leaf.part == "sequence" else 2
     found = writer.emit(kind, [x, *held], node.name if index else f"{node.name}_y", output=index, **attributes)
     return found if index else _together(writer, node, found, layer)
 

@@ -1,0 +1,32 @@
+"""What a record keeps of a refusal: texts that come from uploaded files, fit for every database and answer."""
+
+from __future__ import annotations
+
+import json
+
+from worker.job import MAX_DETAIL, MAX_ERROR, problem
+
+
+def test_problem_when_names_are_plain_then_kept_as_they_are() -> None:
+    errors = [{"pointer": "/graph/größe", "code": "unsupported-operator", "detail": "Loop"}]
+    made = problem("unsupported-operator", "Loop (1x)", errors)
+    assert (made["type"], made["title"], made["detail"]) == (
+        "/problems/unsupported-operator",
+        "Unsupported operator",
+        "Loop (1x)",
+    )
+    assert made["errors"] == errors
+
+
+def test_problem_when_a_name_is_no_text_then_it_is_replaced_and_the_document_can_be_sent() -> None:
+    errors = [{"pointer": "/graph/\ud800\0x", "code": "c", "detail": "\udfff"}]
+    made = problem("unsupported-operator", "a\ud83d\0b", errors)
+    assert made["detail"] == "a?\ufffdb"
+    assert made["errors"] == [{"pointer": "/graph/?\ufffdx", "code": "c", "detail": "?"}]
+    assert json.loads(json.dumps(made, ensure_ascii=False).encode("utf-8")) == made
+
+
+def test_problem_when_a_name_is_endless_then_it_is_cut() -> None:
+    made = problem("weights-mismatch", "x" * 10_000_000, [{"pointer": "y" * 1_000_000, "code": "c", "detail": "d"}])
+    assert len(made["detail"]) == MAX_DETAIL and made["detail"].endswith("x...")
+    assert len(made["errors"][0]["pointer"]) == MAX_ERROR
