@@ -28,7 +28,7 @@ FOLDER_PREFIX = "tightfit-child-"
 KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
 
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-"""glibc keeps freed memory: giving large activations back to the kernel at each layer costs more than computing them."""
+"""glibc keeps freed memory: giving activations back to the kernel at each layer costs more than computing them."""
 
 
 @dataclass(frozen=True)

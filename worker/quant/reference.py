@@ -20,6 +20,8 @@ from worker.quant.observers import SiteObserver
 
 ROWS = 8192
 GROUPED_ROWS = 2048  # a depthwise channel has only a kernel to fit
+ROW_VALUES = 1 << 23  # inputs looked at per layer
+ROW_PRODUCTS = 1 << 32  # multiplications the moments of one layer may cost
 MEMORY = 256 << 20
 
 
@@ -58,8 +60,7 @@ class FloatReference:
 
     def _positions(self, name: str) -> Tensor:
         sizes = self._shapes[name][2:]
-        grouped = getattr(self.module.get_submodule(name), "groups", 1) > 1
-        count = max(1, (GROUPED_ROWS if grouped else ROWS) // len(self.pictures))
+        count = max(1, row_limit(self.module.get_submodule(name)) // len(self.pictures))
         return sample_positions(sizes, count, zlib.crc32(name.encode())) if sizes else torch.zeros(1, dtype=torch.int64)
 
     def _after(self, name: str, value: Tensor) -> Tensor:
@@ -79,6 +80,17 @@ class FloatReference:
         kernel = leaf.weight[0, 0].numel()
         weight = leaf.weight.detach().reshape(leaf.weight.shape[0], -1, kernel)
         self.scores.add(name, variance.reshape(-1, kernel), weight)
+
+
+def row_limit(leaf: nn.Module) -> int:
+    """Return how many rows (output positions) a layer is looked at: fewer the wider it is, yet two per unknown."""
+    layer: Any = leaf
+    groups = getattr(leaf, "groups", 1)
+    outs: int = layer.out_features if isinstance(leaf, nn.Linear) else layer.out_channels
+    unknowns = int(layer.weight.numel()) // outs
+    values, products = groups * unknowns, unknowns * (groups * unknowns + outs)
+    affordable = min(ROW_VALUES // values, ROW_PRODUCTS // products)
+    return min(GROUPED_ROWS if groups > 1 else ROWS, max(affordable, 2 * unknowns))
 
 
 def fitting(module: fx.GraphModule, pictures: Tensor) -> int:
