@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from worker.sandbox import FOLDER_PREFIX
 
 if TYPE_CHECKING:  # torch is imported once the limits stand
+    from app.domain.space import Assignment
     from worker.data import Dataset, Role, RoleData
     from worker.search.evaluate import Evaluator, Opened
 
@@ -81,8 +82,11 @@ def open_(session: Session, params: Params) -> Params:
 
 
 def evaluate(session: Session, params: Params) -> Params:
-    """Measure assignments; one that fails answers with its failure instead."""
-    return {"results": [_evaluated(_evaluator(session), item) for item in params["items"]]}
+    """Measure assignments, changes of a base where one is named; one that fails answers with its failure instead."""
+    from app.domain.space import Assignment
+
+    base = None if params.get("base") is None else Assignment.from_json(params["base"])
+    return {"results": [_evaluated(_evaluator(session), item, base) for item in params["items"]]}
 
 
 def export(session: Session, params: Params) -> Params:
@@ -125,13 +129,13 @@ def _evaluator(session: Session) -> Evaluator:
     return session.evaluator
 
 
-def _evaluated(evaluator: Evaluator, item: Params) -> Params:
+def _evaluated(evaluator: Evaluator, item: Params, base: Assignment | None) -> Params:
     from app.domain.space import Assignment
 
     start = time.perf_counter()
     try:
         assignment = Assignment.from_json(item["assignment"])
-        found = evaluator.evaluate(assignment, item["fidelity"], item.get("repair") or "sequential")
+        found = evaluator.evaluate(assignment, item["fidelity"], item.get("repair") or "sequential", base)
     except MemoryError:
         raise
     except (RuntimeError, ValueError, ArithmeticError) as error:

@@ -52,6 +52,7 @@ class _Drawing:
         self.sites = quantizer_sites(module)
         self.shapes = shapes_of(module)
         self.steps = {node.name: step for step, node in enumerate(module.graph.nodes)}
+        self.last_readers = self._last_readers()
 
     def input(self, node: fx.Node, value: Tensor) -> Port:
         """Return a network input; ids may be as large as the smallest table that looks them up allows."""
@@ -115,18 +116,19 @@ class _Drawing:
             width=dim.width,
             positions=total(self.shapes[site.id]) // len(dim.channel),
             first_step=self.steps[site.head],
-            last_step=self._last_reader(site.id),
+            last_step=self.last_readers.get(site.id, 0),
             role=site.role,
             unsigned=site.unsigned,
         )
 
-    def _last_reader(self, site: str) -> int:
-        """Return the step of the last node that reads the site's value, or one it was passed on to."""
-        last = 0
+    def _last_readers(self) -> dict[str, int]:
+        """Return by site the step of the last node that reads its value, or one it was passed on to."""
+        found: dict[str, int] = {}
         for step, node in enumerate(self.module.graph.nodes):
-            if any(self.sites.of.get(source.name) == site for source in operands(node)):
-                last = step
-        return last
+            for source in operands(node):
+                if source.name in self.sites.of:
+                    found[self.sites.of[source.name]] = step
+        return found
 
 
 def _kind(leaf: Any) -> LayerKind:

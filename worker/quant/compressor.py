@@ -9,6 +9,7 @@ Layers are handled in execution order, each on what the already compressed ones 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from worker.graph.leaves import Recurrent
 from worker.graph.ops.parametric import as_stored, rows_first
 from worker.graph.ops.recurrent import matrices, with_matrices
 from worker.graph.slicing import Slicer
-from worker.prune.reconstruct import DAMP, Moments, moments, patches, refit
+from worker.prune.reconstruct import DAMP, Moments, moments, patches, refit, std_mean
 from worker.quant.grids import round_weight, weight_scales
 from worker.quant.network import CompressedNetwork, QuantizedLayer, is_float, run
 from worker.quant.reference import FloatReference, LayerReference
@@ -48,25 +49,39 @@ class _Fitted:
 class Compressor:
     """Turns assignments into compressed networks; equal assignments give equal networks."""
 
-    def __init__(self, slicer: Slicer, graph: ModelGraph, reference: FloatReference, device: DeviceProfile) -> None:
+    def __init__(
+        self,
+        slicer: Slicer,
+        graph: ModelGraph,
+        reference: FloatReference,
+        device: DeviceProfile,
+        fast_pictures: int = FAST_PICTURES,
+    ) -> None:
         self.slicer = slicer
         self.graph = graph
         self.reference = reference
         self.device = device
+        self.fast_pictures = fast_pictures
 
     def compress(self, assignment: Assignment, repair: Repair = "sequential") -> CompressedNetwork:
         """Return the network of an assignment. "sequential" refits each layer on its real inputs, "fast" from the
         float network's cached moments with fewer pictures, "none" only slices and rounds."""
-        kept = self.reference.scores.kept(assignment.keep)
-        job = _Job(self, assignment, kept, repair)
+        job = self.job(assignment, repair)
+        run(job.module, *self.looked_at(repair), before=job.before, after=job.after)
+        return CompressedNetwork(job.module, job.layers, job.grids, self.graph.input_shape, assignment, job.kept)
+
+    def job(self, assignment: Assignment, repair: Repair) -> Job:
+        """Return the pass that compresses an assignment, ahead of its first layer."""
+        return Job(self, assignment, self.reference.scores.kept(assignment.keep), repair)
+
+    def looked_at(self, repair: Repair) -> tuple[Tensor, ...]:
+        """Return the calibration rows that a repair runs over, one tensor per network input."""
         few = repair == "fast" and self.reference.in_order
-        looked_at = (item[:FAST_PICTURES] if few else item for item in self.reference.inputs)
-        run(job.module, *looked_at, before=job.before, after=job.after)
-        return CompressedNetwork(job.module, job.layers, job.grids, self.graph.input_shape, assignment, kept)
+        return tuple(item[: self.fast_pictures] if few else item for item in self.reference.inputs)
 
 
-class _Job:
-    """The state of one compression pass."""
+class Job:
+    """The state of one compression pass: `module` and `layers` are complete up to the layer it has come to."""
 
     def __init__(
         self, owner: Compressor, assignment: Assignment, kept: dict[str, tuple[int, ...]], repair: Repair
@@ -82,6 +97,13 @@ class _Job:
             for site, bits in assignment.activation_bits.items()
             if not is_float(bits)
         }
+
+    def take(self, other: Job, nodes: Collection[str]) -> None:
+        """Take over what another pass made of the layers at some nodes, where both assignments ask for the same."""
+        for node in self.module.graph.nodes:
+            if node.op == "call_module" and node.name in nodes:
+                self.module._modules[str(node.target)] = other.module._modules[str(node.target)]
+        self.layers |= {name: layer for name, layer in other.layers.items() if node_of(name) in nodes}
 
     def after(self, name: str, value: Tensor) -> Tensor:
         grid = self.grids.get(name)
@@ -191,6 +213,11 @@ class _Job:
         return (codes * step).float() if float(codes.abs().max()) < 2**31 else bias
 
 
+def node_of(layer: str) -> str:
+    """Return the node that computes a layer: matrices of a recurrent one are called <node>.<matrix>."""
+    return layer.split(".")[0]
+
+
 def _matrix(leaf: Any, grouped: bool) -> Tensor:
     weight = rows_first(leaf)
     return weight.reshape(leaf.groups, -1, weight[0].numel()) if grouped else weight.reshape(weight.shape[0], -1)
@@ -213,10 +240,10 @@ def _match(fitted: _Fitted, inputs: Tensor, targets: Tensor, per_channel: bool) 
     """
     if inputs.dim() == 3:
         by_group = fitted.weight.reshape(inputs.shape[1], -1, inputs.shape[2])
-        outputs = torch.einsum("rgd,god->rgo", inputs, by_group).reshape(targets.shape)
+        outputs = (inputs.transpose(0, 1) @ by_group.transpose(1, 2)).transpose(0, 1).reshape(targets.shape)
     else:
         outputs = inputs @ fitted.weight.T
-    (wanted, goal), (reached, mean) = torch.std_mean(targets, 0), torch.std_mean(outputs, 0)
+    (wanted, goal), (reached, mean) = std_mean(targets), std_mean(outputs)
     ratio = (wanted / reached.clamp_min(1e-8)).clamp(*VARIANCE_RATIO)
     ratio = torch.where((reached > 1e-6) & torch.tensor(per_channel or fitted.scale is None), ratio, 1.0)
     bias = goal - mean * ratio

@@ -23,6 +23,8 @@ from worker.quant.observers import SiteObserver
 
 ROWS = 8192
 GROUPED_ROWS = 2048  # a depthwise channel has only a kernel to fit
+ROW_VALUES = 1 << 23  # inputs looked at per layer
+ROW_PRODUCTS = 1 << 32  # multiplications the moments of one layer may cost
 MEMORY = 256 << 20
 
 
@@ -64,12 +66,12 @@ class FloatReference:
             return
         leaf: Any = module_of(self.module, node)
         sizes = source.shape[1:-1] if isinstance(leaf, nn.Linear) else output_sizes(leaf, source.shape[2:])
-        positions = self._positions(node.name, sizes, getattr(leaf, "groups", 1) > 1)
+        positions = self._positions(node.name, sizes)
         self._pending[node.name] = (positions, patches(leaf, source, positions))
 
-    def _positions(self, name: str, sizes: Sequence[int], grouped: bool) -> Tensor:
+    def _positions(self, name: str, sizes: Sequence[int]) -> Tensor:
         """Return sampled places between the rows and the channels; all of them where rows don't come first."""
-        count = max(1, (GROUPED_ROWS if grouped else ROWS) // len(self.inputs[0]))
+        count = max(1, row_limit(self.module.get_submodule(name)) // len(self.inputs[0]))
         if not self._leading[name]:
             count = math.prod(sizes)
         return sample_positions(sizes, count, zlib.crc32(name.encode()))
@@ -92,6 +94,17 @@ class FloatReference:
         kernel = weight[0, 0].numel()
         weight = weight.reshape(weight.shape[0], -1, kernel)
         self.scores.add(name, variance.reshape(-1, kernel), weight)
+
+
+def row_limit(leaf: nn.Module) -> int:
+    """Return how many rows (output positions) a layer is looked at: fewer the wider it is, yet two per unknown."""
+    layer: Any = leaf
+    groups = getattr(leaf, "groups", 1)
+    outs: int = layer.out_features if isinstance(leaf, nn.Linear) else layer.out_channels
+    unknowns = int(layer.weight.numel()) // outs
+    values, products = groups * unknowns, unknowns * (groups * unknowns + outs)
+    affordable = min(ROW_VALUES // values, ROW_PRODUCTS // products)
+    return min(GROUPED_ROWS if groups > 1 else ROWS, max(affordable, 2 * unknowns))
 
 
 def fitting(module: fx.GraphModule, rows: int) -> int:

@@ -218,19 +218,17 @@ def test_compress_when_the_network_is_of_another_kind_then_repair_still_pays(nam
 
 
 def test_fitting_when_pictures_are_large_then_fewer_are_used() -> None:
-    assert fitting(trained().folded, torch.zeros(300, 1, 8, 8)) == 300
+    assert fitting(trained().folded, 300) == 300
     builder = Builder()
     large = builder.call(torch.relu, builder.input("x", (64, 256, 256)), name="relu")
     builder.output(large)
     largest = 64 * 256 * 256 * 4
-    assert fitting(builder.finish(), torch.zeros(1, 64, 256, 256).expand(300, -1, -1, -1)) == max(
-        16, 256 * 2**20 // largest
-    )
+    assert fitting(builder.finish(), 300) == max(16, 256 * 2**20 // largest)
 
 
 def test_reference_when_built_twice_then_equal() -> None:
     opened, x = trained(), data()["calibration"].inputs[0][:64]
-    one, two = (FloatReference(opened.folded, opened.slicer.plan, x) for _ in range(2))
+    one, two = (FloatReference(opened.folded, opened.slicer.plan, (x,)) for _ in range(2))
     for name, ref in one.layers.items():
         assert torch.equal(ref.stats.gram, two.layers[name].stats.gram)
         assert torch.equal(ref.positions, two.layers[name].positions)

@@ -16,7 +16,14 @@ from app.domain.space import widest
 from tests.worker.quant.digits import assignment, data, device, evaluator, fresh, random_evaluator, trained
 from tests.worker.quant.test_compressor import One
 from worker.data import Dataset, DatasetSpec, role_data
-from worker.search.evaluate import CACHED_NETWORKS, Evaluator, EvaluatorOptions, open_evaluator, open_network
+from worker.search.evaluate import (
+    CACHED_NETWORKS,
+    Evaluator,
+    EvaluatorOptions,
+    batch_size,
+    open_evaluator,
+    open_network,
+)
 
 
 def test_baseline_when_measured_then_kl_is_zero_and_agreement_is_one() -> None:
@@ -146,3 +153,8 @@ def test_evaluate_when_resnet8_on_cifar10_then_the_reference_accuracies_are_reac
         assert math.isfinite(found.metrics["kl"])
     tight = assignment(owner.graph, 0.5, 3, 4)
     assert count(owner.graph, tight, device()).bops <= reference / 16
+
+
+@pytest.mark.parametrize(("channels", "size", "wanted"), [(16, 32, 128), (96, 112, 27), (64, 224, 10), (64, 2048, 1)])
+def test_batch_size_when_activations_are_large_then_fewer_run_at_once(channels: int, size: int, wanted: int) -> None:
+    assert batch_size({"x": (1, 3, size, size), "conv": (1, channels, size, size)}) == wanted
