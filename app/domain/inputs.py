@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from app.domain.graph import Port
 
@@ -26,7 +27,7 @@ def arrays_for(ports: Sequence[Port], names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def mismatches(ports: Sequence[Port], arrays: Mapping[str, Mapping[str, object]]) -> list[tuple[str, str]]:
+def mismatches(ports: Sequence[Port], arrays: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Return (array, what is wrong) for arrays whose record does not fit the input they go with.
 
     A record holds `shape` (one normalised row), `stored` (one row as it lies in the file) and `dtype` (numpy's name).
@@ -34,7 +35,7 @@ def mismatches(ports: Sequence[Port], arrays: Mapping[str, Mapping[str, object]]
     found = []
     for port, name in ((port, arrays_for(ports, arrays)[port.name]) for port in ports):
         record = arrays[name]
-        shape = tuple(record["stored" if port.is_integer else "shape"])  # type: ignore[arg-type]
+        shape = tuple(record["stored" if port.is_integer else "shape"])
         if shape != port.shape:
             found.append((name, f"one row of {name!r} has shape {shape}, the network takes {port.shape}"))
         elif port.is_integer and not str(record["dtype"]).startswith(("int", "uint")):

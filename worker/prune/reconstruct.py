@@ -76,8 +76,8 @@ def output_sizes(layer: Any, sizes: Sequence[int]) -> list[int]:
     """Return the spatial extents of a convolution's output (transposed ones included) for those of its input."""
     reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     steps = zip(sizes, layer.padding, reach, layer.stride, strict=True)
-    if isinstance(layer, TRANSPOSED):
-        extra = layer.output_padding
+    extra = getattr(layer, "output_padding", None)
+    if isinstance(layer, TRANSPOSED) and extra is not None:
         return [(n - 1) * s - 2 * p + r + e for (n, p, r, s), e in zip(steps, extra, strict=True)]
     return [(n + 2 * p - r) // s + 1 for n, p, r, s in steps]
 

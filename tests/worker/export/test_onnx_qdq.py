@@ -39,8 +39,8 @@ def test_write_qdq_when_run_then_answers_are_the_simulations(
     lab: Lab, keep: float, weights: list[int], acts: list[int], sqnr: float
 ) -> None:
     net, pictures = lab.compress(keep, weights, acts), lab.data["evaluation"]
-    simulated = simulate(net, pictures.inputs)
-    exported = run_onnx(write_qdq(net), pictures.inputs)
+    (simulated,) = simulate(net, pictures.inputs)
+    (exported,) = run_onnx(write_qdq(net), pictures.inputs)
     found = agreement(simulated, exported)
     assert found.pictures == 1100
     assert found.top1 >= 0.995
@@ -118,7 +118,7 @@ def test_write_qdq_when_int16_would_overflow_then_outputs_are_exact_on_any_proce
     evaluator = open_evaluator(network, {"calibration": ones, "evaluation": ones, "holdout": ones}, host_device())
     net = Lab(evaluator, {}).compress(1.0, [8], [8])
     assert np.abs(net.layers["conv"].weight_int).min() > 100  # type: ignore[arg-type]
-    found = agreement(simulate(net, ones.inputs), run_onnx(write_qdq(net), ones.inputs))
+    found = agreement(simulate(net, ones.inputs)[0], run_onnx(write_qdq(net), ones.inputs)[0])
     assert found.sqnr_db > 60
 
 
@@ -151,7 +151,7 @@ def test_write_qdq_when_ops_are_varied_then_answers_are_the_simulations(weights:
     net = Lab(evaluator, {}).compress(1.0, weights, acts)
     model = write_qdq(net)
     assert differences(model, net) == []
-    found = agreement(simulate(net, noise.inputs), run_onnx(model, noise.inputs))
+    found = agreement(simulate(net, noise.inputs)[0], run_onnx(model, noise.inputs)[0])
     assert found.top1 >= 0.99
     assert found.sqnr_db > 25
 

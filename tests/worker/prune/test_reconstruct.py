@@ -52,7 +52,9 @@ def test_patches_when_multiplied_by_the_weights_then_give_the_layers_outputs(
 
 def test_patches_when_linear_over_tokens_then_tokens_become_rows() -> None:
     x = randn(2, 3, 4)
-    assert torch.equal(patches(nn.Linear(4, 5), x, torch.zeros(1, dtype=torch.int64)), x.reshape(6, 4))
+    assert torch.equal(patches(nn.Linear(4, 5), x, torch.arange(3)), x.reshape(6, 4))
+    assert torch.equal(patches(nn.Linear(4, 5), x, torch.tensor([0, 2])), x[:, [0, 2]].reshape(4, 4))
+    assert torch.equal(patches(nn.Linear(4, 5), x[:, 0], torch.tensor([0])), x[:, 0])
 
 
 def test_sample_positions_when_fewer_places_than_asked_then_all_once() -> None:

@@ -210,7 +210,7 @@ def test_compress_when_the_network_is_of_another_kind_then_repair_still_pays(nam
     owner = random_evaluator(net, shape)
     a = assignment(owner.graph, 0.5, 4, 8)
     errors = {
-        r: float((owner.outputs(owner.compress(a, r), "full") - owner.float_outputs("full")).square().mean())
+        r: float((owner.outputs(owner.compress(a, r), "full")[0] - owner.float_outputs("full")[0]).square().mean())
         for r in ("sequential", "fast", "none")
     }  # type: ignore[arg-type]
     assert errors["sequential"] < errors["none"]

@@ -100,7 +100,7 @@ def test_kl_when_computed_by_hand_then_the_same() -> None:
     owner, a = evaluator(), assignment(trained().graph, 1.0, 3, 4)
     p, q = (
         torch.softmax(x.double(), 1).numpy()
-        for x in (owner.float_outputs("full"), owner.outputs(owner.compress(a), "full"))
+        for (x,) in (owner.float_outputs("full"), owner.outputs(owner.compress(a), "full"))
     )
     by_hand = float((p * (np.log(p) - np.log(q))).sum(1).mean())
     assert owner.evaluate(a).metrics["kl"] == pytest.approx(by_hand, rel=1e-3)

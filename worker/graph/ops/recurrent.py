@@ -137,14 +137,14 @@ def _held(call: OnnxCall, kind: str, matrices: tuple[Tensor, Tensor]) -> list[Te
     biases = call.constant(3)
     found = []
     for direction in range(matrices[0].shape[0]):
-        pair = [_gates(matrix[direction], FROM_ONNX[kind]) for matrix in matrices]
+        pair = [gates(matrix[direction], FROM_ONNX[kind]) for matrix in matrices]
         size = pair[0].shape[0]
         bias = torch.zeros(2 * size) if biases is None else biases[direction]
-        found += [*pair, _gates(bias[:size], FROM_ONNX[kind]), _gates(bias[size:], FROM_ONNX[kind])]
+        found += [*pair, gates(bias[:size], FROM_ONNX[kind]), gates(bias[size:], FROM_ONNX[kind])]
     return found
 
 
-def _gates(tensor: Tensor, order: Sequence[int]) -> Tensor:
+def gates(tensor: Tensor, order: Sequence[int]) -> Tensor:
     """Re-order the gates along the first dimension."""
     parts = tensor.chunk(len(order))
     return torch.cat([parts[index] for index in order])
@@ -205,9 +205,7 @@ def _write(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
         _matrix(writer, node, [f"{which}_l0{suffix}" for suffix in suffixes]) for which in ("weight_ih", "weight_hh")
     ]
     biases = [
-        torch.cat(
-            [_gates(getattr(layer, f"{which}_l0{s}").detach(), TO_ONNX[kind]) for which in ("bias_ih", "bias_hh")]
-        )
+        torch.cat([gates(getattr(layer, f"{which}_l0{s}").detach(), TO_ONNX[kind]) for which in ("bias_ih", "bias_hh")])
         for s in suffixes
     ]
     held.append(writer.constant(torch.stack(biases), f"{node.name}.b"))
