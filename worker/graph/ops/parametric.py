@@ -300,7 +300,10 @@ def _write_conv(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
 
 
 def _operands(writer: Writer, node: fx.Node, leaf: Any) -> list[str]:
-    found = [writer.weight(node.name, leaf.weight.detach())]
+    weight: Tensor = leaf.weight.detach()
+    tokens = isinstance(leaf, nn.Linear) and writer.rank(node) != 2
+    axis = 1 if tokens or isinstance(leaf, TRANSPOSED) else 0
+    found = [writer.weight(node.name, weight.t() if tokens else weight, axis)]
     return found if leaf.bias is None else [*found, writer.bias(node.name, leaf.bias.detach())]
 
 
@@ -309,9 +312,7 @@ def _write_linear(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     weight, *bias = _operands(writer, node, leaf)
     if writer.rank(node) == 2:
         return writer.emit("Gemm", [inputs[0], weight, *bias], node.name, transB=1)
-    product = writer.emit(
-        "MatMul", [inputs[0], writer.emit("Transpose", [weight], f"{node.name}_t", perm=[1, 0])], f"{node.name}_mm"
-    )
+    product = writer.emit("MatMul", [inputs[0], weight], f"{node.name}_mm")
     return writer.emit("Add", [product, *bias], node.name) if bias else product
 
 

@@ -119,8 +119,8 @@ class Writer(Protocol):
         """Add a node of which one output is used (the `output`-th)."""
         ...
 
-    def weight(self, layer: str, tensor: Tensor) -> str:
-        """Add a layer's weight operand."""
+    def weight(self, layer: str, tensor: Tensor, axis: int = 0) -> str:
+        """Add a layer's weight operand as the ONNX node takes it; its output channels lie along `axis`."""
         ...
 
     def matrix(self, layer: str, tensor: Tensor, order: Sequence[int]) -> str:
