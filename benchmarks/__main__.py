@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import budgets, export
+from benchmarks import budgets, export, large
 
-SUITES = {"budgets": budgets.run, "export": export.run}
+SUITES = {"budgets": budgets.run, "export": export.run, "large": large.run}
 
 
 def main() -> None:
