@@ -23,14 +23,24 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import app
 from app.client import Client
+from app.domain.cost import count
+from app.domain.device import DeviceProfile
+from app.domain.space import build_space, widest
 from benchmarks.cells import SHARED, cell
 from benchmarks.networks import arrays
+from worker.data import DatasetSpec, read_dataset, role_data, split
+from worker.job import MAX_PROBES, pictures
+from worker.search.evaluate import EvaluatorOptions, open_evaluator, open_network
+from worker.search.sensitivity import probes
 
 MODEL = SHARED / "models" / "efficientnet_lite0_imagenet.onnx"
+DEVICES = Path(app.__file__).parent / "devices"
 PICTURES, SIZE, TRIALS = 500, 224, 16
 LIMIT_S = 1200.0
 POLL_S = 0.5
+PROBE_STEP = 8
 START_S = 120.0
 
 
@@ -47,6 +57,11 @@ def run(folder: Path | None = None) -> None:
     Console().print(table)
     print(f"state {found['state']}, verification {found['verification']}, hold-out {found['holdout']}")
     print(f"probes and trials {found['progress']}, failures {found['failures']}")
+    shared = cell("large-efficientnet-probes", measure_probes)
+    print(
+        f"one probe on a shared trunk {shared['shared_s']:.2f} s, alone {shared['alone_s']:.2f} s of processor time, "
+        f"{shared['ratio']:.2f} times faster over {shared['probes']} probes; equal metrics: {shared['equal']}"
+    )
 
 
 def measure() -> dict[str, Any]:
@@ -134,6 +149,33 @@ def _say(environment: dict[str, str], *words: str) -> Any:
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(words)}: {done.stderr[-500:]}{done.stdout[-500:]}")
     return json.loads(done.stdout)
+
+
+def measure_probes() -> dict[str, Any]:
+    """Measure every `PROBE_STEP`-th probe on a shared trunk and alone, in turn; processor seconds of each."""
+    torch.set_num_threads(1)
+    opened = open_network(MODEL.read_bytes())
+    device = DeviceProfile.from_json(json.loads((DEVICES / "generic-npu.json").read_text()))
+    options = EvaluatorOptions(**pictures(count(opened.graph, widest(opened.graph, 32), device).macs))
+    with tempfile.TemporaryDirectory(prefix="tightfit-large-") as name:
+        dataset(Path(name) / "pictures.npz")
+        spec = DatasetSpec("NHWC", 1 / 128, (127 / 128,))
+        held = read_dataset(Path(name) / "pictures.npz", spec)
+        roles = {role: role_data(held, rows) for role, rows in split(held, 0).items()}
+    evaluator = open_evaluator(opened, roles, device, options)
+    listed = probes(opened.graph, build_space(opened.graph, device), MAX_PROBES)
+    evaluator.float_outputs("screen")
+    seconds, equal, base = {"shared": 0.0, "alone": 0.0}, True, listed[0].assignment
+    chosen = listed[1::PROBE_STEP]
+    for probe in chosen:
+        found = []
+        for way, start in (("shared", base), ("alone", None)):
+            began = time.process_time()
+            found.append(evaluator.evaluate(probe.assignment, "screen", "fast", start).metrics)
+            seconds[way] += time.process_time() - began
+        equal &= found[0] == found[1]
+    per = {f"{way}_s": spent / len(chosen) for way, spent in seconds.items()}
+    return {**per, "ratio": per["alone_s"] / per["shared_s"], "probes": len(chosen), "equal": equal}
 
 
 def _client(environment: dict[str, str]) -> Client:
