@@ -257,6 +257,6 @@ def test_compress_when_a_channel_is_nearly_dead_then_its_bias_fits_int32_and_oth
     codes = np.abs(layer.bias.astype(np.float64) / (layer.weight_scale.astype(np.float64) * step))
     assert codes.max() < 2**31
     assert codes[2] > 2**29  # only just
-    assert np.delete(layer.weight_scale, 2).max() < 1e-1 < np.inf and np.delete(codes, 2).max() < 2**20
+    assert np.delete(codes, 2).max() < 2**20
     found, wanted = owner.outputs(network, "full"), owner.float_outputs("full")
     assert float((found[0] - wanted[0]).abs().max()) < 0.05 * float(wanted[0].abs().max())
