@@ -26,6 +26,7 @@ from app.store.engine import Database, afterwards
 from app.store.tables import Candidate, Dataset, Device, Model, Schedule, Search, now
 
 Json = dict[str, Any]
+MIN_ROWS = 5  # two parts evaluation, two parts hold-out, one part calibration
 Upload = TypeVar("Upload", Model, Dataset)
 
 
@@ -116,7 +117,7 @@ def create_search(service: Service, request: Json, schedule_id: str | None = Non
     search-space-too-large, invalid-limits, invalid-budget, budget-unreachable.
     """
     with service.database.writing() as session:
-        model = _ready(session, Model, request["model_id"], "model-not-ready")
+        model = _searchable(session, request["model_id"])
         graph = ModelGraph.from_json(model.graph or {})
         _check_datasets(session, request["dataset"], graph)
         device = _device(session, request["device_id"])
@@ -145,7 +146,7 @@ def create_search(service: Service, request: Json, schedule_id: str | None = Non
 def preflight(service: Service, request: Json) -> Json:
     """Return the absolute limits, the smallest reachable values and the space's size, queueing nothing."""
     with service.database.reading() as session:
-        model = _ready(session, Model, request["model_id"], "model-not-ready")
+        model = _searchable(session, request["model_id"])
         device = _device(session, request["device_id"])
     graph, profile = ModelGraph.from_json(model.graph or {}), DeviceProfile.from_json(device.profile)
     space, budget, bound = _bounds(service.settings, request, graph, profile)
@@ -276,6 +277,14 @@ def _ready(session: Session, table: Any, key: str, slug: str) -> Any:
     return row
 
 
+def _searchable(session: Session, key: str) -> Model:
+    """Return a model that can be searched: read, and with finite outputs."""
+    row: Model = _ready(session, Model, key, "model-not-ready")
+    if "non-finite-outputs" in (row.warnings or ()):
+        raise Problem("non-finite-weights", "weights are NaN or infinite, and so are the network's outputs")
+    return row
+
+
 def check_ready(row: Upload, slug: str) -> None:
     """Raise Problem `slug` for an upload that is still being read or was rejected."""
     if row.state != ModelState.ready:
@@ -288,6 +297,9 @@ def _check_datasets(session: Session, roles: Mapping[str, str], graph: ModelGrap
         raise Problem("calibration-required", detail, [field_error("/dataset", detail)])
     for role, key in roles.items():
         info = _ready(session, Dataset, key, "dataset-not-ready").info or {}
+        if role == "all" and info.get("rows", MIN_ROWS) < MIN_ROWS:
+            detail = f"{info['rows']} rows; at least {MIN_ROWS} are needed for a split into three roles"
+            raise Problem("invalid-dataset", detail, [field_error(f"/dataset/{role}", detail, "rows")])
         detail, classes = _misfit(graph, info), graph.classes
         if detail:
             raise Problem("invalid-dataset", detail, [field_error(f"/dataset/{role}", detail, "shape")])

@@ -77,6 +77,7 @@ PROBLEMS: dict[str, Kind] = {
     "search-space-too-large": Kind(422, "Search space too large", "More layers than one search handles."),
     "invalid-limits": Kind(422, "Invalid limits", "Trials or time outside what the service allows."),
     "model-not-ready": Kind(409, "Model not ready", "The model is still being read, or was rejected."),
+    "non-finite-weights": Kind(409, "Non-finite weights", "Weights are NaN or infinite, and so are the outputs."),
     "dataset-not-ready": Kind(409, "Dataset not ready", "The dataset is still being read, or was rejected."),
     "already-finished": Kind(409, "Already finished", "The search has ended."),
     "export-running": Kind(409, "Export running", "An export of this candidate is under way."),

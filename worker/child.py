@@ -21,6 +21,7 @@ from worker.sandbox import FOLDER_PREFIX
 
 if TYPE_CHECKING:  # torch is imported once the limits stand
     from app.domain.space import Assignment
+    from app.domain.zip_laws import Buffer
     from worker.data import Dataset, Role, RoleData
     from worker.search.evaluate import Evaluator, Opened
 
@@ -48,19 +49,34 @@ class Refused(Exception):
 
 def inspect(session: Session, params: Params) -> Params:
     """Read a network, with the new weights where some are named; return its format, picture and warnings."""
-    import torch
-
+    from worker.files import mapped
     from worker.graph.read import sniff
     from worker.search.evaluate import open_network
 
-    data = Path(params["path"]).read_bytes()
+    data = mapped(Path(params["path"]))
     found = sniff(data)
     opened = open_network(data, params.get("format") or found, _weights(params))
     if not opened.graph.layers:
         raise Refused("nothing-to-compress", "the network has no convolution or linear layer", [])
-    finite = all(torch.isfinite(p).all() for p in opened.folded.parameters())
-    warnings = [] if finite else ["non-finite-weights"]
-    return {"format": found, "graph": opened.graph.to_json(), "warnings": warnings}
+    return {"format": found, "graph": opened.graph.to_json(), "warnings": _warnings(opened)}
+
+
+def _warnings(opened: Opened) -> list[str]:
+    """Say where numbers are not finite: in the weights, and then in the outputs for inputs of zeros and of ones too."""
+    import torch
+
+    from worker.graph.extents import inputs_of
+
+    if all(torch.isfinite(item).all() for item in opened.folded.parameters()):
+        return []
+    found = ["non-finite-weights"]
+    for fill in (torch.zeros_like, torch.ones_like):
+        inputs = [fill(item.example()) for item in inputs_of(opened.folded)]
+        with torch.no_grad():
+            outputs = opened.folded(*inputs)
+        if not all(torch.isfinite(item).all() for item in (outputs if isinstance(outputs, tuple) else (outputs,))):
+            return [*found, "non-finite-outputs"]
+    return found
 
 
 def inspect_dataset(session: Session, params: Params) -> Params:
@@ -71,9 +87,10 @@ def inspect_dataset(session: Session, params: Params) -> Params:
 def open_(session: Session, params: Params) -> Params:
     """Open a network with its three roles on a device; return how many pictures each role has."""
     from app.domain.device import DeviceProfile
+    from worker.files import mapped
     from worker.search.evaluate import EvaluatorOptions, open_evaluator, open_network
 
-    network = open_network(Path(params["model"]).read_bytes(), weights=_weights(params))
+    network = open_network(mapped(Path(params["model"])), weights=_weights(params))
     data = _roles(params["datasets"], network)
     options = EvaluatorOptions(**params.get("options", {}))
     session.network = network
@@ -118,9 +135,11 @@ METHODS: dict[str, Callable[[Session, Params], Params]] = {
 }
 
 
-def _weights(params: Params) -> bytes | None:
+def _weights(params: Params) -> Buffer | None:
     """Return the bytes of the new weights, where the network is a weights version."""
-    return Path(params["weights"]).read_bytes() if params.get("weights") else None
+    from worker.files import mapped
+
+    return mapped(Path(params["weights"])) if params.get("weights") else None
 
 
 def _evaluator(session: Session) -> Evaluator:
@@ -233,6 +252,8 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints must not reach the protocol
     session = Session()
     import torch
+
+    from worker.search import evaluate  # noqa: F401  what reading needs, before there is anything to read
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with suppress(BrokenPipeError):  # the worker is gone: nobody listens

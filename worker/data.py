@@ -21,8 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.domain import formats
 from app.domain.graph import Port
 from app.domain.inputs import ONLY, arrays_for, mismatches
+from app.domain.zip_laws import DEFLATED, STORED, Buffer, ZipRefused, contents, directory
+from worker.files import mapped
 from worker.safetensors_laws import SafetensorsRefused, check_safetensors
 
 Array = np.ndarray[Any, Any]
@@ -30,7 +33,18 @@ Role = Literal["calibration", "evaluation", "holdout"]
 MAX_EXPANDED = 4 << 30
 MAX_CLASSES = 1 << 20
 UNREADABLE = (
-    *(ValueError, TypeError, OSError, EOFError, KeyError, MemoryError, NotImplementedError, RuntimeError, struct.error),
+    *(
+        ValueError,
+        TypeError,
+        OverflowError,
+        OSError,
+        EOFError,
+        KeyError,
+        MemoryError,
+        NotImplementedError,
+        RuntimeError,
+        struct.error,
+    ),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
 )
 """What numpy and zipfile raise on damaged or hostile files (RuntimeError: encrypted, MemoryError: a lying header)."""
@@ -168,7 +182,8 @@ class RoleData:
 
 def read_dataset(path: Path, spec: DatasetSpec) -> Dataset:
     """Read and check a dataset file. Raises DatasetRefused naming the first bad row where there is one."""
-    found = _read_npz(path) if path.read_bytes()[:2] == b"PK" else _read_safetensors(path)
+    data = mapped(path)
+    found = _read_npz(path, data) if _format(data) == "npz" else _read_safetensors(data)
     labels = found.pop("y", None)
     arrays = {name: _native(array) for name, array in found.items()}
     if not arrays:
@@ -188,6 +203,14 @@ def read_dataset(path: Path, spec: DatasetSpec) -> Dataset:
 
 def _is_input(array: Array, rows: int) -> bool:
     return array.dtype.kind in "uif" and array.ndim >= 2 and len(array) == rows and array.size > 0
+
+
+def _format(data: Buffer) -> str:
+    ends = data[: formats.HEAD_BYTES], data[-formats.TAIL_BYTES :]
+    try:
+        return formats.sniff(ends[0], len(data), "dataset", lambda: directory(data), ends[1])
+    except formats.FormatRefused as refusal:
+        raise DatasetRefused(refusal.detail, slug=refusal.slug) from refusal
 
 
 def _native(array: Array) -> Array:
@@ -222,18 +245,19 @@ def _check_rule(array_name: str, row: Array, spec: DatasetSpec) -> None:
             )
 
 
-def _read_npz(path: Path) -> dict[str, Array]:
+def _read_npz(path: Path, data: Buffer) -> dict[str, Array]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            total = sum(info.file_size for info in archive.infolist())
-        if total > MAX_EXPANDED:
-            raise DatasetRefused(f"{total} bytes expanded; at most {MAX_EXPANDED}", slug="dataset-too-large")
+        entries = contents(data, (STORED, DEFLATED))
+    except ZipRefused as refusal:
+        raise DatasetRefused(refusal.detail, slug=refusal.slug) from refusal
+    total = sum(entry.expanded for entry, _ in entries.values())
+    if total > MAX_EXPANDED:
+        raise DatasetRefused(f"{total} bytes expanded; at most {MAX_EXPANDED}", slug="dataset-too-large")
+    try:
         with np.load(path, allow_pickle=False) as stored:
             found = {name: array for name in stored.files if (array := _member(stored, name)) is not None}
     except UNREADABLE as error:
-        slug = (
-            "unsafe-format" if "pickle" in str(error).lower() or "object" in str(error).lower() else "invalid-dataset"
-        )
+        slug = "unsafe-format" if "allow_pickle" in str(error) else "invalid-dataset"
         raise DatasetRefused(f"not a plain npz file: {str(error)[:200]}", slug=slug) from error
     for name, array in found.items():
         if not isinstance(array, np.ndarray):  # numpy hands back the bytes of members that are not arrays
@@ -253,16 +277,13 @@ def _member(stored: Any, name: str) -> Any:
     return None if aside and not isinstance(found, np.ndarray) else found
 
 
-def _read_safetensors(path: Path) -> dict[str, Array]:
+def _read_safetensors(data: Buffer) -> dict[str, Array]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    data = path.read_bytes()
-    if data[8:9] != b"{":
-        raise DatasetRefused("neither an npz nor a safetensors file", slug="unrecognised-format")
     try:
         check_safetensors(data)
-        return dict(load(data))
+        return dict(load(data[:]))
     except SafetensorsRefused as refusal:
         raise DatasetRefused(refusal.detail, slug=refusal.slug) from refusal
     except (SafetensorError, ValueError, KeyError, TypeError) as error:

@@ -62,7 +62,7 @@ def inspect_model(model_id: str) -> None:
     """Read an uploaded network in a sandboxed child; store its picture or why it was rejected."""
 
     def store(row: Model, result: Json) -> None:
-        row.format, row.graph = result["format"], result["graph"]
+        row.format, row.graph, row.warnings = result["format"], result["graph"], result["warnings"]
 
     _inspect(Model, model_id, "inspect", store)
 

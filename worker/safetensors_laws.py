@@ -2,7 +2,7 @@
 
 The library alone spends 6 s and 433 MiB on a header of 300,000 empty tensors and takes a name that is given twice. Here
 the header is read piece by piece, so that memory stays near the header's own size: at most 8 MiB of it, 20,000 tensors
-and as many metadata entries, each tensor's entry at most 4 KiB. Format: huggingface.co/docs/safetensors (8 bytes of
+and 4,096 metadata entries, each tensor's entry at most 4 KiB. Format: huggingface.co/docs/safetensors (8 bytes of
 length, a JSON object, the raw numbers of all tensors one behind the other).
 """
 
@@ -16,9 +16,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from app.domain.zip_laws import Buffer
+
 MAX_HEADER = 8 << 20
 MAX_TENSORS = 20_000
-MAX_METADATA = 20_000
+MAX_METADATA = 4_096
 MAX_ENTRY = 4096
 MAX_RANK = 64
 
@@ -47,7 +49,7 @@ class SafetensorsRefused(Exception):
         self.slug, self.detail = slug, detail
 
 
-def check_safetensors(data: bytes) -> None:
+def check_safetensors(data: Buffer) -> None:
     """Check the header of a safetensors file against its bytes; the numbers themselves are not looked at.
 
     Raises SafetensorsRefused: invalid-safetensors (length, JSON, UTF-8, dtype, shape, holes, overlap, metadata),

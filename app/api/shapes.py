@@ -29,6 +29,7 @@ def model(row: Model) -> Json:
         "weights_bytes": row.weights_bytes,
         "state": row.state,
         "graph": row.graph,
+        "warnings": row.warnings or [],
         "problem": row.problem,
         "created_at": moment(row.created_at),
         "links": {"self": f"/v1/models/{row.id}", "base": f"/v1/models/{row.base_id}" if row.base_id else None},

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
+import mmap
 from pathlib import Path
 
 from fastapi import Request
 
 from app.actions import Service
-from app.domain.formats import HEAD_BYTES, FormatRefused, Kind, sniff
+from app.domain.formats import HEAD_BYTES, TAIL_BYTES, FormatRefused, Kind, sniff
+from app.domain.zip_laws import Entry, directory
 from app.problems import Problem
 from app.store.blobs import BlobWriter
 
@@ -49,15 +50,23 @@ async def _drain(request: Request, writer: BlobWriter, declared: int) -> bytes:
 
 
 def _format(head: bytes, writer: BlobWriter, what: Kind) -> str:
+    path = writer.peek()
     try:
-        return sniff(head, writer.bytes, what, lambda: _entries(writer.peek()))
+        return sniff(head, writer.bytes, what, lambda: _entries(path), _tail(path))
     except FormatRefused as refusal:
         raise Problem(refusal.slug, refusal.detail) from refusal
 
 
-def _entries(path: Path) -> list[str]:
-    with zipfile.ZipFile(path) as archive:
-        return archive.namelist()
+def _tail(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        return file.read(TAIL_BYTES)
+
+
+def _entries(path: Path) -> list[Entry]:
+    """List a zip's entries: only its directory, of bounded size, is read."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return directory(data)
 
 
 def _check_digest(request: Request, sha256: str) -> None:

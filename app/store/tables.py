@@ -88,6 +88,7 @@ class Model(Base):
     weights_bytes: Mapped[int | None]
     state: Mapped[str] = mapped_column(sa.String(16), default="inspecting")
     graph: Mapped[Json | None]
+    warnings: Mapped[list[Any] | None]
     problem: Mapped[Json | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
 

@@ -78,7 +78,7 @@ def nested() -> bytes:
 
 Made = Callable[[], bytes]
 INVALID: dict[str, Made] = {
-    "header longer than the file": lambda: framed(b'{"w":1}', length=4096),
+    "header longer than the file": lambda: framed(b'{"w":1}' + bytes(16), length=4096),
     "header of 2^63 bytes": lambda: framed(b'{"w":1}' + bytes(16), length=1 << 63),
     "header of 2^64 - 1 bytes": lambda: framed(b'{"w":1}' + bytes(16), length=(1 << 64) - 1),
     "header is no JSON": lambda: framed(b"{w: not json at all}", bytes(8)),

@@ -137,12 +137,21 @@ def test_inspect_when_there_is_no_layer_then_nothing_to_compress(child: Child, t
     assert refused(child, "inspect", {"path": str(tmp_path / "bare.pt2")}).slug == "nothing-to-compress"
 
 
-def test_inspect_when_a_weight_is_not_finite_then_accepted_with_a_warning(child: Child, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "warnings"),
+    [(float("inf"), ["non-finite-weights", "non-finite-outputs"]), (float("-inf"), ["non-finite-weights"])],
+)
+def test_inspect_when_a_weight_is_not_finite_then_accepted_with_a_warning(
+    child: Child, tmp_path: Path, value: float, warnings: list[str]
+) -> None:
+    """A bias of -inf in front of a ReLU leaves the outputs finite."""
     net = Net()
+    where = net.last.weight[0] if value > 0 else next(m for m in net.modules() if isinstance(m, nn.Conv2d)).bias
+    assert where is not None
     with torch.no_grad():
-        net.last.weight[0, 0] = float("inf")
+        where[0] = value
     (tmp_path / "inf.pt2").write_bytes(exported(net))
-    assert child.call("inspect", {"path": str(tmp_path / "inf.pt2")}, WAIT_S)["warnings"] == ["non-finite-weights"]
+    assert child.call("inspect", {"path": str(tmp_path / "inf.pt2")}, WAIT_S)["warnings"] == warnings
 
 
 def test_inspect_when_new_weights_are_not_finite_then_accepted_with_a_warning(
@@ -153,8 +162,9 @@ def test_inspect_when_new_weights_are_not_finite_then_accepted_with_a_warning(
     save_file(fresh, tmp_path / "new.safetensors")
     sound = child.call("inspect", asked, WAIT_S)
     fresh["last.weight"][0, 0] = float("nan")
-    save_file(fresh, tmp_path / "new.safetensors")
-    assert (sound["warnings"], child.call("inspect", asked, WAIT_S)["warnings"]) == ([], ["non-finite-weights"])
+    save_file(fresh, tmp_path / "odd.safetensors")
+    odd = child.call("inspect", {**asked, "weights": str(tmp_path / "odd.safetensors")}, WAIT_S)["warnings"]
+    assert (sound["warnings"], odd) == ([], ["non-finite-weights", "non-finite-outputs"])
     assert sound["graph"] == child.call("inspect", {"path": str(files / "net.pt2")}, WAIT_S)["graph"]
 
 
@@ -164,7 +174,7 @@ def test_inspect_when_new_weights_are_a_pickle_then_refused_and_nothing_runs(
     marker = tmp_path / "marker"
     (tmp_path / "evil.safetensors").write_bytes(pickle.dumps([Marker(marker)] * 2))
     asked = {"path": str(files / "net.pt2"), "weights": str(tmp_path / "evil.safetensors")}
-    assert refused(child, "inspect", asked).slug == "invalid-safetensors"
+    assert refused(child, "inspect", asked).slug == "unsafe-format"
     assert not marker.exists()
 
 

@@ -23,6 +23,7 @@ Y = np.arange(10)
 SLUGS = {
     *("invalid-dataset", "unrecognised-format", "unsafe-format", "dataset-too-large"),
     *("invalid-safetensors", "header-too-large", "trailing-data", "duplicate-tensor"),
+    *("invalid-archive", "compressed-entry", "overlapping-entries", "unsupported-format"),
 }
 
 
@@ -179,6 +180,7 @@ def header(shape: str, dtype: str = "|u1") -> bytes:
 def test_read_when_a_member_lies_about_itself_then_refused(path: Path, member: tuple[str, bytes]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(*member)
+        archive.writestr("z.npy", header("(1,)") + b"\0")
     assert refused(path).slug == "invalid-dataset"
 
 

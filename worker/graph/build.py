@@ -18,15 +18,17 @@ from worker.graph.functions import expand_batch
 from worker.graph.operands import operands
 
 MAX_INPUT = 1 << 26
+MAX_NAME = 200
 Value = fx.Node | Tensor
 """What flows between operations while reading: a graph node, or a constant known at reading time."""
 
-_RESERVED = frozenset({*dir(builtins), *keyword.kwlist, *keyword.softkwlist})
+# what torch.fx would rename behind our back, and what a module already has
+_RESERVED = frozenset({*dir(builtins), *keyword.kwlist, *keyword.softkwlist, *dir(fx.GraphModule), *dir(nn.Module())})
 
 
 def identifier(text: str) -> str:
-    """Return `text` as a valid, readable Python identifier."""
-    clean = re.sub(r"\W+", "_", text).strip("_")
+    """Return `text` as a valid, readable Python identifier: of ASCII, for Python reads some other letters as one."""
+    clean = re.sub(r"\W+", "_", text[:MAX_NAME], flags=re.ASCII).strip("_")
     return f"n_{clean}" if not clean or clean[0].isdigit() else clean
 
 
@@ -44,16 +46,18 @@ class Builder:
         self._meta: dict[fx.Node, Tensor] = {}
         self._leads: dict[fx.Node, int] = {}
         self._names: set[str] = set()
+        self._numbers: dict[str, int] = {}
 
     def unique(self, wanted: str) -> str:
         """Return a name derived from `wanted` that no node or module has yet."""
         base = identifier(wanted)
         if base in _RESERVED:
-            base = f"{base}_0"  # torch.fx would rename it behind our back
-        name, number = base, 1
+            base = f"{base}_0"
+        name, number = base, self._numbers.get(base, 1)
         while name in self._names:
             number += 1
             name = f"{base}_{number}"
+        self._numbers[base] = number  # so that thousands of one name are not counted through for each
         self._names.add(name)
         return name
 

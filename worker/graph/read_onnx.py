@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,14 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, fx
 
+from app.domain.zip_laws import Buffer
 from worker.graph.build import Builder, Value, identifier
 from worker.graph.errors import NetworkRefused, unsupported
 from worker.graph.folding import FOLDS, fold
 from worker.graph.ops import OnnxCall, by_onnx_type
 from worker.graph.ops.table import Values
 from worker.graph.weights import Held, onnx_weights, replaced
+from worker.graph.wire_onnx import check_wire
 
 MIN_OPSET = 11
 MAX_NODES = 20_000
@@ -31,7 +33,7 @@ _INPUT_DTYPES = {
 }
 
 
-def read_onnx(data: bytes, weights: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
+def read_onnx(data: Buffer, weights: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
     """Return the canonical graph of a serialized ONNX model; `weights` take the place of its own, by name.
 
     Raises NetworkRefused (invalid-onnx, external-data-refused, unsupported-operator, model-too-large, invalid-graph,
@@ -42,13 +44,16 @@ def read_onnx(data: bytes, weights: Mapping[str, Tensor] | None = None) -> fx.Gr
     return _Reader(model.graph, _opset(model), weights).read()
 
 
-def _parse(data: bytes) -> onnx.ModelProto:
+def _parse(data: Buffer) -> onnx.ModelProto:
+    check_wire(data)
     try:
-        model = onnx.ModelProto.FromString(data)
+        model = onnx.ModelProto.FromString(data[:])
     except Exception as error:  # protobuf raises its own, backend-dependent, error classes
         raise NetworkRefused("invalid-onnx", f"not an ONNX model: {str(error)[:200]}") from error
-    if not model.graph.node or not model.graph.output or not model.opset_import:
-        raise NetworkRefused("invalid-onnx", "the file holds no graph with nodes and outputs")
+    if not model.graph.node or not model.opset_import:
+        raise NetworkRefused("invalid-onnx", "the file holds no graph with nodes")
+    if not model.graph.output:
+        raise NetworkRefused("invalid-graph", "the network has no output")
     return model
 
 
@@ -65,7 +70,7 @@ def _check(model: onnx.ModelProto) -> None:
     if model.functions:
         names = Counter(function.name for function in model.functions)
         raise unsupported(dict(names), [(function.name, "local function") for function in model.functions])
-    unknown = [(node.name or node.output[0], _type(node)) for node in graph.node if not _known(node)]
+    unknown = [(node.name or "".join(node.output[:1]), _type(node)) for node in graph.node if not _known(node)]
     if unknown:
         raise unsupported(dict(Counter(kind for _, kind in unknown)), unknown)
 
@@ -74,11 +79,18 @@ def _opset(model: onnx.ModelProto) -> int:
     return max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
 
 
-def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
-    found = list(graph.initializer)
-    for node in graph.node:
-        found += [attribute.t for attribute in node.attribute if attribute.type == onnx.AttributeProto.TENSOR]
-    return found
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor of a graph, those of attributes and of inner graphs included (their depth is bounded)."""
+    sparse = list(graph.sparse_initializer)
+    yield from graph.initializer
+    for attribute in (item for node in graph.node for item in node.attribute):
+        yield attribute.t
+        yield from attribute.tensors
+        sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+        for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") or attribute.graphs else ():
+            yield from _tensors(inner)
+    for item in sparse:
+        yield from (item.values, item.indices)
 
 
 def _type(node: onnx.NodeProto) -> str:
@@ -192,6 +204,8 @@ class _Reader:
 
 
 def _tensor(proto: onnx.TensorProto) -> Tensor:
+    if min(proto.dims, default=0) < 0:
+        raise NetworkRefused("invalid-tensor", f"initializer {proto.name!r} has a negative size")
     try:
         array = np.array(numpy_helper.to_array(proto))
         return torch.from_numpy(array)

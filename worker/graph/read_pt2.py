@@ -2,14 +2,12 @@
 
 `torch.export.load` unpickles and evaluates what a crafted file holds; this reader never calls it. It reads
 `models/model.json` (a graph of aten calls), `data/weights/model_weights_config.json` (dtype, sizes, strides, offset)
-and the raw little-endian buffers, and ignores every other entry.
+and the raw little-endian buffers (`worker.graph.archive_pt2`), and ignores every other entry.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import zipfile
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from app.domain.formats import CONVERSION_HINT
+from app.domain.zip_laws import Buffer
+from worker.graph.archive_pt2 import DTYPES, PROGRAM, Archive
 from worker.graph.aten_constants import FOLDS, INTEGERS, fold
 from worker.graph.build import Builder, identifier
 from worker.graph.errors import NetworkRefused, unsupported
@@ -25,24 +24,7 @@ from worker.graph.ops import ATEN, AtenCall
 from worker.graph.ops.table import Values
 from worker.graph.weights import Held, pt2_weights, replaced
 
-MAX_ENTRIES = 20_000
 MAX_NODES = 20_000
-MAX_JSON = 64 << 20
-MAX_ELEMENTS = 500_000_000
-
-# torch.serialization's ScalarType numbers, as the schema of torch.export stores them
-DTYPES = {
-    1: torch.uint8,
-    2: torch.int8,
-    3: torch.int16,
-    4: torch.int32,
-    5: torch.int64,
-    6: torch.float16,
-    7: torch.float32,
-    8: torch.float64,
-    12: torch.bool,
-    13: torch.bfloat16,
-}
 SYMBOLIC = {"aten.sym_size.int", "aten.sym_size.default"}
 IGNORED = {
     "aten._assert_scalar.default",
@@ -52,134 +34,29 @@ IGNORED = {
 # of a stored program's scalar types, layouts and the like only the dtype means something here
 _ENUMS = ("as_none", "as_memory_format", "as_layout", "as_device")
 MAX_INPUTS = 16
+# a symbol by its name, or as sympy.srepr writes it, the way torch.export does
+_SYMBOL = re.compile(r"[A-Za-z_]\w{0,63}|Symbol\('[A-Za-z_]\w{0,63}'(?:, [a-z_]{1,32}=(?:True|False)){0,8}\)", re.ASCII)
 
 
-def read_pt2(data: bytes, weights: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
+def read_pt2(data: Buffer, weights: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
     """Return the canonical graph of a torch.export archive (static or symbolic batch).
 
-    `weights` take the place of the archive's own, by name. Raises NetworkRefused (invalid-archive, unsafe-format,
-    unsupported-operator, invalid-tensor, invalid-graph, dynamic-shape-unsupported, model-too-large, weights-mismatch).
+    `weights` take the place of the archive's own, by name. Raises NetworkRefused (invalid-archive, compressed-entry,
+    overlapping-entries, unsafe-format, unsupported-operator, invalid-tensor, invalid-graph, dynamic-shape-unsupported,
+    model-too-large, weights-mismatch).
     """
-    archive = _Archive(data)
+    archive = Archive(data)
     try:
         return _Reader(archive, weights).read()
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise NetworkRefused("invalid-graph", f"the program is not laid out as expected: {error!r}"[:300]) from error
 
 
-class _Archive:
-    """A zip of stored entries, checked before anything is read."""
-
-    def __init__(self, data: bytes) -> None:
-        self.size = len(data)
-        try:
-            self.zip = zipfile.ZipFile(io.BytesIO(data))
-        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-            raise NetworkRefused("invalid-archive", f"a broken zip archive: {error}") from error
-        if data[-22:-18] != b"PK\x05\x06":  # the end record, without a comment, must close the file
-            raise NetworkRefused("trailing-data", "something follows the zip archive")
-        self.entries = {info.filename: info for info in self.zip.infolist()}
-        self._check()
-        self.places: dict[str, str] = {}
-        self.root = next(name for name in self.entries if name.endswith("models/model.json"))[
-            : -len("models/model.json")
-        ]
-
-    def _check(self) -> None:
-        infos = self.zip.infolist()
-        if len(infos) > MAX_ENTRIES or len(self.entries) != len(infos):
-            raise NetworkRefused("invalid-archive", "too many entries, or two of one name")
-        end = 0
-        for info in sorted(infos, key=lambda item: item.header_offset):
-            if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-                raise NetworkRefused("compressed-entry", f"entry {info.filename!r} is compressed; torch.export stores")
-            if info.header_offset < end:
-                raise NetworkRefused("overlapping-entries", f"entry {info.filename!r} overlaps another")
-            if info.filename.startswith(("/", "\\")) or ".." in info.filename.split("/") or info.flag_bits & 1:
-                raise NetworkRefused("invalid-archive", f"entry {info.filename!r} has an illegal name or is encrypted")
-            end = info.header_offset + 30 + info.file_size
-
-    def read(self, name: str) -> bytes:
-        info = self.entries.get(self.root + name)
-        if info is None:
-            raise NetworkRefused("invalid-archive", f"entry {name!r} is missing")
-        try:
-            return self.zip.read(info)
-        except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
-            raise NetworkRefused("invalid-archive", f"entry {name!r}: {error}") from error
-
-    def json(self, name: str) -> Any:
-        data = self.read(name)
-        if len(data) > MAX_JSON:
-            raise NetworkRefused("model-too-large", f"entry {name!r} has {len(data)} bytes")
-        try:
-            return json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise NetworkRefused("invalid-archive", f"entry {name!r} is not JSON: {str(error)[:100]}") from error
-
-    def tensors(self, folder: str) -> dict[str, Tensor]:
-        """Return the tensors that a weights or constants index lists."""
-        name = {
-            "weights": "data/weights/model_weights_config.json",
-            "constants": "data/constants/model_constants_config.json",
-        }
-        if self.root + name[folder] not in self.entries:
-            return {}
-        found, elements = {}, 0
-        for key, item in self.json(name[folder])["config"].items():
-            if item.get("use_pickle"):
-                raise NetworkRefused(
-                    "unsafe-format",
-                    f"{folder[:-1]} {key!r} is stored as a pickle. {CONVERSION_HINT}",
-                    [{"pointer": f"/{folder}/{key}", "code": "use_pickle", "detail": "pickled tensor"}],
-                )
-            if item.get("tensor_meta") is None:
-                raise NetworkRefused("unsafe-format", f"{folder[:-1]} {key!r} is not a tensor")
-            found[key] = self._tensor(key, f"data/{folder}/{item['path_name']}", item["tensor_meta"])
-            self.places[key] = f"{folder}/{item['path_name']} {item['tensor_meta']}"
-            elements += found[key].numel()
-        if elements > MAX_ELEMENTS:
-            raise NetworkRefused("model-too-large", f"{elements} parameters; at most {MAX_ELEMENTS} are read")
-        return found
-
-    def _tensor(self, key: str, path: str, meta: Any) -> Tensor:
-        dtype = DTYPES.get(meta["dtype"])
-        sizes = [_integer(size) for size in meta["sizes"]]
-        strides = [_integer(stride) for stride in meta["strides"]]
-        offset = _integer(meta["storage_offset"])
-        if dtype is None or len(sizes) != len(strides) or min([0, offset, *sizes, *strides]) < 0:
-            raise NetworkRefused("invalid-tensor", f"tensor {key!r}: illegal dtype, sizes, strides or offset")
-        numel, last = 1, offset
-        for size, stride in zip(sizes, strides, strict=True):
-            numel *= size
-            last += (size - 1) * stride
-        if numel > MAX_ELEMENTS:
-            raise NetworkRefused("invalid-tensor", f"tensor {key!r} claims {numel} elements")
-        if numel == 0:
-            return torch.empty(sizes, dtype=dtype)
-        buffer = self.read(path)
-        held = len(buffer) // dtype.itemsize
-        if last >= held or numel > held:
-            raise NetworkRefused(
-                "invalid-tensor", f"tensor {key!r}: {held} stored elements, but index {last} is addressed"
-            )
-        flat = torch.frombuffer(bytearray(buffer[: held * dtype.itemsize]), dtype=dtype)
-        return flat.as_strided(sizes, strides, offset).clone()
-
-
-def _integer(value: Any) -> int:
-    """Return a plain integer from the schema's `{"as_int": n}`; anything symbolic or textual is refused."""
-    found = value.get("as_int") if isinstance(value, dict) else value
-    if not isinstance(found, int) or isinstance(found, bool):
-        raise NetworkRefused("dynamic-shape-unsupported", "a stored tensor must have fixed sizes")
-    return found
-
-
 class _Reader:
     """Replays the aten calls of the program through the op table."""
 
-    def __init__(self, archive: _Archive, weights: Mapping[str, Tensor] | None = None) -> None:
-        program = archive.json("models/model.json")
+    def __init__(self, archive: Archive, weights: Mapping[str, Tensor] | None = None) -> None:
+        program = archive.json(PROGRAM)
         module = program["graph_module"]
         self.graph = module["graph"]
         self.signature = module["signature"]
@@ -197,8 +74,10 @@ class _Reader:
         for node in self.graph["nodes"]:
             self._node(node)
         outputs = [item["user_output"] for item in self.signature["output_specs"] if "user_output" in item]
-        if not outputs or any("as_tensor" not in item["arg"] for item in outputs):
-            raise NetworkRefused("unsupported-operator", "outputs must be tensors, at least one")
+        if not outputs:
+            raise NetworkRefused("invalid-graph", "the network has no output")
+        if any("as_tensor" not in item["arg"] for item in outputs):
+            raise NetworkRefused("unsupported-operator", "outputs must be tensors")
         names = [item["arg"]["as_tensor"]["name"] for item in outputs]
         self.builder.output(*(self._lookup(name, "output") for name in names))
         return self.builder.finish()
@@ -219,6 +98,8 @@ class _Reader:
                 users.append(spec["arg"]["as_tensor"]["name"])
             elif kind in ("parameter", "buffer", "tensor_constant"):
                 self._held(spec, kind)
+            elif kind == "custom_obj":
+                raise NetworkRefused("unsafe-format", "an object is stored beside the weights, as a pickle or script")
             else:
                 raise NetworkRefused("unsupported-operator", f"an input of kind {kind!r}")
         if not 1 <= len(users) <= MAX_INPUTS:
@@ -233,6 +114,8 @@ class _Reader:
         if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes[1:]) or dtype is None:
             raise NetworkRefused("dynamic-shape-unsupported", f"every dimension but the batch must be fixed: {sizes}")
         batch = sizes[0] if isinstance(sizes[0], int) else None
+        if batch is None:
+            _check_symbol(meta["sizes"][0])
         if self.builder.batch not in (None, batch):
             raise NetworkRefused("dynamic-shape-unsupported", "inputs with different batches")
         kept = torch.float32 if dtype.is_floating_point else dtype
@@ -276,6 +159,8 @@ class _Reader:
             kind, arg = next(iter(item.items()))
             names += [part["name"] for part in arg] if kind == "as_tensors" else [(arg or {}).get("name")]
         for name, value in zip(names, values, strict=False):
+            if name in self.values:
+                raise NetworkRefused("invalid-graph", f"two nodes produce {name!r}")
             if name and value is not None:
                 self.values[name] = value
 
@@ -314,7 +199,8 @@ class _Reader:
             return DTYPES.get(value)
         if kind in _ENUMS:
             return None
-        raise NetworkRefused("unsupported-operator", f"{label!r} takes an argument of kind {kind!r}")
+        slug = "unsafe-format" if kind == "as_custom_obj" else "unsupported-operator"
+        raise NetworkRefused(slug, f"{label!r} takes an argument of kind {kind!r}")
 
     def _lookup(self, name: str, label: str) -> Any:
         if name not in self.values:
@@ -325,6 +211,13 @@ class _Reader:
         if isinstance(value.get("as_int"), int):
             return int(value["as_int"])
         return int(self._lookup(_symbol(value), "a size"))
+
+
+def _check_symbol(size: Any) -> None:
+    """Refuse a batch that is anything but one plain symbol: nothing is ever evaluated."""
+    text = (size.get("as_expr") or {}).get("expr_str")
+    if not isinstance(text, str) or not _SYMBOL.fullmatch(text):
+        raise NetworkRefused("dynamic-shape-unsupported", f"the batch must be a number or a symbol: {text!r}"[:300])
 
 
 def _symbol(value: Any) -> str:

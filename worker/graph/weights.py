@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from app.domain.zip_laws import Buffer
 from worker.graph.errors import NetworkRefused
 from worker.safetensors_laws import SafetensorsRefused, check_safetensors
 
@@ -59,14 +60,14 @@ class Fault(NamedTuple):
     detail: str
 
 
-def read_weights(data: bytes) -> dict[str, Tensor]:
+def read_weights(data: Buffer) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
     Raises NetworkRefused invalid-safetensors, header-too-large, too-many-tensors, duplicate-tensor or trailing-data.
     """
     try:
         check_safetensors(data)
-        return dict(load(data))
+        return dict(load(data[:]))
     except SafetensorsRefused as refusal:
         raise NetworkRefused(refusal.slug, refusal.detail) from refusal
     except (SafetensorError, ValueError, KeyError, TypeError) as error:

@@ -15,12 +15,13 @@ from app.domain.candidate import Fidelity, Measurement
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, widest
+from app.domain.zip_laws import Buffer
 from worker.data import Role, RoleData
 from worker.graph.batches import check_batch
 from worker.graph.extents import shapes_of
 from worker.graph.groups import channel_plan
 from worker.graph.picture import draw
-from worker.graph.read import read_network
+from worker.graph.read import named_refusals, read_network
 from worker.graph.rewrite import fold_batchnorm
 from worker.graph.slicing import Slicer
 from worker.quant.compressor import FAST_PICTURES, Compressor, Repair
@@ -157,17 +158,18 @@ class Opened:
     slicer: Slicer
 
 
-def open_network(data: bytes, format: str | None = None, weights: bytes | None = None) -> Opened:
+def open_network(data: Buffer, format: str | None = None, weights: Buffer | None = None) -> Opened:
     """Read a network's bytes into a folded graph, its picture and its slicer. Raises NetworkRefused.
 
     `weights`, a safetensors file, takes the place of the network's own.
     """
     module = read_network(data, format, weights)
-    check_batch(module)
-    folded = fold_batchnorm(module)
-    _channels_last(folded)
-    plan = channel_plan(folded)
-    return Opened(folded, draw(folded, plan), Slicer(folded, plan))
+    with named_refusals():
+        check_batch(module)
+        folded = fold_batchnorm(module)
+        _channels_last(folded)
+        plan = channel_plan(folded)
+        return Opened(folded, draw(folded, plan), Slicer(folded, plan))
 
 
 def _channels_last(module: fx.GraphModule) -> None:
