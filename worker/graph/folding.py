@@ -156,7 +156,7 @@ FOLDS: dict[str, Fold] = {
     "Ceil": lambda call, inputs: inputs[0].ceil(),
     "Exp": lambda call, inputs: inputs[0].exp(),
     "Pow": lambda call, inputs: inputs[0] ** inputs[1],
-    "Mod": lambda call, inputs: torch.remainder(*inputs),
+    "Mod": lambda call, inputs: (torch.fmod if call.attributes.get("fmod") else torch.remainder)(*inputs),
     "Min": lambda call, inputs: torch.stack(torch.broadcast_tensors(*inputs)).amin(0),
     "Max": lambda call, inputs: torch.stack(torch.broadcast_tensors(*inputs)).amax(0),
     "CastLike": lambda call, inputs: inputs[0].to(inputs[1].dtype),

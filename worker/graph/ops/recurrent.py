@@ -169,6 +169,8 @@ def _aten(kind: str) -> Any:
         value: Value = call.node("input")
         batch_first = bool(call.get("batch_first", False))
         size, states_ = len(held) // layers, []
+        if size != 4 * (1 + bool(call.get("bidirectional", False))):
+            raise refuse(call.name, f"{kind} with {len(held)} weights for {layers} layers")
         for index in range(layers):
             layer = core(kind, held[index * size : (index + 1) * size], batch_first)
             name = call.name if layers == 1 else f"{call.name}_l{index}"
