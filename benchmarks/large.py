@@ -161,7 +161,7 @@ def measure_probes() -> dict[str, Any]:
         dataset(Path(name) / "pictures.npz")
         spec = DatasetSpec("NHWC", 1 / 128, (127 / 128,))
         held = read_dataset(Path(name) / "pictures.npz", spec)
-        roles = {role: role_data(held, rows) for role, rows in split(held, 0).items()}
+        roles = {role: role_data(held, opened.graph.inputs, rows) for role, rows in split(held, 0).items()}
     evaluator = open_evaluator(opened, roles, device, options)
     listed = probes(opened.graph, build_space(opened.graph, device), MAX_PROBES)
     evaluator.float_outputs("screen")
