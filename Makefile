@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export ORT_DISABLE_TELEMETRY := 1
 THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help install demo serve test check e2e bench docs format clean
+.PHONY: help install demo serve test check e2e bench docs format fuzz clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -40,6 +40,9 @@ e2e: $(STAMP) ## the dashboard in a real headless Chromium
 
 bench: $(STAMP) ## benchmarks; one JSON result per cell under benchmarks/results
 	$(BIN)/python -m benchmarks
+
+fuzz: $(STAMP) ## 10,000 mutated files per reader, and a tally of the problems they end in
+	$(THREADS) $(BIN)/python -m tests.fuzz $(FUZZ)
 
 docs: $(STAMP) ## print the pages that are made from the code
 	$(THREADS) $(BIN)/python -m tests.zoo > docs/networks.md.new

@@ -201,16 +201,16 @@ def read_dataset(path: Path, spec: DatasetSpec) -> Dataset:
     return dataset
 
 
-def _is_input(array: Array, rows: int) -> bool:
-    return array.dtype.kind in "uif" and array.ndim >= 2 and len(array) == rows and array.size > 0
-
-
 def _format(data: Buffer) -> str:
     ends = data[: formats.HEAD_BYTES], data[-formats.TAIL_BYTES :]
     try:
         return formats.sniff(ends[0], len(data), "dataset", lambda: directory(data), ends[1])
     except formats.FormatRefused as refusal:
         raise DatasetRefused(refusal.detail, slug=refusal.slug) from refusal
+
+
+def _is_input(array: Array, rows: int) -> bool:
+    return array.dtype.kind in "uif" and array.ndim >= 2 and len(array) == rows and array.size > 0
 
 
 def _native(array: Array) -> Array:

@@ -36,6 +36,7 @@ MIN_SQNR_DB = 20.0
 CHECKPOINT_TOLERANCE = 1e-5
 BATCH = 128
 DIAGNOSED = 64
+DIAGNOSED_BYTES = 128 << 20
 RELOADED = 256
 
 
@@ -182,9 +183,16 @@ def _compare_onnx(report: VerificationReport, subject: Subject, files: Files, si
 def _compare_tensors(report: VerificationReport, subject: Subject, files: Files) -> None:
     for text in differences(files.onnx, subject.network)[:20]:
         _fail(report, "tensors", text)
-    few = subject.evaluation.head(DIAGNOSED).inputs
+    few = subject.evaluation.head(_diagnosed(subject)).inputs
     report.site_sqnr_db = site_sqnr(files.onnx, subject.network, few)
     report.operators = fused_ops(files.onnx)
+
+
+def _diagnosed(subject: Subject) -> int:
+    """Return on how many rows every site's values are compared: they are all held at once, from both sides."""
+    whole = {group.id: group.channels for group in subject.graph.groups}
+    elements = sum(item.positions * item.width.kept(whole) for item in subject.graph.activations)
+    return max(1, min(DIAGNOSED, DIAGNOSED_BYTES // (4 * elements)))
 
 
 def _compare_checkpoint(report: VerificationReport, subject: Subject, files: Files, simulated: Outputs) -> None:

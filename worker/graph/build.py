@@ -17,7 +17,8 @@ from worker.graph.extents import BATCH, holds_batch, on_meta
 from worker.graph.functions import expand_batch
 from worker.graph.operands import operands
 
-MAX_INPUT = 1 << 26
+MAX_INPUT = 1 << 24
+MAX_CONSTANT = 1 << 26
 MAX_NAME = 200
 Value = fx.Node | Tensor
 """What flows between operations while reading: a graph node, or a constant known at reading time."""
@@ -66,6 +67,8 @@ class Builder:
     ) -> fx.Node:
         """Add a network input; `shape` is without the batch dimension, `batch` its size where the file fixes it."""
         elements = math.prod(shape)
+        if any(holds_batch(extent) for extent in shape):
+            raise NetworkRefused("model-too-large", f"an input of {shape}")
         if elements > MAX_INPUT:
             raise NetworkRefused("model-too-large", f"an input of {elements} elements; at most {MAX_INPUT} are read")
         self.batch = batch or self.batch
@@ -155,7 +158,7 @@ class Builder:
         axes = [axis for axis, extent in enumerate(tensor.shape) if holds_batch(extent)]
         if axes:
             return self._repeated(tensor, axes, name)
-        if tensor.numel() > MAX_INPUT:
+        if tensor.numel() > MAX_CONSTANT:
             raise NetworkRefused("model-too-large", f"{name!r}: a constant of {tensor.numel()} elements")
         unique = self.unique(f"{name}_constant")
         self.buffers[unique] = tensor.detach().contiguous().clone()

@@ -17,10 +17,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx
 
+from worker.graph.errors import NetworkRefused
 from worker.graph.extents import outputs_of, shapes_of
 from worker.graph.operands import operands
 
 Side = Literal["out", "in", "param", "value"]
+MAX_LABELS = 1 << 23
 NOTHING = 0
 """The label of values without channels: positions, attention scores of a single head, constants of one element."""
 
@@ -39,6 +41,12 @@ def varying(labels: Tensor) -> list[int]:
     return [axis for axis, extent in enumerate(thin(labels).shape) if extent > 1]
 
 
+def _check_few(count: int) -> None:
+    """Refuse what would need more labels than memory should hold: they are per element where channels are reshaped."""
+    if count > MAX_LABELS:
+        raise NetworkRefused("model-too-large", f"{count} elements to label by channel; at most {MAX_LABELS} are")
+
+
 class Trace:
     """One pass of labels through a graph: values by node, what was united, what was pinned and why."""
 
@@ -54,6 +62,7 @@ class Trace:
 
     def fresh(self, count: int, reason: str | None = None) -> Tensor:
         """Return new labels [count], pinned where a reason is given."""
+        _check_few(self._count + count)
         labels = torch.arange(self._count, self._count + count)
         self._count += count
         self._classes = None
@@ -67,7 +76,9 @@ class Trace:
 
     def unite(self, left: Tensor, right: Tensor) -> None:
         """Tie labels element by element (shapes broadcast)."""
-        pair = torch.stack([item.reshape(-1) for item in torch.broadcast_tensors(left, right)])
+        operands = torch.broadcast_tensors(left, right)
+        _check_few(operands[0].numel())
+        pair = torch.stack([item.reshape(-1) for item in operands])
         pair = pair[:, pair[0] != pair[1]]
         if pair.shape[1]:
             self._edges.append(pair)
@@ -128,7 +139,9 @@ class Trace:
         for node in self.module.graph.nodes:
             if node.op == "output":
                 continue
-            self.values[node.name] = thin(self._labels(node, flow_of))
+            labels = self._labels(node, flow_of)
+            _check_few(labels.untyped_storage().nbytes() // labels.itemsize)
+            self.values[node.name] = thin(labels)
             if node.name in outputs:
                 self.pin(self.values[node.name], "network output")
         self._settle()

@@ -35,6 +35,8 @@ REPAIRS: tuple[Repair, ...] = ("sequential", "fast")
 MAX_FEEDBACK = 2304
 FAST_PICTURES = 128
 VARIANCE_RATIO = (0.5, 2.0)
+BIAS_CODES = 2**30
+"""The largest code a bias gets: half of int32, the rest is left to the products it is added to."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ class Job:
         return layer.kind in self.owner.device.per_channel_weights
 
     def _install(self, layer: Layer, leaf: Any, fitted: _Fitted, bias: Tensor) -> None:
+        fitted = self._within_accumulator(layer, fitted, bias)
         shape = rows_first(leaf).shape
         weight = as_stored(leaf, fitted.weight.reshape(shape)).contiguous()
         if fitted.scale is not None:
@@ -199,6 +202,22 @@ class Job:
             None if fitted.scale is None else fitted.scale.numpy().astype(np.float32),
             fitted.weight.reshape(shape).numpy().copy() if fitted.integers is None else None,
         )
+
+    def _within_accumulator(self, layer: Layer, fitted: _Fitted, bias: Tensor) -> _Fitted:
+        """Coarsen the weights of channels whose bias int32 could not hold at scale_x * scale_w.
+
+        Those are channels with next to no weights, whose scale is next to nothing: their bias is all they give.
+        """
+        grid = self.grids.get(layer.input)
+        if grid is None or fitted.scale is None:
+            return fitted
+        needed = (bias.abs().double() / (BIAS_CODES * grid.scale)).float()
+        needed = needed if self._per_channel(layer) else needed.amax().expand(len(needed))
+        if not bool((needed > fitted.scale).any()):
+            return fitted
+        scale = torch.maximum(fitted.scale, needed)
+        integers = (fitted.weight / scale[:, None]).round()
+        return _Fitted(integers, scale, integers * scale[:, None])
 
     def _bias_on_grid(self, layer: Layer, bias: Tensor, scale: Tensor) -> Tensor:
         """Round the bias to the int32 grid of the accumulator, scale_x * scale_w, as runtimes store it.

@@ -232,3 +232,31 @@ def test_reference_when_built_twice_then_equal() -> None:
     for name, ref in one.layers.items():
         assert torch.equal(ref.stats.gram, two.layers[name].stats.gram)
         assert torch.equal(ref.positions, two.layers[name].positions)
+
+
+class NearlyDead(nn.Module):
+    """A convolution of which one channel has next to no weights but a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 5, 1)
+        nn.init.normal_(self.a.weight[2], std=1e-13)
+        nn.init.constant_(self.a.bias, 0.7)  # type: ignore[arg-type]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(F.relu(self.a(x))).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def test_compress_when_a_channel_is_nearly_dead_then_its_bias_fits_int32_and_others_keep_their_scales() -> None:
+    with torch.no_grad():
+        owner = random_evaluator(NearlyDead(), (3, 8, 8))
+    a = assignment(owner.graph, 1.0, 8, 8)
+    network = owner.compress(a, "sequential")
+    layer, step = network.layers["a"], network.grids["x"].scale
+    assert layer.weight_scale is not None
+    codes = np.abs(layer.bias.astype(np.float64) / (layer.weight_scale.astype(np.float64) * step))
+    assert codes.max() < 2**31
+    assert codes[2] > 2**29  # only just
+    assert np.delete(codes, 2).max() < 2**20
+    found, wanted = owner.outputs(network, "full"), owner.float_outputs("full")
+    assert float((found[0] - wanted[0]).abs().max()) < 0.05 * float(wanted[0].abs().max())

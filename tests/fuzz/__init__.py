@@ -1,0 +1,1 @@
+"""Mutation fuzzing of the readers: `python -m tests.fuzz`."""
