@@ -23,6 +23,7 @@ from worker.export.checkpoint import read_checkpoint, write_checkpoint
 from worker.export.onnx_qdq import write_qdq
 from worker.export.recount import recount
 from worker.export.verify import Outputs, run_onnx, simulate
+from worker.quant.compressor import Repair
 from worker.quant.network import CompressedNetwork
 from worker.search.evaluate import Evaluator, open_evaluator, open_network
 
@@ -109,3 +110,22 @@ def test_network_when_counted_from_its_checkpoint_then_equal_to_the_cost_model(n
     counted = recount(found.checkpoint, DEVICE).totals()
     assert counted == {metric: modelled.value(metric) for metric in counted}
     assert counted["weight_bytes"] > 0
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "causal_decoder", "vit", "convnext", "unet", "fcn"])
+def test_compress_when_layers_read_tokens_or_are_transposed_then_repair_pays(name: str) -> None:
+    owner = evaluator(name)
+    plan = assignment(owner.graph, name, "random")
+    repairs: tuple[Repair, ...] = ("sequential", "fast", "none")
+    loss = {repair: owner.evaluate(plan, "full", repair).metrics["kl"] for repair in repairs}
+    assert loss["sequential"] < loss["none"]
+    assert loss["fast"] < loss["none"]
+
+
+def test_network_when_its_file_names_the_inputs_then_the_export_keeps_the_names() -> None:
+    network = open_network(exported("two_in_two_out", Source("script", 17)), "onnx")
+    data = RoleData(ZOO["two_in_two_out"].inputs(16))
+    owner = open_evaluator(network, {"calibration": data, "evaluation": data, "holdout": data}, DEVICE)
+    graph = onnx.load_from_string(write_qdq(owner.compress(assignment(owner.graph, "names", "random")))).graph
+    assert [item.name for item in graph.input] == ["in0", "in1"] == [port.label for port in owner.graph.inputs]
+    assert len(graph.output) == 2
