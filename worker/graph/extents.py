@@ -31,23 +31,10 @@ def total(sizes: Sequence[int]) -> int:
 def on_meta(call: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     """Return what a function or leaf gives for meta tensors: shapes and dtypes, no values."""
     with torch.no_grad():
-        if isinstance(call, nn.RNNBase) and args[0].dim() == 3:
-            return _first_step(call, args, kwargs)
         if isinstance(call, nn.Module):
             held = {**dict(call.named_parameters()), **dict(call.named_buffers())}
             return functional_call(call, {name: item.to("meta") for name, item in held.items()}, args, kwargs)
         return call(*args, **kwargs)
-
-
-def _first_step(call: nn.RNNBase, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Return what a recurrent layer gives, from its first step alone: torch's meta device walks over all of them."""
-    axis = 1 if call.batch_first else 0
-    held = {name: item.to("meta") for name, item in call.named_parameters()}
-    first, *rest = args
-    found, state = functional_call(call, held, (first.narrow(axis, 0, min(1, first.shape[axis])), *rest), kwargs)
-    sizes = list(found.shape)
-    sizes[axis] = first.shape[axis]
-    return found.new_empty(sizes), state
 
 
 class _Meta(fx.Interpreter):

@@ -102,6 +102,11 @@ class Recurrent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run a batch of sequences."""
         sequence: Tensor
+        if x.is_meta:  # for shapes alone one step is enough: there torch walks over all of them, 10 ms each
+            axis = 1 if self.batch_first else 0
+            sequence, state = self.core(x.narrow(axis, 0, min(1, x.shape[axis])))
+            sizes = [*sequence.shape[:axis], x.shape[axis], *sequence.shape[axis + 1 :]]
+            return sequence.new_empty(sizes) if self.part == "sequence" else state[1]
         sequence, state = self.core(x)
         return sequence if self.part == "sequence" else state[1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import time
 import zipfile
 from typing import Any
 
@@ -16,9 +17,11 @@ from onnx import AttributeProto, TensorProto
 from tests.worker.graph.models import constants, node, proto
 from tests.worker.graph.nets import exported, make
 from worker.graph.errors import NetworkRefused
+from worker.graph.extents import shapes_of
 from worker.graph.read import read_network
 from worker.graph.rewrite import fold_batchnorm
 from worker.graph.write_onnx import write_float
+from worker.search.evaluate import open_network
 
 MODEL, WEIGHTS = "models/model.json", "data/weights/model_weights_config.json"
 SLUGS = {
@@ -206,3 +209,39 @@ def test_declared_format_when_it_disagrees_with_the_content_then_refused(archive
     with pytest.raises(NetworkRefused, match="declared as 'onnx'"):
         read_network(archive, "onnx")
     assert attempt(relu().SerializeToString()) == "read"
+
+
+def test_recurrent_network_when_sequences_are_long_then_read_as_soon_as_short_ones() -> None:
+    seconds = []
+    for steps in (8, 2000):
+        data = recurrent(steps).SerializeToString()
+        start = time.process_time()
+        module = read_network(data)
+        assert shapes_of(module)["lstm"] == (steps, 1, 10)
+        seconds.append(time.process_time() - start)
+    assert seconds[1] < seconds[0] + 0.5
+
+
+def recurrent(steps: int) -> onnx.ModelProto:
+    """An LSTM of ten cells over sequences of four features; time comes first inside."""
+    held = constants(w=(1, 40, 4), r=(1, 40, 10))
+    nodes = [
+        node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        node("LSTM", ["t", "w", "r"], ["y"], "lstm", hidden_size=10),
+        node("Squeeze", ["y", "one"], ["z"]),
+    ]
+    return proto(nodes, {**held, "one": np.array([1])}, shape=(steps, 4))
+
+
+@pytest.mark.parametrize(
+    ("shape", "slug"),
+    [
+        ((3, 1_000_003, 4), "model-too-large"),
+        ((3, 4096, 4096), "model-too-large"),
+        ((1 << 23, 1, 1), "model-too-large"),
+    ],
+)
+def test_input_when_vast_then_too_large(shape: tuple[int, ...], slug: str) -> None:
+    with pytest.raises(NetworkRefused) as caught:
+        open_network(proto([node("Relu", ["x"], ["z"])], {}, shape=shape).SerializeToString())
+    assert caught.value.slug == slug
