@@ -156,8 +156,11 @@ def test_pt2_op_when_read_and_written_then_equals_torch(name: str) -> None:
 
 
 PT2_REFUSALS: dict[str, Callable[[], nn.Module]] = {
-    "divisor": lambda: Behind(lambda x: F.avg_pool2d(x, 2, divisor_override=3)),
-    "scaled addition": lambda: Behind(lambda x: torch.add(x, x, alpha=2)),
+    "divisor and ceil": lambda: Behind(lambda x: F.avg_pool2d(x, 2, ceil_mode=True, divisor_override=3)),
+    "everything's mean": lambda: Behind(lambda x: x * x.mean()),
+    "dropout in training": lambda: Behind(lambda x: torch.ops.aten.dropout.default(x, 0.5, True)),
+    "softplus of another slope": lambda: Behind(lambda x: F.softplus(x, beta=2.0)),
+    "sorted": lambda: Behind(lambda x: torch.topk(x, 2, 1).values),
     "mean over the batch": lambda: Behind(lambda x: x + x.mean(0, keepdim=True)),
 }
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from worker.prune.reconstruct import moments, patches, refit, rows_at, sample_positions, std_mean
+from worker.graph.ops.parametric import rows_first
+from worker.prune.reconstruct import moments, output_sizes, patches, refit, rows_at, sample_positions, std_mean
 
 CASES: list[tuple[type[nn.Module], dict[str, Any], tuple[int, ...]]] = [
     (nn.Conv2d, {"kernel_size": 3, "padding": 1}, (9, 7)),
@@ -48,6 +49,28 @@ def test_patches_when_multiplied_by_the_weights_then_give_the_layers_outputs(
         outputs = torch.einsum("rgd,god->rgo", found, grouped).flatten(1)
     wanted = rows_at(y, positions, linear=False)
     assert torch.allclose(outputs + leaf.bias.detach(), wanted, atol=1e-5)
+
+
+def test_patches_when_transposed_then_they_times_the_rows_are_the_outputs() -> None:
+    torch.manual_seed(0)
+    cases = (
+        (nn.ConvTranspose1d(3, 4, 5, 2, 1, output_padding=1, dilation=2), (2, 3, 7)),
+        (nn.ConvTranspose2d(4, 6, (3, 2), (2, 3), (1, 0), groups=2), (2, 4, 5, 4)),
+        (nn.ConvTranspose3d(2, 3, 2, 2), (2, 2, 3, 2, 2)),
+    )
+    for leaf, shape in cases:
+        x = torch.randn(shape)
+        y = leaf(x).detach()
+        assert output_sizes(leaf, shape[2:]) == list(y.shape[2:])
+        positions = sample_positions(y.shape[2:], 13, seed=1)
+        seen, weight = (
+            patches(leaf, x, positions).reshape(-1, leaf.groups, rows_first(leaf)[0].numel()),
+            rows_first(leaf),
+        )
+        parts = weight.reshape(leaf.groups, -1, weight[0].numel())
+        found = torch.einsum("rgd,god->rgo", seen, parts).reshape(len(seen), -1)
+        assert leaf.bias is not None
+        assert torch.allclose(found + leaf.bias, rows_at(y, positions, False), atol=1e-5)
 
 
 def test_patches_when_linear_over_tokens_then_tokens_become_rows() -> None:

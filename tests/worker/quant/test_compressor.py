@@ -95,7 +95,7 @@ def test_compress_when_sequential_then_means_and_deviations_match_the_float_netw
     """BatchNorm re-estimation, for folded networks: every output channel keeps its first two moments."""
     network = evaluator().compress(assignment(trained().graph, 1.0, bits, bits), "sequential")
     reference = evaluator().compressor.reference
-    found = layer_outputs(network, reference.pictures)
+    found = layer_outputs(network, reference.inputs[0])
     for name, ref in reference.layers.items():
         if network.module.get_submodule(name).weight.dim() == 4 and found[name][0, 0].numel() > len(ref.positions):
             continue  # moments are matched on the sampled positions, not on all

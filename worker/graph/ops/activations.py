@@ -326,8 +326,7 @@ register(
         flows.keep,
         Grid.new,
         _write_silu,
-        {"Swish": _read_onnx(F.silu)},
-        {f"aten.silu{mark}.default": _read_aten(F.silu) for mark in ("", "_")},
+        aten={f"aten.silu{mark}.default": _read_aten(F.silu) for mark in ("", "_")},
     )
 )
 register(

@@ -101,7 +101,6 @@ ONNX: tuple[OnnxUse, ...] = (
     *(_of_positive(op) for op in ("Log", "Reciprocal", "Sqrt")),
     _onnx("HardSwish", 14),
     _onnx("Mish", 18),
-    _onnx("Swish", 24),
     _onnx("Gelu", 20),
     _onnx("Gelu", 20, approximate="tanh"),
     _onnx("Elu"),
