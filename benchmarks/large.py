@@ -120,7 +120,7 @@ def _journey(folder: Path, environment: dict[str, str]) -> dict[str, Any]:
         "stages": stages,
         "seconds": time.perf_counter() - start,
         "state": found["state"],
-        "progress": [found.get("progress_done"), found.get("progress_total")],
+        "progress": [(found.get("progress") or {}).get(name) for name in ("done", "total")],
         "verification": result.get("verification"),
         "holdout": result.get("holdout"),
         "failures": result.get("failures"),
