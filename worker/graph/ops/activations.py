@@ -200,7 +200,16 @@ def _read_identity(builder: Builder, call: OnnxCall) -> Value:
     return call.value(0)
 
 
+def _read_dropout(builder: Builder, call: OnnxCall) -> Value:
+    training = call.constant(2)
+    if training is not None and bool(training):
+        raise refuse(call.name, "Dropout in training mode; export model.eval()")
+    return call.value(0)
+
+
 def _aten_identity(builder: Builder, call: AtenCall) -> Value:
+    if call.get("train", False):
+        raise refuse(call.name, f"{call.target} in training mode; export model.eval()")
     return call.node(next(key for key in ("self", "input") if key in call.inputs))
 
 
@@ -441,7 +450,7 @@ register(
         flows.keep,
         Grid.new,
         _write_cast,
-        {"Cast": _read_cast, "Identity": _read_identity, "Dropout": _read_identity},
+        {"Cast": _read_cast, "Identity": _read_identity, "Dropout": _read_dropout},
         {
             **{f"aten.{name}": _aten_cast for name in ("to.dtype", "_to_copy.default")},
             **{

@@ -31,7 +31,7 @@ IDLE_ATTRIBUTES: dict[str, frozenset[str]] = {
 IDLE_ARGUMENTS = frozenset(
     {
         *("momentum", "cudnn_enabled", "cudnn_enable", "benchmark", "deterministic", "allow_tf32"),
-        *("p", "dropout", "train", "padding_idx", "scale_grad_by_freq", "sparse", "generator"),
+        *("p", "dropout", "padding_idx", "scale_grad_by_freq", "sparse", "generator"),
         *("memory_format", "layout", "device", "pin_memory", "non_blocking", "copy", "implicit", "path", "output_size"),
         "half_to_float",
     }

@@ -163,6 +163,8 @@ def _aten(kind: str) -> Any:
         states = states if isinstance(states, list | tuple) else [states]
         if any(not isinstance(item, Tensor) or not _is_zero(item) for item in states):
             raise refuse(call.name, f"{kind} from a state other than zero")
+        if call.get("train", False) and call.get("dropout", 0.0):
+            raise refuse(call.name, f"{kind} with dropout in training mode; export model.eval()")
         held, layers = list(call.get("params")), int(call.get("num_layers"))
         if not call.get("has_biases", True):
             held = _with_zeros(held)
