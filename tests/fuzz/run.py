@@ -27,7 +27,7 @@ SLUGS = frozenset(
 MIN_SEEDS = 12
 MAX_S = 1.0
 HANG_S = 20
-MAX_BYTES = 256 << 20
+MAX_BYTES = 512 << 20
 
 
 class Hung(BaseException):

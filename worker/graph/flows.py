@@ -190,7 +190,10 @@ def concat(trace: Trace, node: fx.Node, sources: Sequence[fx.Node]) -> Tensor:
     parts = [trace.values[source.name] for source in sources]
     dim %= parts[0].dim()
     if not any(part.numel() > part.shape[dim] == 1 for part in parts):
-        return torch.cat([trace.full(source) for source in sources], dim)
+        sizes = [max(part.shape[axis] for part in parts) for axis in range(parts[0].dim())]  # 1 where none varies
+        own = [trace.shapes[source.name][dim] for source in sources]
+        wide = [[*sizes[:dim], extent, *sizes[dim + 1 :]] for extent in own]
+        return torch.cat([part.expand(size) for part, size in zip(parts, wide, strict=True)], dim)
     heads = [part.narrow(dim, 0, 1) for part in parts]
     leader = max(heads, key=Tensor.numel)
     for part in parts:

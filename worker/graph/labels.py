@@ -8,6 +8,7 @@ Torch-Pruning, Fang et al. 2023, without a graph rebuild per change.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from worker.graph.extents import outputs_of, shapes_of
 from worker.graph.operands import operands
 
 Side = Literal["out", "in", "param", "value"]
-MAX_LABELS = 1 << 23
+MAX_LABELS = 1 << 24
 NOTHING = 0
 """The label of values without channels: positions, attention scores of a single head, constants of one element."""
 
@@ -93,7 +94,9 @@ class Trace:
         return bool(torch.isin(labels, torch.cat([pinned for pinned, _ in self._pins])).all())
 
     def full(self, node: fx.Node) -> Tensor:
-        """Return a node's labels in its value's full shape (a view)."""
+        """Return a node's labels in its value's full shape (a view, of which an op may make a copy)."""
+        if self.values[node.name].numel() > 1:
+            _check_few(math.prod(self.shapes[node.name]))
         return self.values[node.name].expand(self.shapes[node.name])
 
     def along(self, labels: Tensor, axis: int, extent: int) -> Tensor:
