@@ -15,13 +15,13 @@ _GRIDS = {
 }
 _HEAD = """# Operators
 
-What tightfit reads, runs, cuts and writes. `python -m worker.graph.ops > docs/operators.md` prints this page from the op
-table; `tests/worker/graph/contracts` holds at least one use of every entry, ONNX type and aten target, each compared
+What tightfit reads, runs, cuts and writes. `python -m worker.graph.ops > docs/operators.md` prints this page from the
+op table; `tests/worker/graph/contracts` holds at least one use of every entry, ONNX type and aten target, each compared
 with torch or ONNX Runtime. Networks come as ONNX (opset 11 and newer) or `torch.export` archives, plain or decomposed.
 
-What is not listed is refused with the problem `unsupported-operator`, which names nodes, types and counts; so is a listed
-operator with an attribute or argument that its reader does not honour. Computations on constants and on sizes leave no
-operator behind. `aten.` and `.default` are left out of the targets' names.
+What is not listed is refused with the problem `unsupported-operator`, which names nodes, types and counts; so is a
+listed operator with an attribute or argument that its reader does not honour. Computations on constants and on sizes
+leave no operator behind. `aten.` and `.default` are left out of the targets' names.
 """
 
 
