@@ -49,6 +49,8 @@ def _window(builder: Builder, call: OnnxCall) -> tuple[dict[str, Any], list[int]
         "stride": tuple(int(s) for s in attributes.get("strides", [1] * len(kernel))),
         "ceil_mode": bool(attributes.get("ceil_mode", 0)),
     }
+    if max(attributes.get("dilations", [1])) > 1 and attributes.get("auto_pad", "NOTSET").startswith("SAME"):
+        raise refuse(call.name, "a dilated window with auto_pad: runtimes do not agree on its size")
     steps = {"stride": options["stride"], "dilation": attributes.get("dilations", [1] * len(kernel))}
     return options, window_pads(call, sizes, kernel, steps)
 
