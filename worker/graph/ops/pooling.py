@@ -74,7 +74,7 @@ def _read_avgpool(builder: Builder, call: OnnxCall) -> Value:
     if any(int(d) != 1 for d in call.attributes.get("dilations", [])):
         raise refuse(call.name, "AveragePool with dilation")
     value, counted = call.value(0), bool(call.attributes.get("count_include_pad", 0))
-    if pads[:rank] != pads[rank:]:
+    if pads[:rank] != pads[rank:] or any(2 * p > k for p, k in zip(pads, options["kernel_size"], strict=False)):
         return _one_sided(builder, value, (pads, counted, options), call.name)
     return builder.call(
         AVG_POOLS[rank - 1], value, name=call.name, padding=tuple(pads[:rank]), count_include_pad=counted, **options
@@ -86,7 +86,7 @@ def _one_sided(builder: Builder, value: fx.Node, how: tuple[list[int], bool, dic
     pads, counted, options = how
     rank = len(pads) // 2
     if options["ceil_mode"]:
-        raise refuse(name, "AveragePool with one-sided padding and ceil_mode")
+        raise refuse(name, "AveragePool with one-sided or wide padding and ceil_mode")
     options = {**options, "padding": (0,) * rank, "count_include_pad": True}
     begin, end = pads[:rank], pads[rank:]
     padded = pad_node(builder, value, begin, end, name)
