@@ -68,7 +68,7 @@ def _mixed(trace: Trace, node: fx.Node, labels: Tensor, reason: str) -> Tensor:
 
 
 def reduce(trace: Trace, node: fx.Node, sources: Sequence[fx.Node]) -> Tensor:
-    """Mean or sum over `dim`: labels that vary along a reduced axis mix."""
+    """Reduction over `dim`: channels along a reduced axis mix, others pass."""
     labels = trace.values[sources[0].name]
     dims: Any = node.kwargs["dim"]
     axes = sorted(axis % labels.dim() for axis in (dims if isinstance(dims, list | tuple) else [dims]))

@@ -62,10 +62,10 @@ def cut_out(builder: Builder, value: fx.Node, where: tuple[int, int, int, int], 
         return value
     if holds_batch(extent):
         raise refuse(name, "a slice of the batch")
+    if not range(begin, end, stride):
+        raise refuse(name, "a slice of nothing")
     if stride < 0 or (stride != 1 and dim == 1):  # channels in steps stay removable as a selection
         return builder.module(name, Take(dim, torch.arange(begin, end, stride)), value)
-    if end <= begin:
-        raise refuse(name, "a slice of nothing")
     return builder.module(name, Slice(dim, begin, end, stride), value)
 
 
@@ -117,6 +117,11 @@ def _read_transpose(builder: Builder, call: OnnxCall) -> Value:
     return permute(builder, call.value(0), call.attributes.get("perm", tuple(reversed(range(rank)))), call.name)
 
 
+def first_of(start: int, step: int, extent: int) -> int:
+    """Return where an ONNX slice starts; unlike Python's, one that goes backwards from beyond an end starts at it."""
+    return start if step > 0 else min(max(start + extent if start < 0 else start, 0), extent - 1)
+
+
 def _read_slice(builder: Builder, call: OnnxCall) -> Value:
     starts, ends = call.ints(1, "starts"), call.ints(2, "ends")
     if starts is None or ends is None:
@@ -124,8 +129,9 @@ def _read_slice(builder: Builder, call: OnnxCall) -> Value:
     axes = call.ints(3, "axes") or list(range(len(starts)))
     steps = call.ints(4, "steps") or [1] * len(starts)
     value: Value = call.value(0)
-    for where in zip(axes, starts, ends, steps, strict=True):
-        value = cut_out(builder, value, where, call.name)  # type: ignore[arg-type]
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        start = first_of(start, step, builder.shape(value)[axis])
+        value = cut_out(builder, value, (axis, start, end, step), call.name)  # type: ignore[arg-type]
     return value
 
 

@@ -157,6 +157,8 @@ def _cropped(
     for axis, (size, stride, dilation) in enumerate(zip(sizes, *_steps(options), strict=True)):
         full = stride * (size - 1) + window[1][axis] + (window[0][axis] - 1) * dilation + 1
         gone = full - (int(wanted[axis - len(sizes)]) if wanted else size * stride)
+        if gone < 0:
+            raise refuse(call.name, "ConvTranspose to a size beyond its windows: runtimes do not agree on it")
         small, large = gone // 2, gone - gone // 2
         begin.append(small if mode == "SAME_UPPER" else large)
         end.append(large if mode == "SAME_UPPER" else small)
@@ -284,15 +286,19 @@ def _write_conv(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     if isinstance(leaf.padding, str):
         raise ValueError(f"{node.name}: write explicit padding, not {leaf.padding!r}")
     turned = isinstance(leaf, TRANSPOSED)
-    held: Any = leaf
-    extra: dict[str, Any] = {"output_padding": list(held.output_padding)} if turned else {}
+    pads = list(leaf.padding) * 2
+    extra: dict[str, Any] = {}
+    if turned:  # more output behind is the same as less cropped there, and a runtime takes no more than its stride
+        more: Any = leaf.output_padding
+        pads = [*leaf.padding, *(max(0, pad - size) for pad, size in zip(leaf.padding, more, strict=True))]
+        extra["output_padding"] = [max(0, size - pad) for pad, size in zip(leaf.padding, more, strict=True)]
     return writer.emit(
         "ConvTranspose" if turned else "Conv",
         [inputs[0], *_operands(writer, node, leaf)],
         node.name,
         kernel_shape=list(leaf.kernel_size),
         strides=list(leaf.stride),
-        pads=list(leaf.padding) * 2,
+        pads=pads,
         dilations=list(leaf.dilation),
         group=leaf.groups,
         **extra,

@@ -49,6 +49,8 @@ def _window(builder: Builder, call: OnnxCall) -> tuple[dict[str, Any], list[int]
         "stride": tuple(int(s) for s in attributes.get("strides", [1] * len(kernel))),
         "ceil_mode": bool(attributes.get("ceil_mode", 0)),
     }
+    if max(attributes.get("dilations", [1])) > 1 and attributes.get("auto_pad", "NOTSET").startswith("SAME"):
+        raise refuse(call.name, "a dilated window with auto_pad: runtimes do not agree on its size")
     steps = {"stride": options["stride"], "dilation": attributes.get("dilations", [1] * len(kernel))}
     return options, window_pads(call, sizes, kernel, steps)
 
@@ -72,7 +74,7 @@ def _read_avgpool(builder: Builder, call: OnnxCall) -> Value:
     if any(int(d) != 1 for d in call.attributes.get("dilations", [])):
         raise refuse(call.name, "AveragePool with dilation")
     value, counted = call.value(0), bool(call.attributes.get("count_include_pad", 0))
-    if pads[:rank] != pads[rank:]:
+    if pads[:rank] != pads[rank:] or any(2 * p > k for p, k in zip(pads, options["kernel_size"], strict=False)):
         return _one_sided(builder, value, (pads, counted, options), call.name)
     return builder.call(
         AVG_POOLS[rank - 1], value, name=call.name, padding=tuple(pads[:rank]), count_include_pad=counted, **options
@@ -84,7 +86,7 @@ def _one_sided(builder: Builder, value: fx.Node, how: tuple[list[int], bool, dic
     pads, counted, options = how
     rank = len(pads) // 2
     if options["ceil_mode"]:
-        raise refuse(name, "AveragePool with one-sided padding and ceil_mode")
+        raise refuse(name, "AveragePool with one-sided or wide padding and ceil_mode")
     options = {**options, "padding": (0,) * rank, "count_include_pad": True}
     begin, end = pads[:rank], pads[rank:]
     padded = pad_node(builder, value, begin, end, name)

@@ -39,6 +39,8 @@ def along_onnx(call: OnnxCall, extent: int, size: int, factor: float) -> Along:
     places = _places(call, extent, size, factor)
     rounding = attributes.get("nearest_mode", "round_prefer_floor")
     coefficient, outside = float(attributes.get("cubic_coeff_a", -0.75)), attributes.get("exclude_outside", 0)
+    if mode == "nearest" and attributes.get("coordinate_transformation_mode") == "half_pixel_symmetric":
+        raise refuse(call.name, "nearest Resize by half_pixel_symmetric: ties depend on a runtime's rounding")
     if mode == "nearest" and rounding in _ROUNDED:
         return Along(extent, _ROUNDED[rounding](places).long().clamp(0, extent - 1))
     if mode == "linear" and not outside:

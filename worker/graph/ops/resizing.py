@@ -181,7 +181,7 @@ def _along_aten(kernel: str, extent: int, size: int, how: tuple[bool, float | No
 def _write_resize(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     mode, corners = str(node.kwargs["mode"]), node.kwargs["align_corners"]
     sizes: Any = node.kwargs["size"]
-    attributes: dict[str, Any] = {"mode": _MODES[mode], "coordinate_transformation_mode": "pytorch_half_pixel"}
+    attributes: dict[str, Any] = {"mode": _MODES[mode], "coordinate_transformation_mode": "half_pixel"}
     if mode == "nearest":
         attributes |= {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     elif corners:

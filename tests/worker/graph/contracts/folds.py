@@ -66,6 +66,7 @@ ONNX: tuple[Constants, ...] = (
     _one("Concat", A[:2], B[:1], axis=0),
     _one("Gather", A, _ints(2, -1, 0), axis=0),
     _one("Slice", np.concatenate([A, B]), _ints(5), _ints(-100), _ints(0), _ints(-2)),
+    _one("Slice", A, _ints(-9), _ints(-9), _ints(0), _ints(-1)),
     _one("Slice", np.concatenate([A, B]), _ints(1), _ints(4), _ints(0)),
     _one("Transpose", A.T.copy(), perm=[1, 0]),
     _one("Transpose", A.T.copy()),
