@@ -15,6 +15,7 @@ from app.domain import ids
 from app.domain.budget import Budget, Limit, Reach, reach, resolve
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
+from app.domain.inputs import mismatches
 from app.domain.lifecycle import ModelState, SearchState
 from app.domain.space import SearchSpace, SpaceSpec, build_space
 from app.problems import Problem, field_error
@@ -299,13 +300,22 @@ def _check_datasets(session: Session, roles: Mapping[str, str], graph: ModelGrap
         if role == "all" and info.get("rows", MIN_ROWS) < MIN_ROWS:
             detail = f"{info['rows']} rows; at least {MIN_ROWS} are needed for a split into three roles"
             raise Problem("invalid-dataset", detail, [field_error(f"/dataset/{role}", detail, "rows")])
-        if tuple(info.get("shape", ())) != graph.input_shape:
-            detail = f"inputs of shape {info.get('shape')}, but the network takes {list(graph.input_shape)}"
+        detail, classes = _misfit(graph, info), graph.classes
+        if detail:
             raise Problem("invalid-dataset", detail, [field_error(f"/dataset/{role}", detail, "shape")])
-        classes = graph.output_shape[0] if len(graph.output_shape) == 1 else None
         if info.get("classes") and classes and info["classes"] > classes:
             detail = f"labels up to {info['classes'] - 1}, but the network has {classes} outputs"
             raise Problem("invalid-dataset", detail, [field_error(f"/dataset/{role}", detail, "labels")])
+
+
+def _misfit(graph: ModelGraph, info: Json) -> str:
+    """Return what keeps a dataset's arrays out of the network's inputs (nothing: they fit)."""
+    shape = info.get("shape", ())
+    records = info.get("inputs") or {"x": {"shape": shape, "stored": shape, "dtype": info.get("dtype", "")}}
+    try:
+        return "; ".join(text for _, text in mismatches(graph.inputs, records))
+    except ValueError as error:
+        return str(error)
 
 
 def _checked_limits(settings: Settings, request: Json, graph: ModelGraph, profile: DeviceProfile) -> dict[str, float]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import budgets, export, graph
+from benchmarks import budgets, export, graph, large
 
-SUITES = {"budgets": budgets.run, "export": export.run, "graph": graph.run}
+SUITES = {"budgets": budgets.run, "export": export.run, "graph": graph.run, "large": large.run}
 
 
 def main() -> None:

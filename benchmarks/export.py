@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -51,7 +52,7 @@ def measure(name: str) -> dict[str, Any]:
     files = {"float": write_float(opened.folded)}
     for variant, choice in VARIANTS.items():
         files[variant] = write_qdq(evaluator.compress(_assignment(opened.graph, *choice), "fast"))
-    times = measure_latency(files, opened.graph.input_shape, rounds=200)
+    times = measure_latency(files, [np.zeros((1, *opened.graph.input_shape), np.float32)], rounds=200)
     return {
         "network": name,
         "variants": {key: {"bytes": len(data), "ms": times[key].min_ms} for key, data in files.items()},

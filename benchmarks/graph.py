@@ -39,7 +39,8 @@ class Stack(nn.Module):
         self.body = nn.Sequential(*(nn.Conv2d(width, width, 3, padding=1) for _ in range(count)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(self.stem(x)).mean((2, 3)))
+        y: Tensor = self.head(self.body(self.stem(x)).mean((2, 3)))
+        return y
 
 
 class _Block(nn.Module):
@@ -69,7 +70,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(torch.relu(self.norm(self.stem(x))))
-        return self.head(x.mean((2, 3)))
+        y: Tensor = self.head(x.mean((2, 3)))
+        return y
 
 
 def archive(net: nn.Module, side: int) -> bytes:

@@ -46,12 +46,13 @@ def pictures(name: str) -> dict[Role, RoleData]:
     loaded = arrays(dataset)
     mean, std = json.loads((SHARED / "models" / f"{name}.json").read_text())["norm"]
     spec = DatasetSpec("NHWC", 1 / 255, tuple(mean), tuple(std))
-    val = Dataset(loaded["x_val"], loaded["y_val"].astype(np.int64), spec)
-    test = Dataset(loaded["x_test"], loaded["y_test"].astype(np.int64), spec)
+    val = Dataset({"x": loaded["x_val"]}, loaded["y_val"].astype(np.int64), spec)
+    test = Dataset({"x": loaded["x_test"]}, loaded["y_test"].astype(np.int64), spec)
+    ports = network(name).graph.inputs
     return {
-        "calibration": role_data(val, np.arange(CALIBRATION)),
-        "evaluation": role_data(val, np.arange(CALIBRATION, len(val))),
-        "holdout": role_data(test),
+        "calibration": role_data(val, ports, np.arange(CALIBRATION)),
+        "evaluation": role_data(val, ports, np.arange(CALIBRATION, len(val))),
+        "holdout": role_data(test, ports),
     }
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from worker.sandbox import FOLDER_PREFIX
 
 if TYPE_CHECKING:  # torch is imported once the limits stand
+    from app.domain.space import Assignment
     from app.domain.zip_laws import Buffer
     from worker.data import Dataset, Role, RoleData
     from worker.search.evaluate import Evaluator, Opened
@@ -98,8 +99,11 @@ def open_(session: Session, params: Params) -> Params:
 
 
 def evaluate(session: Session, params: Params) -> Params:
-    """Measure assignments; one that fails answers with its failure instead."""
-    return {"results": [_evaluated(_evaluator(session), item) for item in params["items"]]}
+    """Measure assignments, changes of a base where one is named; one that fails answers with its failure instead."""
+    from app.domain.space import Assignment
+
+    base = None if params.get("base") is None else Assignment.from_json(params["base"])
+    return {"results": [_evaluated(_evaluator(session), item, base) for item in params["items"]]}
 
 
 def export(session: Session, params: Params) -> Params:
@@ -144,13 +148,13 @@ def _evaluator(session: Session) -> Evaluator:
     return session.evaluator
 
 
-def _evaluated(evaluator: Evaluator, item: Params) -> Params:
+def _evaluated(evaluator: Evaluator, item: Params, base: Assignment | None) -> Params:
     from app.domain.space import Assignment
 
     start = time.perf_counter()
     try:
         assignment = Assignment.from_json(item["assignment"])
-        found = evaluator.evaluate(assignment, item["fidelity"], item.get("repair") or "sequential")
+        found = evaluator.evaluate(assignment, item["fidelity"], item.get("repair") or "sequential", base)
     except MemoryError:
         raise
     except (RuntimeError, ValueError, ArithmeticError) as error:
@@ -171,15 +175,15 @@ def _roles(datasets: Params, network: Opened) -> dict[Role, RoleData]:
     """Return the three roles from one dataset split by its seed, or from three datasets."""
     from worker.data import check_against, role_data, split
 
-    classes = network.graph.output_shape[0] if len(network.graph.output_shape) == 1 else None
+    inputs, classes = network.graph.inputs, network.graph.classes
     found: dict[Role, RoleData] = {}
     for role, item in datasets.items():
         dataset = _dataset(item)
-        check_against(dataset, network.graph.input_shape, classes)
+        check_against(dataset, inputs, classes)
         if role == "all":
             parts = split(dataset, int((item.get("spec") or {}).get("split_seed") or 0))
-            return {part: role_data(dataset, rows) for part, rows in parts.items()}
-        found[cast("Role", role)] = role_data(dataset)
+            return {part: role_data(dataset, inputs, rows) for part, rows in parts.items()}
+        found[cast("Role", role)] = role_data(dataset, inputs)
     missing = {"calibration", "evaluation", "holdout"} - set(found)
     if missing:
         raise Refused("calibration-required", f"no dataset for {sorted(missing)}", [])

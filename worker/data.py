@@ -1,4 +1,7 @@
-"""Datasets: one npz (no objects) or safetensors file with `x` and optional `y`, read under caps, split by a seed."""
+"""Datasets: one npz (no objects) or safetensors file, read under caps, split by a seed.
+
+It holds `x`, or one array per network input named like the input, and optional labels `y`.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,6 +22,8 @@ import torch
 from torch import Tensor
 
 from app.domain import formats
+from app.domain.graph import Port
+from app.domain.inputs import ONLY, arrays_for, mismatches
 from app.domain.zip_laws import DEFLATED, STORED, Buffer, ZipRefused, contents, directory
 from worker.files import mapped
 from worker.safetensors_laws import SafetensorsRefused, check_safetensors
@@ -58,12 +63,17 @@ class DatasetRefused(Exception):
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """How stored numbers become network inputs: (x * scale - mean) / std per channel, moved to channels first."""
+    """How stored numbers become network inputs: (x * scale - mean) / std per channel, moved to channels first.
+
+    `inputs` says it for single arrays. What is said outside goes for `x`, and for arrays of three dimensions or more
+    that have no entry of their own: vectors beside a picture are taken as they are. So are ids, always.
+    """
 
     layout: str = "NCHW"
     scale: float = 1.0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    inputs: Mapping[str, DatasetSpec] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DatasetSpec:
@@ -73,77 +83,120 @@ class DatasetSpec:
             float(data.get("scale") or 1.0),
             tuple(data.get("mean") or ()),
             tuple(data.get("std") or ()),
+            {name: cls.from_json(item) for name, item in (data.get("inputs") or {}).items()},
         )
+
+    def of(self, name: str, array: Array) -> DatasetSpec:
+        """Return what goes for one array."""
+        if name in self.inputs:
+            return self.inputs[name]
+        return replace(self, inputs={}) if name == ONLY or array.ndim > 2 else DatasetSpec()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """`inputs` as stored [rows, ...]; `labels` int64 [rows] or None."""
+    """`arrays` as stored, by name, [rows, ...] each; `labels` int64 [rows] or None."""
 
-    inputs: Array
+    arrays: Mapping[str, Array]
     labels: Array | None
     spec: DatasetSpec
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(next(iter(self.arrays.values())))
 
-    def tensor(self, rows: Array | None = None) -> Tensor:
-        """Return normalised float32 inputs, channels first, of all or the given rows."""
-        chosen = self.inputs if rows is None else self.inputs[rows]
-        x = torch.from_numpy(np.ascontiguousarray(chosen)).float()
-        if x.dim() == 3 and self.spec.layout in ("NCHW", "NHWC", "NHW"):
-            x = x.unsqueeze(1)
-        elif self.spec.layout == "NHWC":
-            x = x.permute(0, 3, 1, 2)
-        x = x * self.spec.scale
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        if self.spec.mean:
-            x = x - torch.tensor(self.spec.mean).reshape(shape)
-        if self.spec.std:
-            x = x / torch.tensor(self.spec.std).reshape(shape)
-        if x.dim() == 4:
-            return x.contiguous(memory_format=torch.channels_last)
-        return x.contiguous()
+    def tensor(self, name: str = ONLY, rows: Array | None = None) -> Tensor:
+        """Return an array's normalised float32 numbers, channels first, of all or the given rows."""
+        return _normalised(self._chosen(name, rows), self.spec.of(name, self.arrays[name]))
 
-    def input_shape(self) -> tuple[int, ...]:
-        """Return the shape of one normalised input."""
-        return tuple(self.tensor(np.arange(1))[0].shape)
+    def ids(self, name: str, dtype: str, rows: Array | None = None) -> Tensor:
+        """Return an array of ids as they are, in a dtype by torch's name."""
+        return torch.from_numpy(self._chosen(name, rows)).to(getattr(torch, dtype))
+
+    def _chosen(self, name: str, rows: Array | None) -> Array:
+        array = self.arrays[name]
+        return np.ascontiguousarray(array if rows is None else array[rows])
+
+    def input_shape(self, name: str = ONLY) -> tuple[int, ...]:
+        """Return the shape of one normalised row of an array."""
+        return tuple(self.tensor(name, np.arange(1))[0].shape)
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Return shape (normalised and as stored) and dtype of each array."""
+        return {
+            name: {
+                "shape": list(self.input_shape(name)),
+                "stored": list(array.shape[1:]),
+                "dtype": str(array.dtype),
+            }
+            for name, array in self.arrays.items()
+        }
 
     def info(self) -> dict[str, Any]:
-        """Return rows, shape, dtype and classes for the record."""
+        """Return rows, shape, dtype and classes for the record; shape and dtype are those of the first array."""
+        records = self.records()
+        first = records[ONLY if ONLY in records else next(iter(records))]
         return {
             "rows": len(self),
-            "shape": list(self.input_shape()),
-            "dtype": str(self.inputs.dtype),
+            "shape": first["shape"],
+            "dtype": first["dtype"],
             "has_labels": self.labels is not None,
             "classes": None if self.labels is None else int(self.labels.max()) + 1,
+            "inputs": records,
         }
+
+
+def _normalised(array: Array, spec: DatasetSpec) -> Tensor:
+    x = torch.from_numpy(array).float()
+    if x.dim() == 3 and spec.layout in ("NCHW", "NHWC", "NHW"):
+        x = x.unsqueeze(1)
+    elif spec.layout == "NHWC":
+        x = x.permute(0, 3, 1, 2)
+    x = x * spec.scale
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    if spec.mean:
+        x = x - torch.tensor(spec.mean).reshape(shape)
+    if spec.std:
+        x = x / torch.tensor(spec.std).reshape(shape)
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
 
 
 @dataclass(frozen=True)
 class RoleData:
-    """Normalised inputs and labels of one role."""
+    """What one role gives the network: one tensor [rows, ...] per input, and labels [rows] where there are any."""
 
-    inputs: Tensor
-    labels: Tensor | None
+    inputs: tuple[Tensor, ...]
+    labels: Tensor | None = None
 
     def head(self, count: int) -> RoleData:
         """Return the first `count` rows."""
-        return RoleData(self.inputs[:count], None if self.labels is None else self.labels[:count])
+        inputs = tuple(item[:count] for item in self.inputs)
+        return RoleData(inputs, None if self.labels is None else self.labels[:count])
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, ...]]:
+        """Return the inputs in batches of at most `size` rows."""
+        return zip(*(torch.split(item, size) for item in self.inputs), strict=True)
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.inputs[0])
 
 
 def read_dataset(path: Path, spec: DatasetSpec) -> Dataset:
     """Read and check a dataset file. Raises DatasetRefused naming the first bad row where there is one."""
     data = mapped(path)
-    arrays = _read_npz(path, data) if _format(data) == "npz" else _read_safetensors(data)
-    if "x" not in arrays:
-        raise DatasetRefused(f"no array named 'x'; found {sorted(arrays)}", [_error("/x", "missing")])
-    inputs, labels = _native(arrays["x"]), arrays.get("y")
-    _check_inputs(inputs)
-    dataset = Dataset(inputs, None if labels is None else _checked_labels(labels, len(inputs)), spec)
+    found = _read_npz(path, data) if _format(data) == "npz" else _read_safetensors(data)
+    labels = found.pop("y", None)
+    arrays = {name: _native(array) for name, array in found.items()}
+    if not arrays:
+        raise DatasetRefused("no array for the network's input: call it 'x'", [_error("/x", "missing")])
+    if ONLY in arrays:  # beside it, whatever can't be an input is somebody's own business
+        arrays = {name: item for name, item in arrays.items() if name == ONLY or _is_input(item, len(arrays[ONLY]))}
+    for name, array in arrays.items():
+        _check_input(name, array)
+    rows = {name: len(array) for name, array in arrays.items()}
+    if len(set(rows.values())) > 1:
+        raise DatasetRefused(f"arrays with different numbers of rows: {rows}", [_error(f"/{min(rows)}", "shape")])
+    count = next(iter(rows.values()))
+    dataset = Dataset(arrays, None if labels is None else _checked_labels(labels, count), spec)
     _check_spec(dataset)
     return dataset
 
@@ -156,24 +209,35 @@ def _format(data: Buffer) -> str:
         raise DatasetRefused(refusal.detail, slug=refusal.slug) from refusal
 
 
+def _is_input(array: Array, rows: int) -> bool:
+    return array.dtype.kind in "uif" and array.ndim >= 2 and len(array) == rows and array.size > 0
+
+
 def _native(array: Array) -> Array:
     """Return the array in this machine's byte order."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _check_spec(dataset: Dataset) -> None:
-    spec = dataset.spec
+    unknown = sorted(set(dataset.spec.inputs) - set(dataset.arrays))
+    if unknown:
+        raise DatasetRefused(f"no arrays called {unknown}", [_error(f"/spec/inputs/{unknown[0]}", "missing")])
+    for name, array in dataset.arrays.items():
+        _check_rule(name, array[:1], dataset.spec.of(name, array))
+
+
+def _check_rule(array_name: str, row: Array, spec: DatasetSpec) -> None:
+    """Check what turns one array into an input on its first row."""
     for name, numbers in (("scale", (spec.scale,)), ("mean", spec.mean), ("std", spec.std)):
         if not all(math.isfinite(number) for number in numbers) or (name != "mean" and 0.0 in numbers):
             raise DatasetRefused(
                 f"{name} {numbers} can't normalise anything", [_error(f"/spec/{name}", "out-of-range")]
             )
     try:
-        channels = Dataset(dataset.inputs[:1], None, replace(spec, mean=(), std=())).input_shape()[0]
+        channels = _normalised(np.ascontiguousarray(row), replace(spec, mean=(), std=())).shape[1]
     except RuntimeError as error:
-        raise DatasetRefused(
-            f"'x' of shape {dataset.inputs.shape} is not {spec.layout}", [_error("/spec/layout", "shape")]
-        ) from error
+        detail = f"{array_name!r} with rows of shape {row.shape[1:]} is not {spec.layout}"
+        raise DatasetRefused(detail, [_error("/spec/layout", "shape")]) from error
     for name, numbers in (("mean", spec.mean), ("std", spec.std)):
         if len(numbers) not in (0, 1, channels):
             raise DatasetRefused(
@@ -191,7 +255,7 @@ def _read_npz(path: Path, data: Buffer) -> dict[str, Array]:
         raise DatasetRefused(f"{total} bytes expanded; at most {MAX_EXPANDED}", slug="dataset-too-large")
     try:
         with np.load(path, allow_pickle=False) as stored:
-            found = {name: stored[name] for name in stored.files if name in ("x", "y")}
+            found = {name: array for name in stored.files if (array := _member(stored, name)) is not None}
     except UNREADABLE as error:
         slug = "unsafe-format" if "allow_pickle" in str(error) else "invalid-dataset"
         raise DatasetRefused(f"not a plain npz file: {str(error)[:200]}", slug=slug) from error
@@ -199,6 +263,18 @@ def _read_npz(path: Path, data: Buffer) -> dict[str, Array]:
         if not isinstance(array, np.ndarray):  # numpy hands back the bytes of members that are not arrays
             raise DatasetRefused(f"member {name!r} is not an array", [_error(f"/{name}", "dtype")])
     return found
+
+
+def _member(stored: Any, name: str) -> Any:
+    """Return a member of an npz file; where there is an `x`, what else can't be read is left alone."""
+    try:
+        found = stored[name]
+    except UNREADABLE:
+        if ONLY in stored.files and name not in (ONLY, "y"):
+            return None
+        raise
+    aside = ONLY in stored.files and name not in (ONLY, "y")
+    return None if aside and not isinstance(found, np.ndarray) else found
 
 
 def _read_safetensors(data: Buffer) -> dict[str, Array]:
@@ -214,17 +290,19 @@ def _read_safetensors(data: Buffer) -> dict[str, Array]:
         raise DatasetRefused(f"tensors that no array can hold: {str(error)[:200]}") from error
 
 
-def _check_inputs(x: Array) -> None:
+def _check_input(name: str, x: Array) -> None:
     if x.dtype.kind not in "uif" or x.dtype.itemsize > 8:
-        raise DatasetRefused(f"'x' has dtype {x.dtype}; numbers are needed", [_error("/x", "dtype")])
+        raise DatasetRefused(f"{name!r} has dtype {x.dtype}; numbers are needed", [_error(f"/{name}", "dtype")])
     if x.ndim < 2 or len(x) == 0 or 0 in x.shape:
-        raise DatasetRefused(f"'x' has shape {x.shape}; at least one row is needed", [_error("/x", "shape")])
+        raise DatasetRefused(f"{name!r} has shape {x.shape}; at least one row is needed", [_error(f"/{name}", "shape")])
     if x.dtype.kind == "f":
         largest = min(np.finfo(x.dtype).max, np.finfo(np.float32).max)
         bad = ~(np.abs(x.reshape(len(x), -1)) <= largest).all(1)
         if bad.any():
             first = int(np.flatnonzero(bad)[0])
-            raise DatasetRefused(f"row {first} of 'x' is not finite in float32", [_error(f"/x/{first}", "not-finite")])
+            raise DatasetRefused(
+                f"row {first} of {name!r} is not finite in float32", [_error(f"/{name}/{first}", "not-finite")]
+            )
 
 
 def _checked_labels(y: Array, rows: int) -> Array:
@@ -241,19 +319,35 @@ def _checked_labels(y: Array, rows: int) -> Array:
     return y.astype(np.int64)
 
 
-def check_against(dataset: Dataset, input_shape: Sequence[int], classes: int | None) -> None:
-    """Raise DatasetRefused where inputs don't fit the model's input or labels its outputs."""
-    if dataset.input_shape() != tuple(input_shape):
-        raise DatasetRefused(
-            f"one input has shape {dataset.input_shape()}, the network takes {tuple(input_shape)}",
-            [_error("/x", "shape")],
-        )
+def check_against(dataset: Dataset, ports: Sequence[Port], classes: int | None) -> None:
+    """Raise DatasetRefused where arrays don't fit the network's inputs, or labels its outputs."""
+    try:
+        wrong = mismatches(ports, dataset.records())
+    except ValueError as error:
+        raise DatasetRefused(str(error), [_error(f"/{ports[0].label or ports[0].name}", "missing")]) from error
+    if wrong:
+        raise DatasetRefused("; ".join(text for _, text in wrong), [_error(f"/{name}", "shape") for name, _ in wrong])
+    for port in ports:
+        _check_ids(dataset, port, arrays_for(ports, dataset.arrays)[port.name])
     if dataset.labels is not None and classes is not None and int(dataset.labels.max()) >= classes:
         first = int(np.flatnonzero(dataset.labels >= classes)[0])
         raise DatasetRefused(
             f"row {first} of 'y' names class {int(dataset.labels[first])} of {classes}",
             [_error(f"/y/{first}", "out-of-range")],
         )
+
+
+def _check_ids(dataset: Dataset, port: Port, name: str) -> None:
+    """Raise DatasetRefused naming the first row with an id that the network has no entry for."""
+    if not port.is_integer:
+        return
+    array = dataset.arrays[name].reshape(len(dataset), -1)
+    top = torch.iinfo(getattr(torch, port.dtype)).max if port.below is None else port.below - 1
+    bad = (array > top).any(1) if port.below is None else ((array < 0) | (array > top)).any(1)
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        detail = f"row {first} of {name!r} holds ids outside 0..{top}"
+        raise DatasetRefused(detail, [_error(f"/{name}/{first}", "out-of-range")])
 
 
 def split(dataset: Dataset, seed: int) -> dict[Role, Array]:
@@ -276,12 +370,21 @@ def split(dataset: Dataset, seed: int) -> dict[Role, Array]:
     return {role: rng.permutation(order[dealt == number]) for number, role in enumerate(ROLES)}
 
 
-def role_data(dataset: Dataset, rows: Array | None = None) -> RoleData:
-    """Return the normalised inputs and labels of rows (all where None)."""
+def role_data(dataset: Dataset, ports: Sequence[Port], rows: Array | None = None) -> RoleData:
+    """Return what rows (all where None) give the network: one tensor per input, in the network's order, and labels."""
     labels = None
     if dataset.labels is not None:
         labels = torch.from_numpy(dataset.labels if rows is None else dataset.labels[rows])
-    return RoleData(dataset.tensor(rows), labels)
+    names = arrays_for(ports, dataset.arrays)
+    return RoleData(
+        tuple(
+            dataset.ids(names[port.name], port.dtype, rows)
+            if port.is_integer
+            else dataset.tensor(names[port.name], rows)
+            for port in ports
+        ),
+        labels,
+    )
 
 
 def save_npz(path: Path, x: Array, y: Array | None) -> None:

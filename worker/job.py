@@ -97,7 +97,8 @@ def pictures(macs: int) -> dict[str, int]:
     return {
         "calibration": min(512, max(64, 20_000_000_000 // macs)),
         "screen": min(256, max(32, 6_000_000_000 // macs)),
-        "full": min(2048, max(256, 100_000_000_000 // macs)),
+        "full": min(2048, max(128, 50_000_000_000 // macs)),
+        "fast": min(128, max(16, 4_000_000_000 // macs)),
     }
 
 

@@ -30,7 +30,7 @@ PROBE_BATCH = 8
 OPEN_S = 600.0
 MAX_SAME_FAILURES = 3
 CANCEL_POLL_S = 1.0
-MEASUREMENT_VERSION = 1  # raise it when the same assignment measures differently: stored measurements then lapse
+MEASUREMENT_VERSION = 2  # raise it when the same assignment measures differently: stored measurements then lapse
 
 
 @dataclass
@@ -144,7 +144,7 @@ class Runner:
         """Measure a batch of sensitivity probes; those that can't be measured count as unknown."""
         items = [(probe.assignment, "screen", PROBE_REPAIR) for probe in probes]
         try:
-            results = self.measure(job, items)
+            results = self.measure(job, items, loop.reference)
         except ChildDied:  # one of them is to blame: find it alone
             results = [self._attempt_item(job, item) for item in items]
         for probe, result in zip(probes, results, strict=True):
@@ -234,8 +234,13 @@ class Runner:
 
     # measuring
 
-    def measure(self, job: Job, items: Sequence[tuple[Assignment, str, str]]) -> list[Json]:
-        """Return a measurement or failure per (assignment, fidelity, repair): stored ones, else the child's."""
+    def measure(
+        self, job: Job, items: Sequence[tuple[Assignment, str, str]], base: Assignment | None = None
+    ) -> list[Json]:
+        """Return a measurement or failure per (assignment, fidelity, repair): stored ones, else the child's.
+
+        `base` is what the assignments are changes of, where they are: the child then computes the common part once.
+        """
         keys = [self._key(job, *item) for item in items]
         with self.site.database.reading() as session:
             stored = rows.evaluations(session, keys)
@@ -246,7 +251,8 @@ class Runner:
                 {"assignment": items[i][0].to_json(), "fidelity": items[i][1], "repair": items[i][2]} for i in missing
             ]
             timeout = self.site.trial_s * len(missing)
-            answers = self._call(job, "evaluate", {"items": asked}, timeout)["results"]
+            params = {"items": asked, "base": None if base is None else base.to_json()}
+            answers = self._call(job, "evaluate", params, timeout)["results"]
             found = dict(zip(missing, answers, strict=True))
             with self.site.database.writing() as session:
                 for index in sorted(found, key=keys.__getitem__):  # one order everywhere: no deadlocks

@@ -27,6 +27,9 @@ TAIL_BYTES = 4096
 FOLDER_PREFIX = "tightfit-child-"
 KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
 
+KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""glibc keeps freed memory: giving activations back to the kernel at each layer costs more than computing them."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -205,6 +208,7 @@ class Child:
             "MKL_NUM_THREADS": threads,
             "ORT_DISABLE_TELEMETRY": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
+            **KEPT_MEMORY,
         }
 
 

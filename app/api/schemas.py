@@ -69,14 +69,20 @@ class SearchIn(Strict):
     export_top: Annotated[int, Field(ge=0, le=8)] = 1
 
 
-class DatasetSpecIn(Strict):
-    """How stored numbers become inputs."""
+class InputRuleIn(Strict):
+    """How one array's numbers become an input."""
 
-    role: Literal["all", "calibration", "evaluation", "holdout"] = "all"
     layout: Literal["NCHW", "NHWC", "NHW", "NC", "NCL"] = "NCHW"
     scale: Positive = 1.0
     mean: list[FiniteFloat] = []
     std: list[Positive] = []
+
+
+class DatasetSpecIn(InputRuleIn):
+    """How stored numbers become inputs: `x` and arrays of three dimensions or more; single arrays under `inputs`."""
+
+    role: Literal["all", "calibration", "evaluation", "holdout"] = "all"
+    inputs: Annotated[dict[str, InputRuleIn], Field(max_length=16)] = {}
     split_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 

@@ -6,6 +6,7 @@ worker draws the picture from the BatchNorm-folded canonical graph; names are no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -99,11 +100,33 @@ class Activation:
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of the network: name, shape without the batch, dtype by torch's name."""
+    """An input or output of the network: name, shape without the batch, dtype by torch's name.
+
+    `label` is the name the user's file gives it. `axis` is where its channels or classes lie, the batch counted too: 1
+    in (N, C, H, W), 2 in (N, tokens, C). `below` is the number of ids that an integer input may hold (None: not known).
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+    label: str = ""
+    axis: int = 1
+    below: int | None = None
+
+    @property
+    def is_integer(self) -> bool:
+        """Tell whether it holds ids rather than real numbers."""
+        return not self.dtype.startswith(("float", "bfloat"))
+
+    @property
+    def columns(self) -> int:
+        """Return how many channels or classes lie along `axis` (1 where there is no such axis)."""
+        return self.shape[self.axis - 1] if self.axis <= len(self.shape) else 1
+
+    @property
+    def classes(self) -> int | None:
+        """Return how many classes a row is told apart by: None unless a row is one vector of two numbers or more."""
+        return self.columns if 2 <= self.columns == math.prod(self.shape) else None
 
 
 @dataclass(frozen=True)
@@ -123,6 +146,13 @@ class ModelGraph:
     inputs: tuple[Port, ...] = ()
     outputs: tuple[Port, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Fill in the ports of a picture that was drawn when networks had one input and one output."""
+        if not self.inputs:
+            object.__setattr__(self, "inputs", (Port("x", self.input_shape),))
+        if not self.outputs:
+            object.__setattr__(self, "outputs", (Port("output", self.output_shape),))
+
     @cached_property
     def layer(self) -> Mapping[str, Layer]:
         """Layers by name."""
@@ -137,6 +167,11 @@ class ModelGraph:
     def activation(self) -> Mapping[str, Activation]:
         """Activations by id."""
         return {activation.id: activation for activation in self.activations}
+
+    @property
+    def classes(self) -> int | None:
+        """The most classes that an output tells apart; None where no output scores classes."""
+        return max((port.classes for port in self.outputs if port.classes), default=None)
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:
@@ -168,7 +203,7 @@ def _width(data: Mapping[str, Any]) -> Width:
 
 
 def _ports(items: Iterable[Mapping[str, Any]]) -> tuple[Port, ...]:
-    return tuple(Port(item["name"], tuple(item["shape"]), item["dtype"]) for item in items)
+    return tuple(Port(**{**item, "shape": tuple(item["shape"])}) for item in items)
 
 
 def _layer(data: Mapping[str, Any]) -> Layer:

@@ -14,7 +14,7 @@ import onnx
 from tests.security.zips import Item, items_of, packed
 from worker.graph.folding import FOLDS
 from worker.graph.ops import ATEN
-from worker.graph.ops.table import _ONNX
+from worker.graph.ops.table import ONNX
 
 NUMBERS = (0, 1, -1, 2, 3, 7, 8, 15, 16, 17, 255, 256, 4096, 65_535, 65_536, 10**6, 1_000_003, 2**24, 2**31 - 1, 2**31,
            -(2**31), 2**32, 2**40, 2**62, 2**63 - 1, -(2**63))  # fmt: skip
@@ -72,7 +72,7 @@ def _shuffled(items: Any, rng: Random) -> None:
 
 @cache
 def _op_types() -> tuple[str, ...]:
-    return tuple(sorted({*_ONNX, *FOLDS}))
+    return tuple(sorted({*ONNX, *FOLDS}))
 
 
 def _onnx_node(model: Any, rng: Random) -> None:

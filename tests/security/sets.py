@@ -86,7 +86,7 @@ SETS: dict[str, tuple[Made, str, str]] = {
     "truth values": (lambda: save({"x": X > 1}), "invalid-dataset", "/x"),
     "dates": (lambda: npz(x=np.zeros((4, 2), "datetime64[s]")), "invalid-dataset", "/x"),
     "records": (lambda: npz(x=np.zeros((4, 2), [("a", "<f4")])), "invalid-dataset", "/x"),
-    "no x": (lambda: npz(z=X), "invalid-dataset", "/x"),
+    "labels alone": (lambda: npz(y=np.zeros(8, np.int64)), "invalid-dataset", "/x"),
     "no rows": (lambda: npz(x=X[:0]), "invalid-dataset", "/x"),
     "no rows, safetensors": (lambda: save({"x": X[:0]}), "invalid-dataset", "/x"),
     "no pixels": (lambda: npz(x=X[:, :, :0]), "invalid-dataset", "/x"),

@@ -181,6 +181,7 @@ def test_inspect_when_new_weights_are_a_pickle_then_refused_and_nothing_runs(
 def test_inspect_dataset_when_it_is_sound_then_its_record_comes_back(child: Child, files: Path) -> None:
     record = child.call("inspect_dataset", dataset(files), WAIT_S)
     expected = {"rows": 1097, "shape": [1, 8, 8], "dtype": "uint8", "has_labels": True, "classes": 10}
+    expected["inputs"] = {"x": {"shape": [1, 8, 8], "stored": [1, 8, 8], "dtype": "uint8"}}
     assert {name: record[name] for name in expected} == expected
 
 

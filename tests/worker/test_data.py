@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from app.domain.graph import Port
 from worker import data
 from worker.data import Dataset, DatasetRefused, DatasetSpec, check_against, read_dataset, role_data, save_npz, split
 
@@ -45,14 +46,15 @@ def refused(path: Path, spec: DatasetSpec = DatasetSpec()) -> DatasetRefused:
 
 def test_read_when_npz_then_rows_labels_and_shape(path: Path) -> None:
     found = read_dataset(npz(path, x=X, y=Y), DatasetSpec())
-    assert found.info() == {"rows": 10, "shape": [3, 4, 4], "dtype": "uint8", "has_labels": True, "classes": 10}
-    assert np.array_equal(found.inputs, X)
+    whole = {"rows": 10, "shape": [3, 4, 4], "dtype": "uint8", "has_labels": True, "classes": 10}
+    assert found.info() == {**whole, "inputs": {"x": {"shape": [3, 4, 4], "stored": [3, 4, 4], "dtype": "uint8"}}}
+    assert np.array_equal(found.arrays["x"], X)
 
 
 def test_read_when_safetensors_then_the_same_arrays(path: Path) -> None:
     path.write_bytes(save({"x": X, "y": Y}))
     found = read_dataset(path, DatasetSpec())
-    assert np.array_equal(found.inputs, X)
+    assert np.array_equal(found.arrays["x"], X)
     assert found.labels is not None and np.array_equal(found.labels, Y)
 
 
@@ -63,18 +65,18 @@ def test_read_when_saved_by_save_npz_then_the_same_arrays(path: Path) -> None:
 
 def test_tensor_when_scale_mean_and_std_are_given_then_normalised_per_channel(path: Path) -> None:
     spec = DatasetSpec("NCHW", 1 / 255, (0.1, 0.2, 0.3), (0.5, 0.25, 1.0))
-    found = read_dataset(npz(path, x=X), spec).tensor(np.array([2, 5])).numpy()
+    found = read_dataset(npz(path, x=X), spec).tensor("x", np.array([2, 5])).numpy()
     mean, std = (np.array(v).reshape(1, 3, 1, 1) for v in (spec.mean, spec.std))
     assert np.allclose(found, (X[[2, 5]] / 255 - mean) / std, atol=1e-6)
 
 
 def test_tensor_when_nhwc_then_channels_move_first() -> None:
-    found = Dataset(X.transpose(0, 2, 3, 1), None, DatasetSpec("NHWC")).tensor().numpy()
+    found = Dataset({"x": X.transpose(0, 2, 3, 1)}, None, DatasetSpec("NHWC")).tensor().numpy()
     assert np.array_equal(found, X.astype(np.float32))
 
 
 def test_tensor_when_pictures_have_no_channel_then_one_is_added() -> None:
-    assert Dataset(X[:, 0], None, DatasetSpec("NHW")).input_shape() == (1, 4, 4)
+    assert Dataset({"x": X[:, 0]}, None, DatasetSpec("NHW")).input_shape() == (1, 4, 4)
 
 
 def test_spec_when_read_from_json_then_missing_fields_have_defaults() -> None:
@@ -90,7 +92,9 @@ def test_read_when_big_endian_then_converted(path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "pointer", "code"),
     [
-        ({"z": X}, "/x", "missing"),
+        ({"y": Y}, "/x", "missing"),
+        ({"one": X, "two": X[:9]}, "/one", "shape"),
+        ({"one": X, "two": X.astype(complex)}, "/two", "dtype"),
         ({"x": X[:0]}, "/x", "shape"),
         ({"x": X.reshape(-1)}, "/x", "shape"),
         ({"x": X.astype(complex)}, "/x", "dtype"),
@@ -209,22 +213,22 @@ def test_read_when_bytes_are_damaged_then_read_or_refused_by_name(path: Path, ki
 
 def test_check_against_when_shapes_differ_then_refused() -> None:
     with pytest.raises(DatasetRefused, match=r"\(3, 4, 4\).*\(1, 28, 28\)"):
-        check_against(Dataset(X, Y, DatasetSpec()), (1, 28, 28), 10)
+        check_against(Dataset({"x": X}, Y, DatasetSpec()), (Port("x", (1, 28, 28)),), 10)
 
 
 def test_check_against_when_a_label_has_no_output_then_the_row_is_named() -> None:
     with pytest.raises(DatasetRefused) as caught:
-        check_against(Dataset(X, Y, DatasetSpec()), (3, 4, 4), 8)
+        check_against(Dataset({"x": X}, Y, DatasetSpec()), (Port("x", (3, 4, 4)),), 8)
     assert caught.value.errors[0]["pointer"] == "/y/8"
 
 
 def test_check_against_when_all_fits_then_silent() -> None:
-    check_against(Dataset(X, Y, DatasetSpec()), (3, 4, 4), 10)
-    check_against(Dataset(X, None, DatasetSpec()), (3, 4, 4), None)
+    check_against(Dataset({"x": X}, Y, DatasetSpec()), (Port("x", (3, 4, 4)),), 10)
+    check_against(Dataset({"x": X}, None, DatasetSpec()), (Port("x", (3, 4, 4)),), None)
 
 
 def many(rows: int, classes: int) -> Dataset:
-    return Dataset(np.zeros((rows, 2), np.uint8), np.arange(rows) % classes, DatasetSpec())
+    return Dataset({"x": np.zeros((rows, 2), np.uint8)}, np.arange(rows) % classes, DatasetSpec())
 
 
 @settings(max_examples=60, deadline=None)
@@ -253,7 +257,7 @@ def test_split_when_seeded_alike_then_equal_and_otherwise_not() -> None:
 
 
 def test_split_when_there_are_no_labels_then_rows_are_mixed() -> None:
-    found = split(Dataset(np.zeros((1000, 2), np.uint8), None, DatasetSpec()), 0)
+    found = split(Dataset({"x": np.zeros((1000, 2), np.uint8)}, None, DatasetSpec()), 0)
     assert abs(found["calibration"].mean() - 499.5) < 60
 
 
@@ -263,7 +267,7 @@ def test_split_when_fewer_than_five_rows_then_refused() -> None:
 
 
 def test_role_data_when_rows_are_given_then_inputs_and_labels_match() -> None:
-    found = role_data(Dataset(X, Y, DatasetSpec()), np.array([7, 2]))
+    found = role_data(Dataset({"x": X}, Y, DatasetSpec()), (Port("x", (3, 4, 4)),), np.array([7, 2]))
     assert found.labels is not None and found.labels.tolist() == [7, 2]
-    assert np.array_equal(found.inputs.numpy(), X[[7, 2]].astype(np.float32))
+    assert np.array_equal(found.inputs[0].numpy(), X[[7, 2]].astype(np.float32))
     assert len(found.head(1)) == 1

@@ -1,10 +1,12 @@
-"""What a record keeps of a refusal: texts that come from uploaded files, fit for every database and answer."""
+"""What a record keeps of a refusal, and how many pictures a search looks at."""
 
 from __future__ import annotations
 
 import json
 
-from worker.job import MAX_DETAIL, MAX_ERROR, problem
+import pytest
+
+from worker.job import MAX_DETAIL, MAX_ERROR, pictures, problem
 
 
 def test_problem_when_names_are_plain_then_kept_as_they_are() -> None:
@@ -30,3 +32,16 @@ def test_problem_when_a_name_is_endless_then_it_is_cut() -> None:
     made = problem("weights-mismatch", "x" * 10_000_000, [{"pointer": "y" * 1_000_000, "code": "c", "detail": "d"}])
     assert len(made["detail"]) == MAX_DETAIL and made["detail"].endswith("x...")
     assert len(made["errors"][0]["pointer"]) == MAX_ERROR
+
+
+@pytest.mark.parametrize(
+    ("macs", "wanted"),
+    [
+        (1_000_000, {"calibration": 512, "screen": 256, "full": 2048, "fast": 128}),
+        (100_000_000, {"calibration": 200, "screen": 60, "full": 500, "fast": 40}),
+        (400_000_000, {"calibration": 64, "screen": 32, "full": 128, "fast": 16}),
+        (0, {"calibration": 512, "screen": 256, "full": 2048, "fast": 128}),
+    ],
+)
+def test_pictures_when_one_costs_more_then_fewer_are_looked_at(macs: int, wanted: dict[str, int]) -> None:
+    assert pictures(macs) == wanted

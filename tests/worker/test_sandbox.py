@@ -72,6 +72,11 @@ def test_environment_when_the_worker_holds_secrets_then_none_reaches_the_child(s
     assert seen["environment"]["ORT_DISABLE_TELEMETRY"] == "1"
 
 
+def test_environment_when_started_then_the_allocator_keeps_large_blocks(seen: dict[str, Any]) -> None:
+    assert seen["environment"]["MALLOC_MMAP_MAX_"] == "0"
+    assert int(seen["environment"]["MALLOC_TRIM_THRESHOLD_"]) > Limits().memory_bytes
+
+
 def test_environment_when_started_then_own_folder_group_and_limits(seen: dict[str, Any]) -> None:
     assert seen["folder"] == seen["private"] == seen["environment"]["HOME"] == seen["environment"]["TMPDIR"]
     assert seen["group"] == seen["child"] != os.getpgrp()

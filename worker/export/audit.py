@@ -8,7 +8,7 @@ an arg-max.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,31 +17,80 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from worker.export.agreement import sqnr_db
 from worker.export.checkpoint import dequantized
+from worker.graph.extents import inputs_of, shapes_of
+from worker.graph.leaves import Recurrent
+from worker.graph.ops.parametric import as_stored
+from worker.graph.ops.recurrent import SUFFIXES, TO_ONNX, gates
+from worker.hardware.measure import fed
 from worker.quant.grids import ActivationGrid
 from worker.quant.network import CompressedNetwork, QuantizedLayer, run
 
 Arrays = dict[str, NDArray[Any]]
+_ULPS = (1e-5, 1e-6)  # biases lie on the accumulator's int32 grid, as the simulation rounds them; products differ a bit
 
 
 def differences(model: bytes, net: CompressedNetwork) -> list[str]:
     """Return what in the file differs from the network, in words (nothing: all tensors agree)."""
     proto = onnx.load_from_string(model)
     found = [_grid_difference(proto, site, grid) for site, grid in net.grids.items()]
-    names = [f"{name}.{kind}" for name in net.layers for kind in ("weight", "bias")]
+    weights, biases = _weights(net), _biases(net)
+    names = [*(f"{name}.weight" for name in weights), *biases]
     read = {name for node in proto.graph.node for name in node.input}
     missing = [name for name in names if name not in read]
     if missing:
         return [f"no node reads {name}" for name in missing]
-    values = evaluate(proto, names, np.zeros((1, *net.input_shape), np.float32))
-    found += [_layer_difference(layer, values) for layer in net.layers.values()]
+    values = evaluate(proto, names, [item.example().numpy() for item in inputs_of(net.module)])
+    found += [_difference(values[f"{name}.weight"], weight, f"{name}: weights") for name, weight in weights.items()]
+    found += [_difference(values[name], bias, f"{name}: biases", _ULPS) for name, bias in biases.items()]
     return [text for text in found if text]
 
 
-def evaluate(proto: Any, names: list[str], pictures: NDArray[np.float32]) -> Arrays:
-    """Return inner float values of a model on some pictures, computed without any graph optimisation."""
+def _weights(net: CompressedNetwork) -> Arrays:
+    """Return each layer's weight as the ONNX node that reads it wants it laid out."""
+    ranks = {name: len(shape) for name, shape in shapes_of(net.module).items()}
+    found = {}
+    for layer in net.layers.values():
+        node, leaf = _leaf(net, layer)
+        weight = torch.from_numpy(dequantized(layer))
+        if isinstance(leaf, Recurrent):
+            weight = gates(weight, TO_ONNX[leaf.cell])
+        elif isinstance(leaf, nn.Linear) and ranks[node] != 2:
+            weight = weight.t()
+        else:
+            weight = as_stored(leaf, weight)
+        found[layer.name] = weight.numpy()
+    return found
+
+
+def _biases(net: CompressedNetwork) -> Arrays:
+    """Return the biases by the names of their tensors; a recurrent layer holds all of its own in one."""
+    found: Arrays = {}
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for layer in net.layers.values():
+        node, leaf = _leaf(net, layer)
+        if isinstance(leaf, Recurrent):
+            bias = gates(torch.from_numpy(layer.bias), TO_ONNX[leaf.cell])
+            parts.setdefault(node, {})[layer.name.removeprefix(f"{node}.")] = bias
+        else:
+            found[f"{layer.name}.bias"] = layer.bias
+    for node, held in parts.items():
+        ends = SUFFIXES[: len(held) // 2]
+        rows = [torch.cat([held[f"weight_ih_l0{end}"], held[f"weight_hh_l0{end}"]]) for end in ends]
+        found[f"{node}.b"] = torch.stack(rows).numpy()
+    return found
+
+
+def _leaf(net: CompressedNetwork, layer: QuantizedLayer) -> tuple[str, Any]:
+    node = layer.name.split(".")[0]
+    return node, net.module.get_submodule(node)
+
+
+def evaluate(proto: Any, names: list[str], inputs: Sequence[NDArray[Any]]) -> Arrays:
+    """Return inner float values of a model on some rows, computed without any graph optimisation."""
     opened = onnx.ModelProto()
     opened.CopyFrom(proto)
     held = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer if item.name in names}
@@ -55,11 +104,11 @@ def evaluate(proto: Any, names: list[str], pictures: NDArray[np.float32]) -> Arr
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    values = session.run(asked, {session.get_inputs()[0].name: pictures}) if asked else []
+    values = session.run(asked, fed(session, inputs)) if asked else []
     return {**held, **dict(zip(asked, values, strict=True))}
 
 
-def site_sqnr(model: bytes, net: CompressedNetwork, pictures: NDArray[np.float32]) -> dict[str, float]:
+def site_sqnr(model: bytes, net: CompressedNetwork, inputs: Sequence[torch.Tensor]) -> dict[str, float]:
     """Return, per quantizer site, how closely the file's values follow the simulation's, in decibels."""
     proto = onnx.load_from_string(model)
     simulated: Arrays = {}
@@ -70,8 +119,8 @@ def site_sqnr(model: bytes, net: CompressedNetwork, pictures: NDArray[np.float32
             simulated[name] = value.numpy().copy()
         return value
 
-    run(net.module, torch.from_numpy(pictures), after=after)
-    values = evaluate(proto, [f"{site}.dq" for site in simulated], pictures)
+    run(net.module, *inputs, after=after)
+    values = evaluate(proto, [f"{site}.dq" for site in simulated], [item.numpy() for item in inputs])
     return {site: sqnr_db(value, values[f"{site}.dq"]) for site, value in simulated.items()}
 
 
@@ -89,15 +138,9 @@ def fused_ops(model: bytes) -> dict[str, int]:
     return dict(sorted(Counter(node.op_type for node in graph.node).items()))
 
 
-def _layer_difference(layer: QuantizedLayer, values: Mapping[str, NDArray[Any]]) -> str:
-    weight, wanted = values[f"{layer.name}.weight"], dequantized(layer)
-    if weight.shape != wanted.shape or not np.array_equal(weight, wanted):
-        return f"{layer.name}: weights differ"
-    bias = values[f"{layer.name}.bias"]
-    # the bias is stored on the accumulator's int32 grid, as the simulation rounds it; float32 products differ by an ulp
-    if bias.shape != layer.bias.shape or not np.allclose(bias, layer.bias, rtol=1e-5, atol=1e-6):
-        return f"{layer.name}: biases differ"
-    return ""
+def _difference(found: NDArray[Any], wanted: NDArray[Any], what: str, within: tuple[float, float] = (0.0, 0.0)) -> str:
+    same = found.shape == wanted.shape and np.allclose(found, wanted, rtol=within[0], atol=within[1])
+    return "" if same else f"{what} differ"
 
 
 def _grid_difference(proto: Any, site: str, grid: ActivationGrid) -> str:

@@ -130,6 +130,7 @@ class _Reader:
         node = self.graph.create_node("placeholder", name, name=name)
         node.meta["input_shape"] = tuple(int(extent) for extent in record["shape"])
         node.meta["input_dtype"] = _DTYPES[record["dtype"]]
+        node.meta["label"] = str(record.get("label", name))
         return node
 
     def _leaf(self, kind: str, name: str, options: Mapping[str, Any]) -> Any:
@@ -161,7 +162,14 @@ def _encode_node(module: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
     record: dict[str, Any] = {"name": node.name, "args": [_encode_value(item) for item in node.args]}
     if node.op == "placeholder":
         dtype = str(node.meta.get("input_dtype", torch.float32)).removeprefix("torch.")
-        return {"name": node.name, "op": "input", "shape": list(node.meta["input_shape"]), "dtype": dtype}
+        label = node.meta.get("label", node.name)
+        return {
+            "name": node.name,
+            "op": "input",
+            "shape": list(node.meta["input_shape"]),
+            "dtype": dtype,
+            "label": label,
+        }
     if node.op == "output":
         return {"name": node.name, "args": [_encode_value(item) for item in outputs_of(module)], "op": "output"}
     if node.op == "get_attr":

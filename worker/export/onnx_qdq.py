@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor, fx
 from worker.export.packing import pack, packed_bytes
 from worker.export.saturation import may_saturate
 from worker.graph.operands import operands
+from worker.graph.ops.parametric import TRANSPOSED
 from worker.graph.ops.table import module_of
 from worker.graph.sites import quantizer_sites
 from worker.graph.write_onnx import OnnxWriter
@@ -64,24 +66,60 @@ class QdqWriter(OnnxWriter):
             return self.initializer(numpy_helper.from_array(tensor, name))
         return super().constant(tensor, name)
 
-    def weight(self, layer: str, tensor: Tensor) -> str:
+    def weight(self, layer: str, tensor: Tensor, axis: int = 0) -> str:
         """Return the weight of a layer, dequantized per output channel.
 
-        In front of a float input the constants are multiplied out: the runtime folds that, but no DequantizeLinear.
+        In front of a float input the constants are multiplied out: the runtime folds that, but no DequantizeLinear. A
+        transposed convolution in groups has its output channels along two axes, which no DequantizeLinear can scale:
+        it is dequantized outputs first and then turned.
         """
         quantized = self._net.layers[layer]
         if quantized.bits >= FLOAT_BITS:
-            return super().weight(layer, tensor)
-        scale = per_channel(quantized)
-        if self.input_grid(layer) is None:
-            values = self.emit("Cast", [self._codes(layer, quantized, 0)], f"{layer}.wide", to=TensorProto.FLOAT)
-            column = scale.reshape(-1, *[1] * (integers(quantized).ndim - 1))
-            return self.emit("Mul", [values, self.constant(column, f"{layer}.w.scale")], f"{layer}.weight")
+            return super().weight(layer, tensor, axis)
+        leaf: Any = module_of(self.module, self._by_name[layer])
+        groups: int = getattr(leaf, "groups", 1)
+        grouped = isinstance(leaf, TRANSPOSED) and groups > 1
+        ints, name = integers(quantized), f"{layer}.weight"
+        if axis == 1 and not grouped:
+            ints = ints.swapaxes(0, 1)
+        make = self._multiplied if self.input_grid(layer) is None else self._dequantized
+        if not grouped:
+            return make(quantized, ints, name, axis)
+        return self._turned(make(quantized, ints, f"{layer}.rows", 0), ints.shape, groups, name)
+
+    def matrix(self, layer: str, tensor: Tensor, order: Sequence[int]) -> str:
+        """Return a recurrent layer's matrix, its constants multiplied out: LSTM and GRU compute in float."""
+        quantized = self._net.layers[layer]
+        if quantized.bits >= FLOAT_BITS:
+            parts = tensor.chunk(len(order))
+            return self.constant(torch.cat([parts[index] for index in order]), f"{layer}.weight")
+        ints = _reordered(integers(quantized), order)
+        turned = replace(quantized, weight_int=ints, weight_scale=_reordered(per_channel(quantized), order))
+        return self._multiplied(turned, ints, f"{layer}.weight", 0)
+
+    def _multiplied(self, quantized: QuantizedLayer, ints: NDArray[Any], name: str, axis: int) -> str:
+        """Return codes times scales, as a product of constants."""
+        layer = quantized.name
+        values = self.emit("Cast", [self._codes(layer, ints, quantized.bits, 0)], f"{layer}.wide", to=TensorProto.FLOAT)
+        column = per_channel(quantized).reshape([-1 if index == axis else 1 for index in range(ints.ndim)])
+        return self.emit("Mul", [values, self.constant(column, f"{layer}.w.scale")], name)
+
+    def _dequantized(self, quantized: QuantizedLayer, ints: NDArray[Any], name: str, axis: int) -> str:
+        layer, scale = quantized.name, per_channel(quantized)
         zero = 128 if self._needs_unsigned(layer, quantized) else 0
-        codes = self._codes(layer, quantized, zero)
+        codes = self._codes(layer, ints, quantized.bits, zero)
         zeros = np.full(scale.shape, zero, np.uint8 if zero else code_type(quantized.bits))
         operands_ = [codes, self.constant(scale, f"{layer}.w.scale"), self.constant(zeros, f"{layer}.w.zero")]
-        return self.emit("DequantizeLinear", operands_, f"{layer}.weight", axis=0)
+        return self.emit("DequantizeLinear", operands_, name, axis=axis)
+
+    def _turned(self, value: str, shape: Sequence[int], groups: int, name: str) -> str:
+        """Return a weight [out, in / groups, *kernel] as ConvTranspose takes it: [in, out / groups, *kernel]."""
+        outs, ins, *kernel = shape
+        apart = self.integers([groups, outs // groups, ins, *kernel], f"{value}.apart")
+        split = self.emit("Reshape", [value, apart], f"{value}.split")
+        turned = self.emit("Transpose", [split], f"{value}.turned", perm=[0, 2, 1, *range(3, 3 + len(kernel))])
+        sizes = self.integers([groups * ins, outs // groups, *kernel], f"{value}.sizes")
+        return self.emit("Reshape", [turned, sizes], name)
 
     def bias(self, layer: str, tensor: Tensor) -> str:
         """Return the bias: int32 at scale s_x * s_w where both operands are integers, else float32.
@@ -160,9 +198,9 @@ class QdqWriter(OnnxWriter):
         limits = [self._shared_constant(f"{container.__name__}_{bound}", container(bound)) for bound in bounds]
         return self.emit("Clip", [codes, *limits], f"{name}.clipped")
 
-    def _codes(self, layer: str, quantized: QuantizedLayer, zero: int) -> str:
+    def _codes(self, layer: str, ints: NDArray[Any], bits: int, zero: int) -> str:
         """Return the integers: int8 (int16 above 8 bits; uint8 with zero point 128), packed where that is smaller."""
-        ints, bits, name = integers(quantized), quantized.bits, f"{layer}.w"
+        name = f"{layer}.w"
         if zero:
             return self.constant((ints.astype(np.int16) + zero).astype(np.uint8), name)
         if bits == 4:
@@ -227,6 +265,12 @@ class QdqWriter(OnnxWriter):
                 self.constant(np.array(grid.zero_point, container_of(grid)), f"{site}.zero"),
             )
         return self._grids[site]
+
+
+def _reordered(values: NDArray[Any], order: Sequence[int]) -> NDArray[Any]:
+    """Return values with the parts of their rows (gates) in another order."""
+    parts = np.split(values, len(order))
+    return np.concatenate([parts[index] for index in order])
 
 
 def integers(quantized: QuantizedLayer) -> NDArray[Any]:

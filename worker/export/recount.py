@@ -18,12 +18,15 @@ from torch import Tensor, fx, nn
 from app.domain.device import DeviceProfile
 from worker.export.archive import Tensors, read_archive
 from worker.export.checkpoint import read_checkpoint
+from worker.graph.extents import inputs_of
+from worker.graph.leaves import Recurrent
 from worker.graph.operands import operands
 from worker.graph.ops import Grid, op_of
 from worker.graph.ops.table import module_of
 from worker.quant.grids import FLOAT_BITS
 
-WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *TRANSPOSED, Recurrent)
 
 
 @dataclass(frozen=True)
@@ -64,17 +67,20 @@ def recount(checkpoint: bytes, device: DeviceProfile) -> Recount:
     network, _ = read_checkpoint(checkpoint)
     tensors, graph, _ = read_archive(checkpoint)
     module = network.module
-    positions = _positions(module, network.input_shape)
+    positions = _positions(module)
     grids = {site: int(record["bits"]) for site, record in graph["grids"].items()}
     rows = []
     for node in module.graph.nodes:
         if node.op != "call_module" or not isinstance(module_of(module, node), WEIGHTED):
             continue
-        bits, shape = int(graph["layers"][node.name]["bits"]), tuple(graph["layers"][node.name]["shape"])
-        macs = math.prod(shape) * positions[node.name]
         read = _bits(module, operands(node)[0], grids)
-        stored = _bytes(node.name, tensors, math.prod(shape), bits, device)
-        rows.append(LayerCount(node.name, shape, bits, read, macs, macs * bits * read, stored))
+        for name, record in graph["layers"].items():
+            if name != node.name and not name.startswith(f"{node.name}."):
+                continue
+            bits, shape = int(record["bits"]), tuple(record["shape"])
+            macs = math.prod(shape) * positions[node.name]
+            stored = _bytes(name, tensors, math.prod(shape), bits, device)
+            rows.append(LayerCount(name, shape, bits, read, macs, macs * bits * read, stored))
     return Recount(tuple(rows), sum(tensor.nbytes for tensor in tensors.values()))
 
 
@@ -98,21 +104,25 @@ def _bits(module: fx.GraphModule, node: fx.Node, grids: Mapping[str, int]) -> in
     return grids[node.name]
 
 
-def _positions(module: fx.GraphModule, input_shape: tuple[int, ...]) -> dict[str, int]:
-    """Run the graph on zeros and return, per leaf, the output elements per channel."""
+def _positions(module: fx.GraphModule) -> dict[str, int]:
+    """Run the graph on zeros and return, per leaf, how often its weights are used: outputs per channel; inputs per
+    channel of a transposed convolution; steps of a recurrent layer."""
     found: dict[str, int] = {}
 
-    def note(name: str, leaf: nn.Module) -> Any:
-        channels = leaf.weight.shape[0]  # type: ignore[index]
-
-        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            found[name] = output.numel() // int(channels)
+    def note(name: str, leaf: Any) -> Any:
+        def hook(_: nn.Module, inputs: Any, output: Tensor) -> None:
+            if isinstance(leaf, Recurrent):
+                found[name] = inputs[0].shape[1 if leaf.batch_first else 0]
+            elif isinstance(leaf, TRANSPOSED):
+                found[name] = inputs[0].numel() // leaf.weight.shape[0]
+            else:
+                found[name] = output.numel() // leaf.weight.shape[0]
 
         return leaf.register_forward_hook(hook)
 
     handles = [note(name, leaf) for name, leaf in module.named_children() if isinstance(leaf, WEIGHTED)]
     with torch.no_grad():
-        module(torch.zeros(1, *input_shape))
+        module(*(item.example() for item in inputs_of(module)))
     for handle in handles:
         handle.remove()
     return found

@@ -6,13 +6,12 @@ name, never a crash of the search that asked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from app.domain.budget import Budget, BudgetRow, table
 from app.domain.cost import METRICS, count
@@ -20,13 +19,16 @@ from app.domain.device import DeviceProfile, Evidence
 from app.domain.graph import ModelGraph
 from app.domain.lifecycle import Verification
 from worker.data import RoleData
-from worker.export.agreement import Agreement, accuracy, agreement
+from worker.export.agreement import Agreement, Array, accuracy, agreement
 from worker.export.audit import differences, fused_ops, site_sqnr
 from worker.export.checkpoint import read_checkpoint
 from worker.export.recount import Recount, recount
 from worker.hardware import host
-from worker.hardware.measure import Latency, measure, open_session
+from worker.hardware.measure import Latency, fed, measure, open_session
 from worker.quant.network import CompressedNetwork
+from worker.search.metrics import is_scores, joined, labelled
+
+Outputs = tuple[Array, ...]
 
 MIN_AGREEMENT = 0.995
 MAX_ACCURACY_GAP = 0.005
@@ -34,6 +36,7 @@ MIN_SQNR_DB = 20.0
 CHECKPOINT_TOLERANCE = 1e-5
 BATCH = 128
 DIAGNOSED = 64
+DIAGNOSED_BYTES = 128 << 20
 RELOADED = 256
 
 
@@ -61,6 +64,7 @@ class Files:
 class VerificationReport:
     """What was found. `failures` is empty exactly when `state` is verified; entries are {"code", "detail"}.
 
+    `outputs` holds the agreement of each output, `agreement` that of the output that follows the simulation least.
     `costs` holds every metric: macs, bops and weight_bytes counted from the checkpoint's tensors, the rest modelled;
     `latency` what this machine measured (milliseconds, one thread), with `ratio` = float time / compressed time.
     """
@@ -69,6 +73,7 @@ class VerificationReport:
     accuracy_simulated: float | None = None
     accuracy_onnx: float | None = None
     agreement: Agreement | None = None
+    outputs: dict[str, Agreement] = field(default_factory=dict)
     checkpoint: Agreement | None = None
     site_sqnr_db: dict[str, float] = field(default_factory=dict)
     recount: Recount | None = None
@@ -99,6 +104,7 @@ class VerificationReport:
             "failures": self.failures,
             "accuracy": {"simulated": self.accuracy_simulated, "onnx": self.accuracy_onnx},
             "agreement": self.agreement and self.agreement.to_json(),
+            "outputs": {name: item.to_json() for name, item in self.outputs.items()},
             "checkpoint": self.checkpoint and self.checkpoint.to_json(),
             "site_sqnr_db": self.site_sqnr_db,
             "costs": self.costs,
@@ -136,30 +142,39 @@ def verify(subject: Subject, files: Files) -> VerificationReport:
     return report
 
 
-def simulate(network: CompressedNetwork, inputs: torch.Tensor) -> NDArray[np.float32]:
-    """Return the simulation's outputs."""
-    return np.concatenate([network.forward(x).numpy() for x in torch.split(inputs, BATCH)])
+def simulate(network: CompressedNetwork, inputs: Sequence[torch.Tensor]) -> Outputs:
+    """Return the simulation's outputs, each over all rows."""
+    found = joined(network.forward(*batch) for batch in RoleData(tuple(inputs)).batches(BATCH))
+    return tuple(item.numpy() for item in found)
 
 
-def run_onnx(model: bytes, inputs: torch.Tensor) -> NDArray[np.float32]:
+def run_onnx(model: bytes, inputs: Sequence[torch.Tensor]) -> Outputs:
     """Return an ONNX file's outputs on normalised inputs, in the default session any user would open."""
     session = open_session(model)
-    name = session.get_inputs()[0].name
-    batches = (x.contiguous().numpy() for x in torch.split(inputs, BATCH))
-    return np.concatenate([session.run(None, {name: np.ascontiguousarray(x)})[0] for x in batches])
+    batches = RoleData(tuple(inputs)).batches(BATCH)
+    found = [session.run(None, fed(session, [item.numpy() for item in batch])) for batch in batches]
+    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
 
 
-def _compare_onnx(report: VerificationReport, subject: Subject, files: Files, simulated: NDArray[np.float32]) -> None:
-    outputs = run_onnx(files.onnx, subject.evaluation.inputs)
-    report.agreement = found = agreement(simulated, outputs)
-    disagreeing = round((1 - found.top1) * found.pictures)
-    if disagreeing > max(1.0, (1 - MIN_AGREEMENT) * found.pictures):
-        _fail(report, "agreement", f"{disagreeing} of {found.pictures} pictures are answered differently")
-    if found.sqnr_db < MIN_SQNR_DB:
-        _fail(report, "outputs", f"outputs follow the simulation within {found.sqnr_db:.1f} dB, not {MIN_SQNR_DB}")
-    if subject.evaluation.labels is not None:
-        labels = subject.evaluation.labels.numpy()
-        report.accuracy_simulated, report.accuracy_onnx = accuracy(simulated, labels), accuracy(outputs, labels)
+def _compare_onnx(report: VerificationReport, subject: Subject, files: Files, simulated: Outputs) -> None:
+    """Compare every output; those that score classes must agree in the class, too."""
+    outputs, ports = run_onnx(files.onnx, subject.evaluation.inputs), subject.graph.outputs
+    for port, one, other in zip(ports, simulated, outputs, strict=True):
+        found = agreement(one, other, port.axis)
+        report.outputs[port.name] = found
+        disagreeing = round((1 - found.top1) * found.decisions)
+        if is_scores(port) and disagreeing > max(1.0, (1 - MIN_AGREEMENT) * found.decisions):
+            _fail(report, "agreement", f"{port.name}: {disagreeing} of {found.decisions} rows are answered differently")
+        if found.sqnr_db < MIN_SQNR_DB:
+            detail = f"{port.name} follows the simulation within {found.sqnr_db:.1f} dB, not {MIN_SQNR_DB}"
+            _fail(report, "outputs", detail)
+    report.agreement = min(report.outputs.values(), key=lambda item: item.sqnr_db)
+    labels_ = subject.evaluation.labels
+    index = None if labels_ is None else labelled(ports, int(labels_.max()) + 1)
+    if labels_ is not None and index is not None:
+        labels = labels_.numpy()
+        pair = (accuracy(simulated[index], labels), accuracy(outputs[index], labels))
+        report.accuracy_simulated, report.accuracy_onnx = pair
         gap = abs(report.accuracy_simulated - report.accuracy_onnx)
         if gap > max(MAX_ACCURACY_GAP, 1.01 / len(labels)):
             _fail(report, "accuracy", f"accuracy differs from the simulation's by {gap:.4f}")
@@ -168,14 +183,19 @@ def _compare_onnx(report: VerificationReport, subject: Subject, files: Files, si
 def _compare_tensors(report: VerificationReport, subject: Subject, files: Files) -> None:
     for text in differences(files.onnx, subject.network)[:20]:
         _fail(report, "tensors", text)
-    few = subject.evaluation.inputs[:DIAGNOSED].contiguous()
-    report.site_sqnr_db = site_sqnr(files.onnx, subject.network, few.numpy())
+    few = subject.evaluation.head(_diagnosed(subject)).inputs
+    report.site_sqnr_db = site_sqnr(files.onnx, subject.network, few)
     report.operators = fused_ops(files.onnx)
 
 
-def _compare_checkpoint(
-    report: VerificationReport, subject: Subject, files: Files, simulated: NDArray[np.float32]
-) -> None:
+def _diagnosed(subject: Subject) -> int:
+    """Return on how many rows every site's values are compared: they are all held at once, from both sides."""
+    whole = {group.id: group.channels for group in subject.graph.groups}
+    elements = sum(item.positions * item.width.kept(whole) for item in subject.graph.activations)
+    return max(1, min(DIAGNOSED, DIAGNOSED_BYTES // (4 * elements)))
+
+
+def _compare_checkpoint(report: VerificationReport, subject: Subject, files: Files, simulated: Outputs) -> None:
     network, _ = read_checkpoint(files.checkpoint)
     for name, layer in subject.network.layers.items():
         stored = network.layers.get(name)
@@ -183,10 +203,13 @@ def _compare_checkpoint(
             _fail(report, "checkpoint", f"{name}: the stored layer differs")
     if dict(network.grids) != dict(subject.network.grids):
         _fail(report, "checkpoint", "the stored activation grids differ")
-    outputs = simulate(network, subject.evaluation.inputs[:RELOADED])
-    report.checkpoint = found = agreement(simulated[: len(outputs)], outputs)
-    if found.max_error > CHECKPOINT_TOLERANCE * max(1.0, float(np.abs(simulated).max())):
-        _fail(report, "checkpoint", f"outputs of the reloaded checkpoint differ by {found.max_error:.2e}")
+    outputs = simulate(network, subject.evaluation.head(RELOADED).inputs)
+    for port, one, other in zip(subject.graph.outputs, simulated, outputs, strict=True):
+        found = agreement(one[: len(other)], other, port.axis)
+        if report.checkpoint is None or found.max_error > report.checkpoint.max_error:
+            report.checkpoint = found
+        if found.max_error > CHECKPOINT_TOLERANCE * max(1.0, float(np.abs(one).max())):
+            _fail(report, "checkpoint", f"{port.name} of the reloaded checkpoint differs by {found.max_error:.2e}")
 
 
 def _same_layer(layer: Any, stored: Any) -> bool:
@@ -210,7 +233,8 @@ def _count(report: VerificationReport, subject: Subject, files: Files) -> None:
 
 
 def _time(report: VerificationReport, subject: Subject, files: Files) -> None:
-    report.latency = measure({"float": files.float_onnx, "compressed": files.onnx}, subject.network.input_shape)
+    row = [item.numpy() for item in subject.evaluation.head(1).inputs]
+    report.latency = measure({"float": files.float_onnx, "compressed": files.onnx}, row)
     if report.ratio is not None and report.ratio < 1:
         report.notes.append(f"slower than the float network on this machine: {report.ratio:.2f} times its speed")
     if not {"avx512_vnni", "avx_vnni"} & set(_features()):

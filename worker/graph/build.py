@@ -74,7 +74,7 @@ class Builder:
         self.batch = batch or self.batch
         unique = self.unique(name)
         node = self.graph.create_node("placeholder", unique, name=unique)
-        node.meta.update({"input_shape": tuple(shape), "input_dtype": dtype, "fixed_batch": batch})
+        node.meta.update({"input_shape": tuple(shape), "input_dtype": dtype, "fixed_batch": batch, "label": name})
         self._meta[node] = torch.empty(BATCH, *shape, dtype=dtype, device="meta")
         return node
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from worker.graph.labels import NOTHING, Trace, leaf_of, thin
 
@@ -18,7 +18,10 @@ def produce(trace: Trace, node: fx.Node, sources: Sequence[fx.Node]) -> Tensor:
     ins = getattr(leaf, "in_features", None) or leaf.in_channels
     outs = getattr(leaf, "out_features", None) or leaf.out_channels
     groups = getattr(leaf, "groups", 1)
-    columns = trace.along(trace.values[sources[0].name], axis, ins)
+    labels = trace.values[sources[0].name]
+    if isinstance(leaf, nn.Linear) and max(labels.shape[:-1], default=1) > 1 and not trace.stays(labels):
+        return _over_positions(trace, node, labels)
+    columns = trace.along(labels, axis, ins)
     # depthwise: the same channels come out
     rows = columns if groups == ins == outs else trace.fresh(outs)
     if groups > 1 and rows is not columns:
@@ -26,6 +29,16 @@ def produce(trace: Trace, node: fx.Node, sources: Sequence[fx.Node]) -> Tensor:
     trace.meet(node.name, "in", columns)
     trace.meet(node.name, "out", rows)
     return trace.spread(node, rows, axis)
+
+
+def _over_positions(trace: Trace, node: fx.Node, labels: Tensor) -> Tensor:
+    """A linear layer along an axis on which no channels lie: those along the others pass, its own features stay."""
+    leaf = leaf_of(trace, node)
+    if labels.shape[-1] > 1:
+        trace.pin(labels, f"{node.name} mixes positions that hold channels")
+    trace.meet(node.name, "in", torch.full((leaf.in_features,), NOTHING))
+    trace.meet(node.name, "out", trace.fresh(leaf.out_features, f"{node.name} computes positions"))
+    return labels[..., :1]
 
 
 def _tie_groups(trace: Trace, columns: Tensor, rows: Tensor, groups: int) -> None:
@@ -49,13 +62,13 @@ def spatial(trace: Trace, node: fx.Node, sources: Sequence[fx.Node]) -> Tensor:
 
 
 def _mixed(trace: Trace, node: fx.Node, labels: Tensor, reason: str) -> Tensor:
+    """Pin what is mixed; the result is one label that passes the reason on to whatever it is joined with."""
     trace.pin(labels, reason)
-    trace.pin(torch.tensor([NOTHING]), reason)
-    return trace.nothing(node)
+    return trace.fresh(1, reason).reshape([1] * len(trace.shapes[node.name]))
 
 
 def reduce(trace: Trace, node: fx.Node, sources: Sequence[fx.Node]) -> Tensor:
-    """Mean or sum over `dim`: labels that vary along a reduced axis mix."""
+    """Reduction over `dim`: channels along a reduced axis mix, others pass."""
     labels = trace.values[sources[0].name]
     dims: Any = node.kwargs["dim"]
     axes = sorted(axis % labels.dim() for axis in (dims if isinstance(dims, list | tuple) else [dims]))
@@ -74,6 +87,23 @@ def over(trace: Trace, node: fx.Node, sources: Sequence[fx.Node]) -> Tensor:
     dim: Any = node.kwargs["dim"]
     if labels.shape[dim] > 1:
         trace.pin(labels, f"{node.name} normalises over channels")
+    return labels
+
+
+def accumulate(trace: Trace, node: fx.Node, sources: Sequence[fx.Node]) -> Tensor:
+    """Running sum over `dim`: labels that vary along it mix, others pass."""
+    labels = trace.values[sources[0].name]
+    dim: Any = node.kwargs["dim"]
+    if labels.shape[dim] > 1:
+        trace.pin(labels, f"{node.name} sums up channels")
+    return labels
+
+
+def neighbours(trace: Trace, node: fx.Node, sources: Sequence[fx.Node]) -> Tensor:
+    """Local response normalisation: each channel by those around it (axis 1), so all stay."""
+    labels = trace.values[sources[0].name]
+    if labels.shape[1] > 1:
+        trace.pin(labels, f"{node.name} mixes neighbouring channels")
     return labels
 
 
@@ -202,16 +232,21 @@ def pad_channels(trace: Trace, node: fx.Node, sources: Sequence[fx.Node]) -> Ten
 
 def contract(trace: Trace, node: fx.Node, sources: Sequence[fx.Node]) -> Tensor:
     """Matrix product of two values [..., n, k] x [..., k, m]."""
-    left, right = sources[0], sources[1]
-    return _contract(
-        trace,
-        node,
-        (trace.values[left.name], trace.shapes[left.name]),
-        (trace.values[right.name], trace.shapes[right.name]),
-    )
+    left, right = (_factor(trace, source, axis) for source, axis in zip(sources, (-1, -2), strict=True))
+    return _contract(trace, node, left, right)
 
 
 _Part = tuple[Tensor, tuple[int, ...]]
+
+
+def _factor(trace: Trace, source: fx.Node, axis: int) -> _Part:
+    """Return labels and shape of a factor; a constant has channels only along the axis that is summed over."""
+    labels, shape = trace.values[source.name], trace.shapes[source.name]
+    if source.op != "get_attr" or labels.dim() < 2:
+        return labels, shape
+    sizes = [1] * labels.dim()
+    sizes[axis] = -1
+    return trace.along(labels, labels.dim() + axis, shape[axis]).reshape(sizes), shape
 
 
 def _contract(trace: Trace, node: fx.Node, left: _Part, right: _Part) -> Tensor:
@@ -221,8 +256,10 @@ def _contract(trace: Trace, node: fx.Node, left: _Part, right: _Part) -> Tensor:
     if max(*a.shape[:-2], *b.shape[:-2], 1) > 1:
         return _heads(trace, node, a, b)
     size = left[1][-1]
-    ends = trace.along(a[..., :1, :], rank - 1, size), trace.along(b[..., :1], rank - 2, size)
-    trace.unite(*ends)
+    if a.shape[-1] > 1 and b.shape[-2] > 1:
+        trace.unite(trace.along(a[..., :1, :], rank - 1, size), trace.along(b[..., :1], rank - 2, size))
+    elif a.shape[-1] > 1 or b.shape[-2] > 1:
+        trace.pin(a if a.shape[-1] > 1 else b, f"{node.name} sums over channels")
     if (
         (a.shape[-2] > 1 and b.shape[-1] > 1)
         or (a.shape[-2] > 1 and a.shape[-1] > 1)

@@ -11,6 +11,7 @@ from worker.graph.build import Builder, Value
 from worker.graph.errors import NetworkRefused
 from worker.graph.extents import holds_batch
 from worker.graph.ops import OnnxCall
+from worker.graph.ops.moves import first_of
 
 Fold = Callable[[OnnxCall, list[Tensor]], Tensor]
 MAX_FOLDED = 1 << 24
@@ -87,7 +88,8 @@ def _slice(call: OnnxCall, inputs: list[Tensor]) -> Tensor:
     steps = inputs[4].tolist() if len(inputs) > 4 else [1] * len(starts)
     out = inputs[0]
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        begin, stop, stride = slice(int(start), int(end), int(step)).indices(out.shape[axis])
+        first = first_of(int(start), int(step), out.shape[axis])
+        begin, stop, stride = slice(first, int(end), int(step)).indices(out.shape[axis])
         if stride > 0:
             before = (slice(None),) * (int(axis) % out.dim())
             out = out[(*before, slice(begin, stop, stride))]
@@ -156,7 +158,7 @@ FOLDS: dict[str, Fold] = {
     "Ceil": lambda call, inputs: inputs[0].ceil(),
     "Exp": lambda call, inputs: inputs[0].exp(),
     "Pow": lambda call, inputs: inputs[0] ** inputs[1],
-    "Mod": lambda call, inputs: torch.remainder(*inputs),
+    "Mod": lambda call, inputs: (torch.fmod if call.attributes.get("fmod") else torch.remainder)(*inputs),
     "Min": lambda call, inputs: torch.stack(torch.broadcast_tensors(*inputs)).amin(0),
     "Max": lambda call, inputs: torch.stack(torch.broadcast_tensors(*inputs)).amax(0),
     "CastLike": lambda call, inputs: inputs[0].to(inputs[1].dtype),

@@ -89,6 +89,10 @@ class Trace:
         """Mark labels as not removable; the first reason is the one shown."""
         self._pins.append((labels.reshape(-1).unique(), reason))
 
+    def stays(self, labels: Tensor) -> bool:
+        """Tell whether labels are all pinned by now, each by itself."""
+        return bool(torch.isin(labels, torch.cat([pinned for pinned, _ in self._pins])).all())
+
     def full(self, node: fx.Node) -> Tensor:
         """Return a node's labels in its value's full shape (a view, of which an op may make a copy)."""
         if self.values[node.name].numel() > 1:
@@ -127,7 +131,7 @@ class Trace:
     def reasons(self) -> dict[int, str]:
         """Return, by class, why it is pinned."""
         found: dict[int, str] = {}
-        for labels, reason in self._pins:
+        for labels, reason in (*self._pins[1:], self._pins[0]):  # that nothing is carried explains least
             for item in self.classes[labels].unique().tolist():
                 found.setdefault(item, reason)
         return found

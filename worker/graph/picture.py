@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from app.domain.graph import Activation, Layer, LayerKind, ModelGraph, Port
-from worker.graph.extents import inputs_of, outputs_of, shapes_of, total, values_of
+from worker.graph.extents import outputs_of, shapes_of, total, values_of
 from worker.graph.groups import ChannelPlan
 from worker.graph.leaves import Recurrent
 from worker.graph.operands import operands
@@ -23,8 +24,8 @@ def draw(module: fx.GraphModule, plan: ChannelPlan) -> ModelGraph:
     (pooled by maximum, flattened) count as their producer, at its full size: the peak is never underestimated."""
     drawing = _Drawing(module, plan)
     values = values_of(module)
-    inputs = tuple(_port(item.name, values[item.name]) for item in inputs_of(module))
-    outputs = tuple(_port(node.name, values[node.name]) for node in outputs_of(module))
+    inputs = tuple(drawing.input(node, values[node.name]) for node in module.graph.nodes if node.op == "placeholder")
+    outputs = tuple(_port(node.name, values[node.name], plan) for node in outputs_of(module))
     return ModelGraph(
         layers=tuple(layer for node in module.graph.nodes for layer in drawing.layers(node)),
         groups=plan.groups,
@@ -38,8 +39,9 @@ def draw(module: fx.GraphModule, plan: ChannelPlan) -> ModelGraph:
     )
 
 
-def _port(name: str, value: Tensor) -> Port:
-    return Port(name, tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."))
+def _port(name: str, value: Tensor, plan: ChannelPlan) -> Port:
+    dtype = str(value.dtype).removeprefix("torch.")
+    return Port(name, tuple(value.shape[1:]), dtype, axis=plan.dims[(name, "value")].axis)
 
 
 class _Drawing:
@@ -50,6 +52,14 @@ class _Drawing:
         self.sites = quantizer_sites(module)
         self.shapes = shapes_of(module)
         self.steps = {node.name: step for step, node in enumerate(module.graph.nodes)}
+        self.last_readers = self._last_readers()
+
+    def input(self, node: fx.Node, value: Tensor) -> Port:
+        """Return a network input; ids may be as large as the smallest table that looks them up allows."""
+        found = _port(node.name, value, self.plan)
+        readers = [module_of(self.module, user) for user in node.users if user.op == "call_module"]
+        tables = [leaf.num_embeddings for leaf in readers if isinstance(leaf, nn.Embedding)]
+        return replace(found, label=node.meta.get("label", node.name), below=min(tables, default=None))
 
     def layers(self, node: fx.Node) -> list[Layer]:
         """Return the layers a node computes: none, one, or a recurrent layer's matrices."""
@@ -106,18 +116,19 @@ class _Drawing:
             width=dim.width,
             positions=total(self.shapes[site.id]) // len(dim.channel),
             first_step=self.steps[site.head],
-            last_step=self._last_reader(site.id),
+            last_step=self.last_readers.get(site.id, 0),
             role=site.role,
             unsigned=site.unsigned,
         )
 
-    def _last_reader(self, site: str) -> int:
-        """Return the step of the last node that reads the site's value, or one it was passed on to."""
-        last = 0
+    def _last_readers(self) -> dict[str, int]:
+        """Return by site the step of the last node that reads its value, or one it was passed on to."""
+        found: dict[str, int] = {}
         for step, node in enumerate(self.module.graph.nodes):
-            if any(self.sites.of.get(source.name) == site for source in operands(node)):
-                last = step
-        return last
+            for source in operands(node):
+                if source.name in self.sites.of:
+                    found[self.sites.of[source.name]] = step
+        return found
 
 
 def _kind(leaf: Any) -> LayerKind:

@@ -16,7 +16,7 @@ from app.domain.zip_laws import Buffer
 from worker.graph.build import Builder, Value, identifier
 from worker.graph.errors import NetworkRefused, unsupported
 from worker.graph.folding import FOLDS, fold
-from worker.graph.ops import OnnxCall, by_onnx_type
+from worker.graph.ops import OnnxCall, by_onnx_type, read_onnx_call
 from worker.graph.ops.table import Values
 from worker.graph.weights import Held, onnx_weights, replaced
 from worker.graph.wire_onnx import check_wire
@@ -166,10 +166,9 @@ class _Reader:
         )
         found: Values | None = fold(self.builder, call)
         if found is None:
-            reader = by_onnx_type(node.op_type)
-            if reader is None:
+            if by_onnx_type(node.op_type) is None:
                 raise unsupported({node.op_type: 1}, [(call.name, node.op_type)])
-            found = self._guarded(reader, call)
+            found = self._guarded(call)
         values = [found] if isinstance(found, Tensor | fx.Node) else found
         for output, value in zip(node.output, values, strict=False):
             if output and value is not None:
@@ -188,14 +187,13 @@ class _Reader:
                 self.uses[output] += uses - 1
         self.values[output] = value
 
-    def _guarded(self, reader: Any, call: OnnxCall) -> Values:
+    def _guarded(self, call: OnnxCall) -> Values:
         try:
-            result: Values = reader(self.builder, call)
+            return read_onnx_call(self.builder, call)
         except NetworkRefused:
             raise
         except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
             raise NetworkRefused("invalid-graph", f"{call.op_type} {call.name!r}: {str(error)[:200]}") from error
-        return result
 
     def _value(self, name: str, reader: str) -> Value:
         if name not in self.values:

@@ -20,7 +20,7 @@ from worker.graph.archive_pt2 import DTYPES, PROGRAM, Archive
 from worker.graph.aten_constants import FOLDS, INTEGERS, fold
 from worker.graph.build import Builder, identifier
 from worker.graph.errors import NetworkRefused, unsupported
-from worker.graph.ops import ATEN, AtenCall
+from worker.graph.ops import ATEN, AtenCall, read_aten_call
 from worker.graph.ops.table import Values
 from worker.graph.weights import Held, pt2_weights, replaced
 
@@ -149,7 +149,7 @@ class _Reader:
             return fold(call)
         if call.target not in ATEN:
             raise unsupported({call.target: 1}, [(call.name, call.target)])
-        return ATEN[call.target](self.builder, call)
+        return read_aten_call(self.builder, call)
 
     def _bind(self, outputs: Any, found: Values) -> None:
         """Give a node's results their names."""
@@ -185,16 +185,15 @@ class _Reader:
             return self._lookup(value["name"], label)
         if kind == "as_tensors":
             return [self._lookup(item["name"], label) for item in value]
-        if kind in ("as_int", "as_float", "as_bool", "as_string", "as_ints", "as_floats", "as_bools"):
+        if kind in ("as_float", "as_floats"):  # infinities are stored as text
+            return float(value) if kind == "as_float" else [float(item) for item in value]
+        if kind in ("as_int", "as_bool", "as_string", "as_ints", "as_bools"):
             return value
-        if kind == "as_sym_int":
-            return self._size(value)
-        if kind == "as_sym_ints":
-            return [self._size(item) for item in value]
-        if kind == "as_optional_tensor":
-            return self._argument(value, label)
-        if kind == "as_optional_tensors":
-            return [self._argument(item, label) for item in value]
+        if kind in ("as_sym_int", "as_sym_ints"):
+            return self._size(value) if kind == "as_sym_int" else [self._size(item) for item in value]
+        if kind in ("as_optional_tensor", "as_optional_tensors"):
+            listed = [self._argument(item, label) for item in ([value] if kind == "as_optional_tensor" else value)]
+            return listed[0] if kind == "as_optional_tensor" else listed
         if kind == "as_scalar_type":
             return DTYPES.get(value)
         if kind in _ENUMS:

@@ -69,7 +69,8 @@ def quantizer_sites(module: fx.GraphModule) -> Sites:
             found[node.name] = node.name
             sites.append((node.name, unsigned[node.name]))
     outputs = _output_only(module, found)
-    return Sites(tuple(Site(name, heads[name], _role(module, name, outputs), low) for name, low in sites), found)
+    inputs = {node.name for node in module.graph.nodes if node.op == "placeholder"}
+    return Sites(tuple(Site(name, heads[name], _role(name, inputs, outputs), low) for name, low in sites), found)
 
 
 def _is_real(module: fx.GraphModule, node: fx.Node) -> bool:
@@ -119,8 +120,7 @@ def _output_only(module: fx.GraphModule, found: Mapping[str, str]) -> set[str]:
     return {site for site, kinds in readers.items() if kinds == {"output"}}
 
 
-def _role(module: fx.GraphModule, name: str, outputs: set[str]) -> Literal["input", "hidden", "output"]:
-    node = next(node for node in module.graph.nodes if node.name == name)
-    if node.op == "placeholder":
+def _role(name: str, inputs: set[str], outputs: set[str]) -> Literal["input", "hidden", "output"]:
+    if name in inputs:
         return "input"
     return "output" if name in outputs else "hidden"

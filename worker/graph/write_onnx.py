@@ -38,10 +38,11 @@ class OnnxWriter:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self._names: set[str] = set()
+        self._inputs: dict[str, str] = {}  # by node, the name that the user's file gave the input
         self._values = values_of(module, BATCH)
 
-    def weight(self, layer: str, tensor: Tensor) -> str:
-        """Return the name of a layer's weight operand."""
+    def weight(self, layer: str, tensor: Tensor, axis: int = 0) -> str:
+        """Return the name of a layer's weight operand, its output channels along `axis`."""
         return self.constant(tensor, f"{layer}.weight")
 
     def matrix(self, layer: str, tensor: Tensor, order: Sequence[int]) -> str:
@@ -110,7 +111,8 @@ class OnnxWriter:
 
     def _node(self, node: fx.Node, values: dict[str, str]) -> str:
         if node.op == "placeholder":
-            return self._unique(str(node.name))
+            self._inputs[node.name] = self._unique(str(node.meta.get("label") or node.name))
+            return self._inputs[node.name]
         if node.op == "get_attr":
             return self.constant(getattr(self.module, str(node.target)).detach(), node.name)
         op = op_of(self.module, node)
@@ -118,7 +120,7 @@ class OnnxWriter:
         return op.write(self, node, [values[source.name] for source in operands(node)])
 
     def _model(self, outputs: Sequence[str]) -> onnx.ModelProto:
-        inputs = [(item.name, self._values[item.name]) for item in inputs_of(self.module)]
+        inputs = [(self._inputs[item.name], self._values[item.name]) for item in inputs_of(self.module)]
         results = [(name, self._values[node.name]) for name, node in zip(outputs, outputs_of(self.module), strict=True)]
         graph = helper.make_graph(
             self.nodes,

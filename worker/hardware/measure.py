@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -43,30 +44,35 @@ def open_session(model: bytes) -> ort.InferenceSession:
 
 
 def measure(
-    models: Mapping[str, bytes], input_shape: tuple[int, ...], rounds: int = ROUNDS, max_seconds: float = MAX_SECONDS
+    models: Mapping[str, bytes], example: Sequence[NDArray[Any]], rounds: int = ROUNDS, max_seconds: float = MAX_SECONDS
 ) -> dict[str, Latency]:
-    """Time several models against each other on one random picture of `input_shape` (without the batch axis).
+    """Time several models against each other on one row: an array [1, ...] per input, in the models' order.
 
     Every round runs each model once, in an order shuffled per round; stops after `rounds` or `max_seconds`.
     """
     rng = np.random.default_rng(0)
-    picture = rng.standard_normal((1, *input_shape)).astype(np.float32)
     sessions = {name: open_session(model) for name, model in models.items()}
     for session in sessions.values():
         for _ in range(WARM_UP):
-            _run_ms(session, picture)
+            _run_ms(session, example)
     times: dict[str, list[float]] = {name: [] for name in sessions}
     deadline = time.monotonic() + max_seconds
     for index in range(rounds):
         if index and time.monotonic() > deadline:
             break
         for name in rng.permutation(list(sessions)):
-            times[str(name)].append(_run_ms(sessions[str(name)], picture))
+            times[str(name)].append(_run_ms(sessions[str(name)], example))
     return {name: Latency(min(runs), statistics.median(runs), len(runs)) for name, runs in times.items()}
 
 
-def _run_ms(session: ort.InferenceSession, picture: NDArray[np.float32]) -> float:
-    feed = {session.get_inputs()[0].name: picture}
+def fed(session: ort.InferenceSession, inputs: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return arrays by the names of a session's inputs."""
+    names = [item.name for item in session.get_inputs()]
+    return dict(zip(names, (np.ascontiguousarray(item) for item in inputs), strict=True))
+
+
+def _run_ms(session: ort.InferenceSession, example: Sequence[NDArray[Any]]) -> float:
+    feed = fed(session, example)
     start = time.perf_counter()
     session.run(None, feed)
     return (time.perf_counter() - start) * 1e3

@@ -9,6 +9,7 @@ Layers are handled in execution order, each on what the already compressed ones 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,8 +20,11 @@ from torch import Tensor, fx, nn
 from app.domain.device import DeviceProfile
 from app.domain.graph import Layer, ModelGraph
 from app.domain.space import Assignment
+from worker.graph.leaves import Recurrent
+from worker.graph.ops.parametric import as_stored, rows_first
+from worker.graph.ops.recurrent import matrices, with_matrices
 from worker.graph.slicing import Slicer
-from worker.prune.reconstruct import DAMP, Moments, moments, patches, refit
+from worker.prune.reconstruct import DAMP, Moments, moments, patches, refit, std_mean
 from worker.quant.grids import round_weight, weight_scales
 from worker.quant.network import CompressedNetwork, QuantizedLayer, is_float, run
 from worker.quant.reference import FloatReference, LayerReference
@@ -31,6 +35,8 @@ REPAIRS: tuple[Repair, ...] = ("sequential", "fast")
 MAX_FEEDBACK = 2304
 FAST_PICTURES = 128
 VARIANCE_RATIO = (0.5, 2.0)
+BIAS_CODES = 2**30
+"""The largest code a bias gets: half of int32, the rest is left to the products it is added to."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +51,39 @@ class _Fitted:
 class Compressor:
     """Turns assignments into compressed networks; equal assignments give equal networks."""
 
-    def __init__(self, slicer: Slicer, graph: ModelGraph, reference: FloatReference, device: DeviceProfile) -> None:
+    def __init__(
+        self,
+        slicer: Slicer,
+        graph: ModelGraph,
+        reference: FloatReference,
+        device: DeviceProfile,
+        fast_pictures: int = FAST_PICTURES,
+    ) -> None:
         self.slicer = slicer
         self.graph = graph
         self.reference = reference
         self.device = device
+        self.fast_pictures = fast_pictures
 
     def compress(self, assignment: Assignment, repair: Repair = "sequential") -> CompressedNetwork:
         """Return the network of an assignment. "sequential" refits each layer on its real inputs, "fast" from the
         float network's cached moments with fewer pictures, "none" only slices and rounds."""
-        kept = self.reference.scores.kept(assignment.keep)
-        job = _Job(self, assignment, kept, repair)
-        pictures = self.reference.pictures
-        looked_at = pictures[:FAST_PICTURES] if repair == "fast" else pictures
-        run(job.module, looked_at, before=job.before, after=job.after)
-        return CompressedNetwork(job.module, job.layers, job.grids, self.graph.input_shape, assignment, kept)
+        job = self.job(assignment, repair)
+        run(job.module, *self.looked_at(repair), before=job.before, after=job.after)
+        return CompressedNetwork(job.module, job.layers, job.grids, self.graph.input_shape, assignment, job.kept)
+
+    def job(self, assignment: Assignment, repair: Repair) -> Job:
+        """Return the pass that compresses an assignment, ahead of its first layer."""
+        return Job(self, assignment, self.reference.scores.kept(assignment.keep), repair)
+
+    def looked_at(self, repair: Repair) -> tuple[Tensor, ...]:
+        """Return the calibration rows that a repair runs over, one tensor per network input."""
+        few = repair == "fast" and self.reference.in_order
+        return tuple(item[: self.fast_pictures] if few else item for item in self.reference.inputs)
 
 
-class _Job:
-    """The state of one compression pass."""
+class Job:
+    """The state of one compression pass: `module` and `layers` are complete up to the layer it has come to."""
 
     def __init__(
         self, owner: Compressor, assignment: Assignment, kept: dict[str, tuple[int, ...]], repair: Repair
@@ -80,15 +100,24 @@ class _Job:
             if not is_float(bits)
         }
 
+    def take(self, other: Job, nodes: Collection[str]) -> None:
+        """Take over what another pass made of the layers at some nodes, where both assignments ask for the same."""
+        for node in self.module.graph.nodes:
+            if node.op == "call_module" and node.name in nodes:
+                self.module._modules[str(node.target)] = other.module._modules[str(node.target)]
+        self.layers |= {name: layer for name, layer in other.layers.items() if node_of(name) in nodes}
+
     def after(self, name: str, value: Tensor) -> Tensor:
         grid = self.grids.get(name)
         return value if grid is None else grid.fake_quantize_(value)
 
     def before(self, node: fx.Node, source: Tensor) -> None:
+        leaf: Any = self.module.get_submodule(node.name)
         layer = self.owner.graph.layer.get(node.name)
+        if isinstance(leaf, Recurrent):
+            self._recurrent(node.name, leaf)
         if layer is None:
             return
-        leaf: Any = self.module.get_submodule(node.name)
         float_reference = self.owner.reference.layers[node.name]
         rows, columns = self.owner.slicer.columns(node.name, self.kept)
         inputs = patches(leaf, source, float_reference.positions)
@@ -101,6 +130,19 @@ class _Job:
             weight = refit(stats, prior, DAMP) if self._changed(layer, columns) else prior
             fitted, bias = _match(self._round(layer, weight, stats.gram), inputs, targets, self._per_channel(layer))
         self._install(layer, leaf, fitted, bias)
+
+    def _recurrent(self, name: str, leaf: Recurrent) -> None:
+        """Round the matrices of an LSTM or GRU, row by row; its biases stay float.
+
+        There is nothing to refit: no channel is removed there, and each step reads what the step before it made.
+        """
+        rounded: dict[str, Tensor] = {}
+        for which, (weight, bias) in matrices(leaf).items():
+            layer = self.owner.graph.layer[f"{name}.{which}"]
+            fitted = self._round(layer, weight, None)
+            rounded[which] = fitted.weight
+            self.layers[layer.name] = self._stored(layer, fitted, weight.shape, bias)
+        with_matrices(leaf, rounded)
 
     def _changed(self, layer: Layer, columns: Tensor) -> bool:
         """Tell whether a refit can help: inputs were removed or carry errors."""
@@ -139,24 +181,43 @@ class _Job:
         return layer.kind in self.owner.device.per_channel_weights
 
     def _install(self, layer: Layer, leaf: Any, fitted: _Fitted, bias: Tensor) -> None:
-        shape = leaf.weight.shape
-        weight = fitted.weight.reshape(shape).contiguous()
+        fitted = self._within_accumulator(layer, fitted, bias)
+        shape = rows_first(leaf).shape
+        weight = as_stored(leaf, fitted.weight.reshape(shape)).contiguous()
         if fitted.scale is not None:
             bias = self._bias_on_grid(layer, bias, fitted.scale)
         if weight.dim() == 4:
             weight = weight.contiguous(memory_format=torch.channels_last)
         leaf.weight = nn.Parameter(weight, requires_grad=False)
         leaf.bias = nn.Parameter(bias.clone(), requires_grad=False)
-        self.layers[layer.name] = QuantizedLayer(
+        self.layers[layer.name] = self._stored(layer, fitted, shape, bias)
+
+    def _stored(self, layer: Layer, fitted: _Fitted, shape: torch.Size, bias: Tensor) -> QuantizedLayer:
+        bits = self.assignment.weight_bits[layer.name]
+        return QuantizedLayer(
             layer.name,
-            self.assignment.weight_bits[layer.name],
+            bits,
             bias.numpy().astype(np.float32),
-            None
-            if fitted.integers is None
-            else _integers(fitted.integers.reshape(shape), self.assignment.weight_bits[layer.name]),
+            None if fitted.integers is None else _integers(fitted.integers.reshape(shape), bits),
             None if fitted.scale is None else fitted.scale.numpy().astype(np.float32),
             fitted.weight.reshape(shape).numpy().copy() if fitted.integers is None else None,
         )
+
+    def _within_accumulator(self, layer: Layer, fitted: _Fitted, bias: Tensor) -> _Fitted:
+        """Coarsen the weights of channels whose bias int32 could not hold at scale_x * scale_w.
+
+        Those are channels with next to no weights, whose scale is next to nothing: their bias is all they give.
+        """
+        grid = self.grids.get(layer.input)
+        if grid is None or fitted.scale is None:
+            return fitted
+        needed = (bias.abs().double() / (BIAS_CODES * grid.scale)).float()
+        needed = needed if self._per_channel(layer) else needed.amax().expand(len(needed))
+        if not bool((needed > fitted.scale).any()):
+            return fitted
+        scale = torch.maximum(fitted.scale, needed)
+        integers = (fitted.weight / scale[:, None]).round()
+        return _Fitted(integers, scale, integers * scale[:, None])
 
     def _bias_on_grid(self, layer: Layer, bias: Tensor, scale: Tensor) -> Tensor:
         """Round the bias to the int32 grid of the accumulator, scale_x * scale_w, as runtimes store it.
@@ -171,8 +232,13 @@ class _Job:
         return (codes * step).float() if float(codes.abs().max()) < 2**31 else bias
 
 
+def node_of(layer: str) -> str:
+    """Return the node that computes a layer: matrices of a recurrent one are called <node>.<matrix>."""
+    return layer.split(".")[0]
+
+
 def _matrix(leaf: Any, grouped: bool) -> Tensor:
-    weight: Tensor = leaf.weight.detach()
+    weight = rows_first(leaf)
     return weight.reshape(leaf.groups, -1, weight[0].numel()) if grouped else weight.reshape(weight.shape[0], -1)
 
 
@@ -193,10 +259,10 @@ def _match(fitted: _Fitted, inputs: Tensor, targets: Tensor, per_channel: bool) 
     """
     if inputs.dim() == 3:
         by_group = fitted.weight.reshape(inputs.shape[1], -1, inputs.shape[2])
-        outputs = torch.einsum("rgd,god->rgo", inputs, by_group).reshape(targets.shape)
+        outputs = (inputs.transpose(0, 1) @ by_group.transpose(1, 2)).transpose(0, 1).reshape(targets.shape)
     else:
         outputs = inputs @ fitted.weight.T
-    (wanted, goal), (reached, mean) = torch.std_mean(targets, 0), torch.std_mean(outputs, 0)
+    (wanted, goal), (reached, mean) = std_mean(targets), std_mean(outputs)
     ratio = (wanted / reached.clamp_min(1e-8)).clamp(*VARIANCE_RATIO)
     ratio = torch.where((reached > 1e-6) & torch.tensor(per_channel or fitted.scale is None), ratio, 1.0)
     bias = goal - mean * ratio

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,31 +65,73 @@ class CompressedNetwork:
         return None if grid is None else grid.scale
 
 
+@dataclass
+class Walk:
+    """A run of a canonical graph that stands ahead of a node: `values` holds what later nodes read.
+
+    Nothing writes to a value once it is kept, so forks share them.
+    """
+
+    inputs: tuple[Tensor, ...]
+    step: int = 0
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def fork(self) -> Walk:
+        """Return a walk that goes on from here by itself."""
+        return Walk(self.inputs, self.step, dict(self.values))
+
+    def advance(
+        self,
+        module: fx.GraphModule,
+        until: int | None = None,
+        before: BeforeLayer | None = None,
+        after: AfterNode | None = None,
+    ) -> None:
+        """Execute nodes up to (without) the one at `until`, or all; values are dropped after their last reader.
+
+        `before(node, input)` is called ahead of each leaf module and may change it; `after(name, value)` may replace
+        the value of any other node, in place where it likes: nothing else holds it.
+        """
+        last, values = _last_uses(module), self.values
+        leaves: dict[str, Any] = dict(module.named_children())
+        nodes = [node for node in module.graph.nodes if node.op != "output"]
+        given = dict(zip((node.name for node in nodes if node.op == "placeholder"), self.inputs, strict=False))
+        stop = len(nodes) if until is None else min(until, len(nodes))
+        with torch.no_grad():
+            for node in nodes[self.step : stop]:
+                name = node.name
+                values[name] = (
+                    given[name].clone() if node.op == "placeholder" else _value(module, node, values, leaves, before)
+                )
+                if after is not None and node.op != "get_attr":
+                    values[name] = after(name, values[name])
+                for gone in last.get(name, ()):
+                    del values[gone]
+        self.step = max(self.step, stop)
+
+    def outputs(self, module: fx.GraphModule) -> Any:
+        """Return the network's output, or a tuple of several, of a walk that went through."""
+        found = tuple(self.values[node.name] for node in outputs_of(module))
+        return found[0] if len(found) == 1 else found
+
+
 def run(
     module: fx.GraphModule, *inputs: Tensor, before: BeforeLayer | None = None, after: AfterNode | None = None
 ) -> Any:
-    """Execute a canonical graph node by node, values dropped after their last reader; return its output or outputs.
+    """Execute a canonical graph node by node (see `Walk.advance`); return its output or outputs."""
+    walk = Walk(inputs)
+    walk.advance(module, None, before, after)
+    return walk.outputs(module)
 
-    `before(node, input)` is called ahead of each leaf module and may change it; `after(name, value)` may replace the
-    value of any other node, in place where it likes: nothing else holds it.
-    """
-    last = _last_uses(module)
-    values: dict[str, Tensor] = {}
-    leaves: dict[str, Any] = dict(module.named_children())
-    waiting = iter(inputs)
-    with torch.no_grad():
-        for node in module.graph.nodes:
-            if node.op == "output":
-                break
-            values[node.name] = (
-                next(waiting).clone() if node.op == "placeholder" else _value(module, node, values, leaves, before)
-            )
-            if after is not None and node.op != "get_attr":
-                values[node.name] = after(node.name, values[node.name])
-            for gone in last.get(node.name, ()):
-                del values[gone]
-    found = tuple(values[node.name] for node in outputs_of(module))
-    return found[0] if len(found) == 1 else found
+
+def live_bytes(module: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the most bytes that a run keeps at once, given the shape of every node's value (four bytes an element)."""
+    last, held, most = _last_uses(module), 0, 0
+    for node in module.graph.nodes:
+        held += 4 * math.prod(shapes[node.name]) if node.name in shapes else 0
+        most = max(most, held)
+        held -= sum(4 * math.prod(shapes[gone]) for gone in last.get(node.name, ()) if gone in shapes)
+    return most
 
 
 def _value(

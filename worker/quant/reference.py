@@ -1,25 +1,30 @@
-"""What the float network does on the calibration pictures: the targets every repair aims at."""
+"""What the float network does on the calibration rows: the targets every repair aims at."""
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from worker.graph.extents import shapes_of
+from worker.graph.extents import BATCH, shapes_of
 from worker.graph.groups import ChannelPlan, weighted_layers
+from worker.graph.ops.parametric import rows_first
 from worker.graph.ops.table import module_of
 from worker.graph.sites import quantizer_sites
 from worker.prune.importance import ChannelScores
-from worker.prune.reconstruct import Moments, moments, patches, rows_at, sample_positions
+from worker.prune.reconstruct import Moments, moments, output_sizes, patches, rows_at, sample_positions
 from worker.quant.network import run
 from worker.quant.observers import SiteObserver
 
 ROWS = 8192
 GROUPED_ROWS = 2048  # a depthwise channel has only a kernel to fit
+ROW_VALUES = 1 << 23  # inputs looked at per layer
+ROW_PRODUCTS = 1 << 32  # multiplications the moments of one layer may cost
 MEMORY = 256 << 20
 
 
@@ -37,30 +42,39 @@ class LayerReference:
 
 
 class FloatReference:
-    """Runs the float network once over the calibration pictures and keeps what repairs need."""
+    """Runs the float network once over the calibration rows and keeps what repairs need.
 
-    def __init__(self, module: fx.GraphModule, plan: ChannelPlan, pictures: Tensor) -> None:
+    `inputs` holds one tensor per network input; `in_order` tells that every layer sees the rows one behind the other,
+    so that the first rows of its samples belong to the first rows of the inputs.
+    """
+
+    def __init__(self, module: fx.GraphModule, plan: ChannelPlan, inputs: Sequence[Tensor]) -> None:
         self.module = module
-        self.pictures = pictures[: fitting(module, pictures)]
+        count = fitting(module, len(inputs[0]))
+        self.inputs = tuple(item[:count] for item in inputs)
         self.layers: dict[str, LayerReference] = {}
         self.observers = {site.id: SiteObserver(site, 1) for site in quantizer_sites(module).sites}
         self.scores = ChannelScores(plan)
-        self._shapes = shapes_of(module)
+        self._leading = {name: shape[:1] == (BATCH,) for name, shape in shapes_of(module, BATCH).items()}
         self._pending: dict[str, tuple[Tensor, Tensor]] = {}
         self._weighted = {node.name for node in weighted_layers(module)}
-        run(module, self.pictures, before=self._before, after=self._after)
+        self.in_order = all(self._leading[name] for name in self._weighted)
+        run(module, *self.inputs, before=self._before, after=self._after)
 
     def _before(self, node: fx.Node, source: Tensor) -> None:
         if node.name not in self._weighted:
             return
-        positions = self._positions(node.name)
-        self._pending[node.name] = (positions, patches(module_of(self.module, node), source, positions))
+        leaf: Any = module_of(self.module, node)
+        sizes = source.shape[1:-1] if isinstance(leaf, nn.Linear) else output_sizes(leaf, source.shape[2:])
+        positions = self._positions(node.name, sizes)
+        self._pending[node.name] = (positions, patches(leaf, source, positions))
 
-    def _positions(self, name: str) -> Tensor:
-        sizes = self._shapes[name][2:]
-        grouped = getattr(self.module.get_submodule(name), "groups", 1) > 1
-        count = max(1, (GROUPED_ROWS if grouped else ROWS) // len(self.pictures))
-        return sample_positions(sizes, count, zlib.crc32(name.encode())) if sizes else torch.zeros(1, dtype=torch.int64)
+    def _positions(self, name: str, sizes: Sequence[int]) -> Tensor:
+        """Return sampled places between the rows and the channels; all of them where rows don't come first."""
+        count = max(1, row_limit(self.module.get_submodule(name)) // len(self.inputs[0]))
+        if not self._leading[name]:
+            count = math.prod(sizes)
+        return sample_positions(sizes, count, zlib.crc32(name.encode()))
 
     def _after(self, name: str, value: Tensor) -> Tensor:
         if name in self._pending:
@@ -76,13 +90,25 @@ class FloatReference:
         stats = moments(inputs, outputs)
         self.layers[name] = LayerReference(positions, stats, outputs, inputs.dim() == 3)
         variance = stats.gram.diagonal(dim1=-2, dim2=-1)
-        kernel = leaf.weight[0, 0].numel()
-        weight = leaf.weight.detach().reshape(leaf.weight.shape[0], -1, kernel)
+        weight = rows_first(leaf)
+        kernel = weight[0, 0].numel()
+        weight = weight.reshape(weight.shape[0], -1, kernel)
         self.scores.add(name, variance.reshape(-1, kernel), weight)
 
 
-def fitting(module: fx.GraphModule, pictures: Tensor) -> int:
-    """Return how many pictures keep the largest activation within the memory share (at least 16)."""
+def row_limit(leaf: nn.Module) -> int:
+    """Return how many rows (output positions) a layer is looked at: fewer the wider it is, yet two per unknown."""
+    layer: Any = leaf
+    groups = getattr(leaf, "groups", 1)
+    outs: int = layer.out_features if isinstance(leaf, nn.Linear) else layer.out_channels
+    unknowns = int(layer.weight.numel()) // outs
+    values, products = groups * unknowns, unknowns * (groups * unknowns + outs)
+    affordable = min(ROW_VALUES // values, ROW_PRODUCTS // products)
+    return min(GROUPED_ROWS if groups > 1 else ROWS, max(affordable, 2 * unknowns))
+
+
+def fitting(module: fx.GraphModule, rows: int) -> int:
+    """Return how many of so many rows keep the largest activation within the memory share (at least 16)."""
     shapes = shapes_of(module)
     largest = max(4 * torch.Size(shape).numel() for shape in shapes.values())
-    return max(16, min(len(pictures), MEMORY // largest))
+    return max(16, min(rows, MEMORY // largest))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
-from torch.nn import functional as F
+from torch import fx
 
 from app.domain.candidate import Fidelity, Measurement
 from app.domain.device import DeviceProfile
@@ -18,16 +18,21 @@ from app.domain.space import Assignment, widest
 from app.domain.zip_laws import Buffer
 from worker.data import Role, RoleData
 from worker.graph.batches import check_batch
+from worker.graph.extents import shapes_of
 from worker.graph.groups import channel_plan
 from worker.graph.picture import draw
 from worker.graph.read import named_refusals, read_network
 from worker.graph.rewrite import fold_batchnorm
 from worker.graph.slicing import Slicer
-from worker.quant.compressor import Compressor, Repair
-from worker.quant.network import CompressedNetwork, is_float, run
+from worker.quant.compressor import FAST_PICTURES, Compressor, Repair
+from worker.quant.network import CompressedNetwork, is_float, live_bytes, run
 from worker.quant.reference import FloatReference
+from worker.quant.trunk import Trunk
+from worker.search.metrics import Outputs, joined, measure
 
 BATCH = 128
+BATCH_BYTES = 1 << 27
+TRUNK_BYTES = 2 << 30
 CACHED_NETWORKS = 8
 
 
@@ -39,6 +44,7 @@ class EvaluatorOptions:
     screen: int = 256
     full: int = 2048
     holdout: int = 100_000
+    fast: int = FAST_PICTURES
 
 
 class Evaluator:
@@ -60,22 +66,39 @@ class Evaluator:
             "full": data["evaluation"].head(options.full),
             "holdout": data["holdout"].head(options.holdout),
         }
-        self._float: dict[Fidelity, Tensor] = {}
+        self._float: dict[Fidelity, Outputs] = {}
         self._networks: OrderedDict[tuple[str, Repair], CompressedNetwork] = OrderedDict()
+        self._trunk: tuple[tuple[str, Fidelity, Repair], Trunk] | None = None
+        shapes = shapes_of(folded)
+        self._batch = batch_size(shapes)
+        self._live_bytes = live_bytes(folded, shapes)
 
     def baseline(self, fidelity: Fidelity = "full") -> Measurement:
         """Measure the float network."""
         return self.evaluate(widest(self.graph, 32), fidelity)
 
     def evaluate(
-        self, assignment: Assignment, fidelity: Fidelity = "full", repair: Repair = "sequential"
+        self,
+        assignment: Assignment,
+        fidelity: Fidelity = "full",
+        repair: Repair = "sequential",
+        base: Assignment | None = None,
     ) -> Measurement:
-        """Measure one assignment: `kl` to the float outputs, `agreement` of top-1 with them, `accuracy` with labels."""
+        """Measure one assignment: `kl` to the float outputs, and what else `worker.search.metrics` names.
+
+        With a `base` what the assignment has in common with it is computed once and kept for the next call (the result
+        is the same): for probes of one reference, asked in the order of the layers.
+        """
         start = time.perf_counter()
         pictures = self._sets[fidelity]
         wanted = self.float_outputs(fidelity)
-        outputs = wanted if self._is_baseline(assignment) else self.outputs(self.compress(assignment, repair), fidelity)
-        metrics = _metrics(outputs, wanted, pictures.labels)
+        if self._is_baseline(assignment):
+            outputs = wanted
+        elif base is not None and self._can_branch(fidelity, repair):
+            outputs = joined(self._trunk_of(base, fidelity, repair).outputs(assignment))
+        else:
+            outputs = self.outputs(self.compress(assignment, repair), fidelity)
+        metrics = measure(outputs, wanted, self.graph.outputs, pictures.labels)
         return Measurement(metrics, fidelity, len(pictures), time.perf_counter() - start)
 
     def compress(self, assignment: Assignment, repair: Repair = "sequential") -> CompressedNetwork:
@@ -87,20 +110,32 @@ class Evaluator:
                 self._networks.popitem(last=False)
         return self._networks[key]
 
-    def outputs(self, network: CompressedNetwork, fidelity: Fidelity) -> Tensor:
-        """Return the simulation's outputs [pictures, classes] on a fidelity's pictures."""
-        return torch.cat([network.forward(x) for x in torch.split(self._sets[fidelity].inputs, BATCH)])
+    def outputs(self, network: CompressedNetwork, fidelity: Fidelity) -> Outputs:
+        """Return the simulation's outputs [rows, ...] on a fidelity's rows."""
+        return joined(network.forward(*inputs) for inputs in self._sets[fidelity].batches(self._batch))
 
-    def float_outputs(self, fidelity: Fidelity) -> Tensor:
-        """Return the float network's outputs on a fidelity's pictures (computed once)."""
+    def float_outputs(self, fidelity: Fidelity) -> Outputs:
+        """Return the float network's outputs on a fidelity's rows (computed once)."""
         if fidelity not in self._float:
-            batches = torch.split(self._sets[fidelity].inputs, BATCH)
-            self._float[fidelity] = torch.cat([run(self.folded, x) for x in batches])
+            batches = self._sets[fidelity].batches(self._batch)
+            self._float[fidelity] = joined(run(self.folded, *inputs) for inputs in batches)
         return self._float[fidelity]
 
     def pictures(self, fidelity: Fidelity) -> RoleData:
         """Return the pictures a fidelity looks at."""
         return self._sets[fidelity]
+
+    def _can_branch(self, fidelity: Fidelity, repair: Repair) -> bool:
+        """Tell whether the values a trunk keeps stay within their memory share."""
+        pictures = len(self._sets[fidelity]) + len(self.compressor.looked_at(repair)[0])
+        return self._live_bytes * pictures <= TRUNK_BYTES
+
+    def _trunk_of(self, base: Assignment, fidelity: Fidelity, repair: Repair) -> Trunk:
+        key = (base.digest, fidelity, repair)
+        if self._trunk is None or self._trunk[0] != key:
+            batches = list(self._sets[fidelity].batches(self._batch))
+            self._trunk = key, Trunk(self.compressor, base, repair, batches)
+        return self._trunk[1]
 
     def _is_baseline(self, assignment: Assignment) -> bool:
         bits = [*assignment.weight_bits.values(), *assignment.activation_bits.values()]
@@ -108,16 +143,10 @@ class Evaluator:
         return whole and all(is_float(width) for width in bits)
 
 
-def _metrics(outputs: Tensor, wanted: Tensor, labels: Tensor | None) -> dict[str, float]:
-    outputs, wanted = outputs.flatten(1), wanted.flatten(1)
-    if not bool(torch.isfinite(outputs).all()):
-        raise ArithmeticError("the network's outputs are not finite")
-    kl = F.kl_div(F.log_softmax(outputs, 1), F.log_softmax(wanted, 1), reduction="batchmean", log_target=True)
-    top, metrics = outputs.argmax(1), {"kl": max(0.0, float(kl))}
-    metrics["agreement"] = float((top == wanted.argmax(1)).float().mean())
-    if labels is not None:
-        metrics["accuracy"] = float((top == labels).float().mean())
-    return metrics
+def batch_size(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return how many pictures run at once, given the shapes of one: at most `BATCH`, fewer of large activations."""
+    largest = max(4 * math.prod(shape) for shape in shapes.values())
+    return max(1, min(BATCH, BATCH_BYTES // largest))
 
 
 @dataclass(frozen=True)
@@ -157,7 +186,7 @@ def open_evaluator(
     options: EvaluatorOptions = EvaluatorOptions(),
 ) -> Evaluator:
     """Return an evaluator: runs the float network once over the calibration pictures."""
-    pictures = data["calibration"].head(options.calibration).inputs
-    reference = FloatReference(network.folded, network.slicer.plan, pictures)
-    compressor = Compressor(network.slicer, network.graph, reference, device)
+    inputs = data["calibration"].head(options.calibration).inputs
+    reference = FloatReference(network.folded, network.slicer.plan, inputs)
+    compressor = Compressor(network.slicer, network.graph, reference, device, options.fast)
     return Evaluator(network.folded, network.graph, compressor, data, options)

@@ -65,6 +65,11 @@ class SearchLoop:
         """Return the sensitivity probes not yet measured (at `settings.probe_fidelity`)."""
         return [probe for probe in self._probes if probe.key not in self._measured]
 
+    @property
+    def reference(self) -> Assignment:
+        """Return the assignment that every probe changes in one place."""
+        return self._probes[0].assignment
+
     def tell_probe(self, key: str, loss: float | None) -> None:
         """Take a probe's loss (KL in nats), or None where it could not be measured."""
         self._measured[key] = loss

@@ -54,9 +54,10 @@ def probes(graph: ModelGraph, space: SearchSpace, max_probes: int | None = None)
     """Return the reference probe, then one probe per change of one choice.
 
     With `max_probes` the list is thinned evenly: each dimension keeps its cheapest level first, then its middle, then
-    the quarters; the table interpolates what is left out.
+    the quarters; the table interpolates what is left out. The order is that of the layers the probes change first, so
+    that an evaluator goes through what comes before them once.
     """
-    base = reference(graph, space)
+    base, steps = reference(graph, space), _first_steps(graph)
     ranked = [
         (rank, order, Probe(kind, name, value, _changed(base, kind, name, value)))
         for order, (kind, name, choices) in enumerate(_dimensions(space))
@@ -64,7 +65,7 @@ def probes(graph: ModelGraph, space: SearchSpace, max_probes: int | None = None)
     ]
     ranked.sort(key=lambda item: item[:2])
     kept = ranked if max_probes is None else ranked[: max(0, max_probes - 1)]
-    kept.sort(key=lambda item: (item[1], -item[2].value))
+    kept.sort(key=lambda item: (steps[item[2].kind, item[2].name], item[1], -item[2].value))
     return [Probe("base", "", 0, base), *(probe for _, _, probe in kept)]
 
 
@@ -174,6 +175,16 @@ def _changed(base: Assignment, kind: Kind, name: str, value: int) -> Assignment:
         weight_bits={**base.weight_bits, name: value} if kind == "weight" else base.weight_bits,
         activation_bits={**base.activation_bits, name: value} if kind == "activation" else base.activation_bits,
     )
+
+
+def _first_steps(graph: ModelGraph) -> dict[tuple[str, str], int]:
+    """Return by choice (kind, name) the step of the first layer it has a say in."""
+    found = {("weight", layer.name): layer.step for layer in graph.layers}
+    found |= {("activation", item.id): item.first_step for item in graph.activations}
+    for group in graph.groups:
+        members = {*group.producers, *group.consumers}
+        found["keep", group.id] = min((layer.step for layer in graph.layers if layer.name in members), default=0)
+    return found
 
 
 def _by_priority(levels: list[int]) -> list[int]:

@@ -149,13 +149,20 @@ def test_shared_file_when_uploaded_again_with_a_wrong_digest_then_kept(client: T
         (b"\xf3" + bytes(range(99)), "unrecognised-format"),
         (b"<html>" + b" " * 99, "unrecognised-format"),
         (b"x" * 257 + b"ustar\0" + b"0" * 300, "unsafe-format"),
-        ((1 << 62).to_bytes(8, "little") + b"{" + b" " * 99, "unrecognised-format"),
     ],
 )
 def test_upload_when_its_first_bytes_are_no_format_then_refused_at_once(
     client: TestClient, path: str, data: bytes, expected: str
 ) -> None:
     assert slug(client.post(path, content=data)) == expected
+
+
+def test_upload_when_a_safetensors_header_lies_then_no_network_and_left_to_the_child_as_a_dataset(
+    client: TestClient,
+) -> None:
+    data = (1 << 62).to_bytes(8, "little") + b"{" + b" " * 99
+    assert slug(client.post("/v1/models", content=data)) == "unrecognised-format"
+    assert client.post("/v1/datasets", content=data).status_code == 202
 
 
 def test_dataset_when_a_search_of_long_ago_used_it_then_kept(

@@ -121,7 +121,7 @@ def test_dataset_when_uploaded_then_keeps_its_spec(client: TestClient) -> None:
     assert answer.status_code == 202
     body = answer.json()
     assert body["spec"] == {
-        "role": "all", "layout": "NHWC", "scale": 0.5, "mean": [0.1], "std": [0.2], "split_seed": 3,
+        "role": "all", "layout": "NHWC", "scale": 0.5, "mean": [0.1], "std": [0.2], "split_seed": 3, "inputs": {},
     }  # fmt: skip
     assert body["rows"] is None and body["state"] == "inspecting"
 

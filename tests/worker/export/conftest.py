@@ -187,4 +187,4 @@ def mixed(lab: Lab) -> CompressedNetwork:
 def role(images: NDArray[np.float32], labels: NDArray[np.int64]) -> RoleData:
     """Return pictures as the dataset reader hands them out."""
     x = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
-    return RoleData(x, torch.from_numpy(labels))
+    return RoleData((x,), torch.from_numpy(labels))

@@ -24,7 +24,7 @@ Change = Callable[[Tensors, dict[str, Any]], None]
 
 
 def outputs(net: CompressedNetwork, lab: Lab) -> torch.Tensor:
-    return net.forward(lab.data["evaluation"].inputs)
+    return net.forward(*lab.data["evaluation"].inputs)
 
 
 def test_checkpoint_when_read_back_then_outputs_are_bit_identical(mixed: CompressedNetwork, lab: Lab) -> None:
@@ -62,7 +62,7 @@ def test_load_when_in_a_process_of_its_own_then_same_outputs_without_the_service
     mixed: CompressedNetwork, lab: Lab, tmp_path: Path
 ) -> None:
     (tmp_path / "net.tightfit").write_bytes(write_checkpoint(mixed, {}))
-    np.save(tmp_path / "x.npy", lab.data["evaluation"].inputs[:64].numpy())
+    np.save(tmp_path / "x.npy", lab.data["evaluation"].inputs[0][:64].numpy())
     code = (
         "import sys, json, numpy, torch, tightfit\n"
         f"net = tightfit.load({str(tmp_path / 'net.tightfit')!r})\n"

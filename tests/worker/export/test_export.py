@@ -50,8 +50,8 @@ def test_export_all_when_loaded_again_then_onnx_and_checkpoint_answer_alike(
     inputs = lab.data["evaluation"].inputs
     loaded = tightfit.load(tmp_path / "model.tightfit")
     with torch.no_grad():
-        answers = loaded(inputs).numpy().argmax(1)
-    assert (answers == run_onnx((tmp_path / "model.onnx").read_bytes(), inputs).argmax(1)).mean() >= 0.995
+        answers = loaded(*inputs).numpy().argmax(1)
+    assert (answers == run_onnx((tmp_path / "model.onnx").read_bytes(), inputs)[0].argmax(1)).mean() >= 0.995
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def resnet_lab(shared_data: Path) -> Lab:
         x = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
         y = torch.from_numpy(labels)
         rows = {"calibration": slice(0, 256), "evaluation": slice(256, 1256), "holdout": slice(0, 16)}
-        data = {name: RoleData(x[part], y[part]) for name, part in rows.items()}
+        data = {name: RoleData((x[part],), y[part]) for name, part in rows.items()}
         network = open_network((shared_data / "models" / "resnet8_cifar10.onnx").read_bytes(), "onnx")
         evaluator = open_evaluator(network, data, host_device(), EvaluatorOptions(calibration=256))  # type: ignore[arg-type]
         _cache["resnet8"] = Lab(evaluator, data)  # type: ignore[arg-type]

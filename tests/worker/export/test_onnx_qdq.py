@@ -39,8 +39,8 @@ def test_write_qdq_when_run_then_answers_are_the_simulations(
     lab: Lab, keep: float, weights: list[int], acts: list[int], sqnr: float
 ) -> None:
     net, pictures = lab.compress(keep, weights, acts), lab.data["evaluation"]
-    simulated = simulate(net, pictures.inputs)
-    exported = run_onnx(write_qdq(net), pictures.inputs)
+    (simulated,) = simulate(net, pictures.inputs)
+    (exported,) = run_onnx(write_qdq(net), pictures.inputs)
     found = agreement(simulated, exported)
     assert found.pictures == 1100
     assert found.top1 >= 0.995
@@ -114,11 +114,11 @@ def test_write_qdq_when_int16_would_overflow_then_outputs_are_exact_on_any_proce
 
     torch.manual_seed(0)
     network = open_network(canonical(Saturating(), (16, 6, 6)), "pt2")
-    ones = RoleData(torch.rand(64, 16, 6, 6) * 0.1 + 0.9, None)
+    ones = RoleData((torch.rand(64, 16, 6, 6) * 0.1 + 0.9,))
     evaluator = open_evaluator(network, {"calibration": ones, "evaluation": ones, "holdout": ones}, host_device())
     net = Lab(evaluator, {}).compress(1.0, [8], [8])
     assert np.abs(net.layers["conv"].weight_int).min() > 100  # type: ignore[arg-type]
-    found = agreement(simulate(net, ones.inputs), run_onnx(write_qdq(net), ones.inputs))
+    found = agreement(simulate(net, ones.inputs)[0], run_onnx(write_qdq(net), ones.inputs)[0])
     assert found.sqnr_db > 60
 
 
@@ -146,12 +146,12 @@ def test_write_qdq_when_ops_are_varied_then_answers_are_the_simulations(weights:
 
     torch.manual_seed(1)
     network = open_network(canonical(Varied(), (3, 8, 8)), "pt2")
-    noise = RoleData(torch.randn(512, 3, 8, 8), None)
+    noise = RoleData((torch.randn(512, 3, 8, 8),))
     evaluator = open_evaluator(network, {"calibration": noise, "evaluation": noise, "holdout": noise}, host_device())
     net = Lab(evaluator, {}).compress(1.0, weights, acts)
     model = write_qdq(net)
     assert differences(model, net) == []
-    found = agreement(simulate(net, noise.inputs), run_onnx(model, noise.inputs))
+    found = agreement(simulate(net, noise.inputs)[0], run_onnx(model, noise.inputs)[0])
     assert found.top1 >= 0.99
     assert found.sqnr_db > 25
 

@@ -88,3 +88,14 @@ def exported(net: nn.Module, dynamic: bool = True, shape: tuple[int, ...] = SHAP
     buffer = io.BytesIO()
     torch.export.save(torch.export.export(net, (torch.randn(2, *shape),), dynamic_shapes=shapes), buffer)
     return buffer.getvalue()
+
+
+class Pictures:
+    """Random inputs of one shape, laid out as the zoo's networks have them."""
+
+    def __init__(self, shape: tuple[int, ...] = SHAPE) -> None:
+        self._shape = shape
+
+    def inputs(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+        """Return a batch."""
+        return (torch.randn(batch, *self._shape, generator=torch.Generator().manual_seed(seed)),)

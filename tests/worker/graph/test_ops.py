@@ -104,6 +104,27 @@ ONNX_REFUSALS: dict[str, onnx.ModelProto] = {
     "reshape of the batch into two": proto(
         [CONV, node("Reshape", ["y", "r"], ["z"])], {**WEIGHT, "r": np.array([2, 3, -1, 64])}, batch=4
     ),
+    "dropout in training": proto(
+        [CONV, node("Dropout", ["y", "r", "t"], ["z"])],
+        {**WEIGHT, "r": np.float32(0.5), "t": np.bool_(True)},  # type: ignore[dict-item]
+    ),
+    "selu of another slope": behind_conv("Selu", alpha=1.2),
+    "resize that keeps the aspect ratio": proto(
+        [CONV, node("Resize", ["y", "", "", "s"], ["z"], axes=[2, 3], keep_aspect_ratio_policy="not_larger")],
+        {**WEIGHT, "s": np.array([5, 9])},
+        18,
+    ),
+    "resize with antialiasing": proto(
+        [CONV, node("Resize", ["y", "", "f"], ["z"], antialias=1, mode="linear")],
+        {**WEIGHT, "f": np.array([1, 1, 0.5, 0.5], dtype=np.float32)},
+        18,
+    ),
+    "an attribute nobody knows": behind_conv("Relu", leak=0.5),
+    "largest few": proto([CONV, node("TopK", ["y", "k"], ["z", "i"], axis=1)], {**WEIGHT, "k": np.array([2])}),
+    "gru that resets first": proto(
+        [FLAT, node("Reshape", ["f", "s"], ["q"]), node("GRU", ["q", "w3", "r3"], ["z"], hidden_size=4)],
+        {"s": np.array([64, -1, 4]), **constants(w3=(1, 12, 4), r3=(1, 12, 4))},
+    ),
     "computed weight": proto([FLAT, node("Gemm", ["f", "f"], ["z"])], {}),
 }
 
@@ -156,8 +177,11 @@ def test_pt2_op_when_read_and_written_then_equals_torch(name: str) -> None:
 
 
 PT2_REFUSALS: dict[str, Callable[[], nn.Module]] = {
-    "divisor": lambda: Behind(lambda x: F.avg_pool2d(x, 2, divisor_override=3)),
-    "scaled addition": lambda: Behind(lambda x: torch.add(x, x, alpha=2)),
+    "divisor and ceil": lambda: Behind(lambda x: F.avg_pool2d(x, 2, ceil_mode=True, divisor_override=3)),
+    "everything's mean": lambda: Behind(lambda x: x * x.mean()),
+    "dropout in training": lambda: Behind(lambda x: torch.ops.aten.dropout.default(x, 0.5, True)),
+    "softplus of another slope": lambda: Behind(lambda x: F.softplus(x, beta=2.0)),
+    "sorted": lambda: Behind(lambda x: torch.topk(x, 2, 1).values),
     "mean over the batch": lambda: Behind(lambda x: x + x.mean(0, keepdim=True)),
 }
 

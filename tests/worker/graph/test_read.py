@@ -18,7 +18,8 @@ from onnx import TensorProto, helper
 from torch import Tensor, fx
 
 from app.domain.graph import ModelGraph
-from tests.worker.graph.nets import NETS, SHAPE, exported, make
+from tests.worker.graph.nets import NETS, SHAPE, Pictures, exported, make
+from tests.zoo.masking import masked
 from worker.graph.errors import NetworkRefused
 from worker.graph.extents import inputs_of
 from worker.graph.groups import ChannelPlan, channel_plan
@@ -119,21 +120,6 @@ def test_groups_when_flattened_then_each_channel_owns_its_positions() -> None:
     assert plan.dims[("hidden", "in")].width.terms == (("two_0", 9),)
 
 
-def masked(module: fx.GraphModule, plan: ChannelPlan, kept: dict[str, list[int]], graph: ModelGraph) -> fx.GraphModule:
-    """Zero what slicing would remove."""
-    copy = fold_batchnorm(module)
-    mask = plan.mask(kept)
-    for layer in graph.layers:
-        leaf = copy.get_submodule(layer.name)
-        gone_out = torch.from_numpy(~mask[plan.dims[(layer.name, "out")].channel])
-        gone_in = torch.from_numpy(~mask[plan.dims[(layer.name, "in")].channel])
-        leaf.weight.data[gone_out] = 0  # type: ignore[union-attr,operator]
-        leaf.bias.data[gone_out] = 0  # type: ignore[union-attr,operator]
-        if layer.kind != "depthwise":
-            leaf.weight.data[:, gone_in] = 0  # type: ignore[union-attr,operator,index]
-    return copy
-
-
 @pytest.mark.parametrize("name", NETS)
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
@@ -145,7 +131,7 @@ def test_network_when_sliced_then_equals_the_masked_one(name: str, data: st.Data
     }
     sliced = Slicer(module, plan).sliced(kept)
     x = torch.randn(3, *SHAPE)
-    assert relative(sliced(x), masked(module, plan, kept, graph)(x)) < 1e-5
+    assert relative(sliced(x), masked(module, plan, kept, Pictures())(x)) < 1e-5
     expected = {
         layer.name: layer.out_width.kept({g.id: len(kept.get(g.id, range(g.channels))) for g in graph.groups})
         for layer in graph.layers

@@ -14,10 +14,10 @@ from app.domain.cost import peak_activation_bytes
 from app.domain.graph import ModelGraph
 from app.domain.space import widest
 from tests.worker.graph.models import INPUT, outputs, relative
-from tests.worker.graph.nets import exported, make
+from tests.worker.graph.nets import Pictures, exported, make
+from tests.zoo.masking import masked
 from worker.graph.groups import ChannelPlan, channel_plan
 from worker.graph.ops.norms import BATCHNORMS
-from worker.graph.ops.parametric import WEIGHTED
 from worker.graph.picture import draw
 from worker.graph.read import read_network
 from worker.graph.rewrite import fold_batchnorm
@@ -134,22 +134,6 @@ def networks() -> dict[str, Read]:
     return {name: read(net) for name, net in made.items()}
 
 
-def masked(module: fx.GraphModule, plan: ChannelPlan, kept: dict[str, list[int]]) -> fx.GraphModule:
-    """Return a copy with zeros where slicing would remove: rows of producers and columns of consumers."""
-    copy = fold_batchnorm(module)
-    mask = plan.mask(kept)
-    for name, leaf in copy.named_children():
-        if not isinstance(leaf, WEIGHTED):
-            assert isinstance(leaf, BATCHNORMS)
-            continue
-        gone = {side: torch.from_numpy(~mask[plan.dims[(name, side)].channel]) for side in ("out", "in")}
-        leaf.weight.data[gone["out"]] = 0
-        leaf.bias.data[gone["out"]] = 0
-        if getattr(leaf, "groups", 1) == 1:
-            leaf.weight.data[:, gone["in"]] = 0
-    return copy
-
-
 @pytest.mark.parametrize("name", NETS)
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
@@ -162,7 +146,7 @@ def test_network_when_sliced_then_equals_the_masked_one_in_torch_and_onnxruntime
     }
     sliced = Slicer(module, plan).sliced(kept)
     x = torch.randn(3, *INPUT, generator=torch.Generator().manual_seed(0))
-    wanted = masked(module, plan, kept)(x)
+    wanted = masked(module, plan, kept, Pictures(INPUT))(x)  # type: ignore[arg-type]
     assert relative(sliced(x), wanted) < 1e-5
     assert relative(outputs(write_float(sliced), x), wanted) < 1e-5
     keep = {group.id: len(kept.get(group.id, range(group.channels))) for group in graph.groups}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
 from worker.hardware import host
 from worker.hardware.measure import measure, open_session
+
+ROW = [np.ones((1, 64, 1, 1), np.float32)]
 
 
 def stack(depth: int) -> bytes:
@@ -25,14 +28,14 @@ def stack(depth: int) -> bytes:
 
 
 def test_measure_when_one_network_is_far_deeper_then_it_takes_longer_in_the_same_rounds() -> None:
-    times = measure({"shallow": stack(1), "deep": stack(200)}, (64, 1, 1), rounds=10)
+    times = measure({"shallow": stack(1), "deep": stack(200)}, ROW, rounds=10)
     assert times["deep"].runs == times["shallow"].runs == 10
     assert times["deep"].min_ms > 2 * times["shallow"].min_ms
     assert 0 < times["deep"].min_ms <= times["deep"].median_ms
 
 
 def test_measure_when_time_is_up_then_at_least_one_round_is_run() -> None:
-    assert measure({"only": stack(1)}, (64, 1, 1), rounds=1000, max_seconds=0.0)["only"].runs == 1
+    assert measure({"only": stack(1)}, ROW, rounds=1000, max_seconds=0.0)["only"].runs == 1
 
 
 def test_open_session_when_bytes_are_no_model_then_raises() -> None:

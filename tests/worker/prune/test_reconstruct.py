@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from worker.prune.reconstruct import moments, patches, refit, rows_at, sample_positions
+from worker.graph.ops.parametric import rows_first
+from worker.prune.reconstruct import moments, output_sizes, patches, refit, rows_at, sample_positions, std_mean
 
 CASES: list[tuple[type[nn.Module], dict[str, Any], tuple[int, ...]]] = [
     (nn.Conv2d, {"kernel_size": 3, "padding": 1}, (9, 7)),
@@ -50,9 +51,33 @@ def test_patches_when_multiplied_by_the_weights_then_give_the_layers_outputs(
     assert torch.allclose(outputs + leaf.bias.detach(), wanted, atol=1e-5)
 
 
+def test_patches_when_transposed_then_they_times_the_rows_are_the_outputs() -> None:
+    torch.manual_seed(0)
+    cases = (
+        (nn.ConvTranspose1d(3, 4, 5, 2, 1, output_padding=1, dilation=2), (2, 3, 7)),
+        (nn.ConvTranspose2d(4, 6, (3, 2), (2, 3), (1, 0), groups=2), (2, 4, 5, 4)),
+        (nn.ConvTranspose3d(2, 3, 2, 2), (2, 2, 3, 2, 2)),
+    )
+    for leaf, shape in cases:
+        x = torch.randn(shape)
+        y = leaf(x).detach()
+        assert output_sizes(leaf, shape[2:]) == list(y.shape[2:])
+        positions = sample_positions(y.shape[2:], 13, seed=1)
+        seen, weight = (
+            patches(leaf, x, positions).reshape(-1, leaf.groups, rows_first(leaf)[0].numel()),
+            rows_first(leaf),
+        )
+        parts = weight.reshape(leaf.groups, -1, weight[0].numel())
+        found = torch.einsum("rgd,god->rgo", seen, parts).reshape(len(seen), -1)
+        assert leaf.bias is not None
+        assert torch.allclose(found + leaf.bias, rows_at(y, positions, False), atol=1e-5)
+
+
 def test_patches_when_linear_over_tokens_then_tokens_become_rows() -> None:
     x = randn(2, 3, 4)
-    assert torch.equal(patches(nn.Linear(4, 5), x, torch.zeros(1, dtype=torch.int64)), x.reshape(6, 4))
+    assert torch.equal(patches(nn.Linear(4, 5), x, torch.arange(3)), x.reshape(6, 4))
+    assert torch.equal(patches(nn.Linear(4, 5), x, torch.tensor([0, 2])), x[:, [0, 2]].reshape(4, 4))
+    assert torch.equal(patches(nn.Linear(4, 5), x[:, 0], torch.tensor([0])), x[:, 0])
 
 
 def test_sample_positions_when_fewer_places_than_asked_then_all_once() -> None:
@@ -114,3 +139,22 @@ def test_refit_when_grouped_then_equals_each_group_alone() -> None:
     for group in range(2):
         alone = refit(moments(x[:, group], y[:, 3 * group : 3 * group + 3]), prior[group])
         assert torch.allclose(together[group], alone, atol=1e-5)
+
+
+@given(st.integers(2, 40), st.integers(1, 6), st.integers(0, 1000))
+def test_std_mean_when_compared_with_torch_then_equal(rows: int, columns: int, seed: int) -> None:
+    x = randn(rows, columns, seed=seed) * 3 + 5
+    for found, wanted in zip(std_mean(x), torch.std_mean(x, 0), strict=True):
+        assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_std_mean_when_one_row_then_no_deviation_is_known() -> None:
+    deviation, mean = std_mean(randn(1, 3))
+    assert bool(deviation.isnan().all())
+    assert torch.equal(mean, randn(1, 3)[0])
+
+
+def test_patches_when_in_groups_then_memory_holds_group_after_group() -> None:
+    found = patches(nn.Conv2d(6, 6, 3, groups=6), randn(2, 6, 5, 5), torch.arange(9))
+    assert found.shape == (18, 6, 9)
+    assert found.transpose(0, 1).is_contiguous()

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.domain.device import DeviceProfile, MemoryPool, Throughput
-from app.domain.graph import ModelGraph
+from app.domain.graph import ModelGraph, Port
 from app.domain.space import Assignment
 from worker.data import Dataset, DatasetSpec, Role, RoleData, role_data
 from worker.search.evaluate import Evaluator, EvaluatorOptions, Opened, open_evaluator, open_network
 
 TRAIN, CALIBRATION, EVALUATION = 797, 256, 400
+PORTS = (Port("x", (1, 8, 8)),)
 KINDS = ("conv", "depthwise", "linear")
 
 
@@ -65,7 +66,7 @@ def dataset() -> Dataset:
     bunch = load_digits()
     order = np.random.default_rng(0).permutation(len(bunch.target))
     images = bunch.images[order].astype(np.uint8)
-    return Dataset(images, bunch.target[order].astype(np.int64), DatasetSpec("NHW", 1 / 16, (0.3,), (0.38,)))
+    return Dataset({"x": images}, bunch.target[order].astype(np.int64), DatasetSpec("NHW", 1 / 16, (0.3,), (0.38,)))
 
 
 @functools.cache
@@ -73,9 +74,9 @@ def data() -> dict[Role, RoleData]:
     """Calibration lies in the training rows; evaluation and hold-out are unseen."""
     edges = np.arange(len(dataset()))
     return {
-        "calibration": role_data(dataset(), edges[:CALIBRATION]),
-        "evaluation": role_data(dataset(), edges[TRAIN : TRAIN + EVALUATION]),
-        "holdout": role_data(dataset(), edges[TRAIN + EVALUATION :]),
+        "calibration": role_data(dataset(), PORTS, edges[:CALIBRATION]),
+        "evaluation": role_data(dataset(), PORTS, edges[TRAIN : TRAIN + EVALUATION]),
+        "holdout": role_data(dataset(), PORTS, edges[TRAIN + EVALUATION :]),
     }
 
 
@@ -83,7 +84,7 @@ def data() -> dict[Role, RoleData]:
 def trained() -> Opened:
     """Train for a few seconds (about 97 % on unseen pictures), export, read back."""
     torch.manual_seed(0)
-    net, train = Digits(), role_data(dataset(), np.arange(TRAIN))
+    net, train = Digits(), role_data(dataset(), PORTS, np.arange(TRAIN))
     assert train.labels is not None
     epochs, batch = 12, 64
     optimizer = torch.optim.Adam(net.parameters())
@@ -91,7 +92,7 @@ def trained() -> Opened:
     for _ in range(epochs):
         for rows in torch.randperm(TRAIN).split(batch):
             optimizer.zero_grad()
-            F.cross_entropy(net(train.inputs[rows]), train.labels[rows]).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(net(train.inputs[0][rows]), train.labels[rows]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     return open_network(exported(net, (1, 8, 8)), "pt2")
@@ -112,7 +113,7 @@ def random_evaluator(net: nn.Module, shape: tuple[int, ...], classes: int | None
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(192, *shape, generator=generator)
     labels = None if classes is None else torch.randint(0, classes, (192,), generator=generator)
-    roles: dict[Role, RoleData] = {role: RoleData(x, labels) for role in ("calibration", "evaluation", "holdout")}
+    roles: dict[Role, RoleData] = {role: RoleData((x,), labels) for role in ("calibration", "evaluation", "holdout")}
     return open_evaluator(open_network(exported(net, shape), "pt2"), roles, device())
 
 

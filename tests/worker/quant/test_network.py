@@ -12,7 +12,7 @@ from worker.quant.network import CompressedNetwork, run
 
 
 def pictures(count: int = 64) -> torch.Tensor:
-    return data()["evaluation"].inputs[:count]
+    return data()["evaluation"].inputs[0][:count]
 
 
 def compressed(keep: float = 0.75, bits: int = 4) -> CompressedNetwork:

@@ -16,7 +16,14 @@ from app.domain.space import widest
 from tests.worker.quant.digits import assignment, data, device, evaluator, fresh, random_evaluator, trained
 from tests.worker.quant.test_compressor import One
 from worker.data import Dataset, DatasetSpec, role_data
-from worker.search.evaluate import CACHED_NETWORKS, Evaluator, EvaluatorOptions, open_evaluator, open_network
+from worker.search.evaluate import (
+    CACHED_NETWORKS,
+    Evaluator,
+    EvaluatorOptions,
+    batch_size,
+    open_evaluator,
+    open_network,
+)
 
 
 def test_baseline_when_measured_then_kl_is_zero_and_agreement_is_one() -> None:
@@ -28,7 +35,7 @@ def test_baseline_when_measured_then_kl_is_zero_and_agreement_is_one() -> None:
 def test_baseline_when_compared_with_plain_torch_then_the_same_accuracy() -> None:
     held = data()["holdout"]
     with torch.no_grad():
-        top = trained().folded(held.inputs).argmax(1)
+        top = trained().folded(*held.inputs).argmax(1)
     wanted = float((top == held.labels).float().mean())
     assert evaluator().baseline("holdout").metrics["accuracy"] == pytest.approx(wanted, abs=1e-6)
 
@@ -93,7 +100,7 @@ def test_kl_when_computed_by_hand_then_the_same() -> None:
     owner, a = evaluator(), assignment(trained().graph, 1.0, 3, 4)
     p, q = (
         torch.softmax(x.double(), 1).numpy()
-        for x in (owner.float_outputs("full"), owner.outputs(owner.compress(a), "full"))
+        for (x,) in (owner.float_outputs("full"), owner.outputs(owner.compress(a), "full"))
     )
     by_hand = float((p * (np.log(p) - np.log(q))).sum(1).mean())
     assert owner.evaluate(a).metrics["kl"] == pytest.approx(by_hand, rel=1e-3)
@@ -122,13 +129,14 @@ def resnet(shared_data: Path) -> Evaluator:
             files = (head + blob[a:b] + b"\xff\xd9" for a, b in zip([0, *ends[:-1]], ends, strict=True))
             pictures = np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])
             spec = DatasetSpec("NHWC", 1 / 255, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-            roles[part] = Dataset(pictures, stored[f"y_{part}"][:count].astype(np.int64), spec)
-    sets = {
-        "calibration": role_data(roles["val"], np.arange(1000)),
-        "evaluation": role_data(roles["val"], np.arange(1000, 3000)),
-        "holdout": role_data(roles["test"]),
-    }
+            roles[part] = Dataset({"x": pictures}, stored[f"y_{part}"][:count].astype(np.int64), spec)
     opened = open_network((shared_data / "models" / "resnet8_cifar10.onnx").read_bytes(), "onnx")
+    ports = opened.graph.inputs
+    sets = {
+        "calibration": role_data(roles["val"], ports, np.arange(1000)),
+        "evaluation": role_data(roles["val"], ports, np.arange(1000, 3000)),
+        "holdout": role_data(roles["test"], ports),
+    }
     return open_evaluator(opened, sets, device())  # type: ignore[arg-type]
 
 
@@ -145,3 +153,8 @@ def test_evaluate_when_resnet8_on_cifar10_then_the_reference_accuracies_are_reac
         assert math.isfinite(found.metrics["kl"])
     tight = assignment(owner.graph, 0.5, 3, 4)
     assert count(owner.graph, tight, device()).bops <= reference / 16
+
+
+@pytest.mark.parametrize(("channels", "size", "wanted"), [(16, 32, 128), (96, 112, 27), (64, 224, 10), (64, 2048, 1)])
+def test_batch_size_when_activations_are_large_then_fewer_run_at_once(channels: int, size: int, wanted: int) -> None:
+    assert batch_size({"x": (1, 3, size, size), "conv": (1, channels, size, size)}) == wanted

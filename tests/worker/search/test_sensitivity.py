@@ -102,3 +102,14 @@ def test_monotone_when_given_any_losses_then_starts_at_zero_and_never_falls(loss
 def test_table_when_sent_through_json_then_comes_back_equal() -> None:
     table = random_table(build_space(resnet(), device()), 1)
     assert SensitivityTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+
+
+def test_probes_when_listed_then_in_the_order_of_the_layers_they_change() -> None:
+    graph = resnet(blocks=2)
+    steps = {layer.name: layer.step for layer in graph.layers}
+    born = {item.id: item.first_step for item in graph.activations}
+    made = {group.id: min(steps[name] for name in group.producers) for group in graph.groups}
+    by_kind = {"keep": made, "weight": steps, "activation": born}
+    found = [by_kind[probe.kind][probe.name] for probe in probes(graph, build_space(graph, device()), 40)[1:]]
+    assert len(found) == 39
+    assert found == sorted(found)

@@ -55,11 +55,16 @@ def _write(op_type: str, **attributes: Any) -> Write:
     return write
 
 
-def _simple(
-    name: str, target: Callable[..., Tensor], onnx_type: str, grid: Grid = Grid.new, unsigned: bool = False
-) -> None:
-    aten = {f"aten.{name}{mark}.default": _read_aten(target) for mark in ("", "_")}
-    register(Op(name, target, flows.keep, grid, _write(onnx_type), {onnx_type: _read_onnx(target)}, aten, unsigned))
+def _in_place(name: str) -> tuple[str, ...]:
+    """Return the aten targets of a function and of its in-place form."""
+    return f"aten.{name}.default", f"aten.{name}_.default"
+
+
+def _simple(name: str, target: Callable[..., Tensor], onnx_type: str, **more: Any) -> None:
+    """Enter a function without arguments; `more` may hold `grid`, `unsigned` and the `aten` targets."""
+    aten = {item: _read_aten(target) for item in more.pop("aten", _in_place(name))}
+    grid = more.pop("grid", Grid.new)
+    register(Op(name, target, flows.keep, grid, _write(onnx_type), {onnx_type: _read_onnx(target)}, aten, **more))
 
 
 def clamp(builder: Builder, value: Value, low: float, high: float, name: str) -> Value:
@@ -128,6 +133,11 @@ def _write_rsqrt(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     return writer.emit("Reciprocal", [root], node.name)
 
 
+def _write_trunc(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
+    size = writer.emit("Floor", [writer.emit("Abs", inputs[:1], f"{node.name}_abs")], f"{node.name}_size")
+    return writer.emit("Mul", [writer.emit("Sign", inputs[:1], f"{node.name}_sign"), size], node.name)
+
+
 def _read_softmax(builder: Builder, call: OnnxCall) -> Value:
     rank = builder.rank(call.value(0))
     axis = int(call.attributes.get("axis", -1 if call.opset >= 13 else 1))
@@ -190,14 +200,23 @@ def _read_identity(builder: Builder, call: OnnxCall) -> Value:
     return call.value(0)
 
 
+def _read_dropout(builder: Builder, call: OnnxCall) -> Value:
+    training = call.constant(2)
+    if training is not None and bool(training):
+        raise refuse(call.name, "Dropout in training mode; export model.eval()")
+    return call.value(0)
+
+
 def _aten_identity(builder: Builder, call: AtenCall) -> Value:
+    if call.get("train", False):
+        raise refuse(call.name, f"{call.target} in training mode; export model.eval()")
     return call.node(next(key for key in ("self", "input") if key in call.inputs))
 
 
 _ONNX_DTYPES = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16, 11: torch.float64}
 
 
-def _cast(builder: Builder, value: fx.Node, dtype: torch.dtype | None, name: str) -> Value:
+def convert(builder: Builder, value: fx.Node, dtype: torch.dtype | None, name: str) -> fx.Node:
     """Add a conversion; everything floating is float32 here, so between floats there is none."""
     if dtype is None or dtype == builder.dtype(value) or (dtype.is_floating_point and _is_float(builder, value)):
         return value
@@ -213,11 +232,11 @@ def _read_cast(builder: Builder, call: OnnxCall) -> Value:
     dtype = _ONNX_DTYPES.get(int(call.attributes["to"]))
     if dtype is None:
         raise refuse(call.name, f"Cast to type {call.attributes['to']}")
-    return _cast(builder, call.value(0), dtype, call.name)
+    return convert(builder, call.value(0), dtype, call.name)
 
 
 def _aten_cast(builder: Builder, call: AtenCall) -> Value:
-    return _cast(builder, call.node(), call.get("dtype"), call.name)
+    return convert(builder, call.node(), call.get("dtype"), call.name)
 
 
 def _write_cast(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
@@ -263,12 +282,13 @@ def _make_prelu(options: Options, tensors: Tensors) -> nn.Module:
     return leaf
 
 
-_simple("relu", torch.relu, "Relu", Grid.fuse, unsigned=True)
+_simple("relu", torch.relu, "Relu", grid=Grid.fuse, unsigned=True)
 _simple("sigmoid", torch.sigmoid, "Sigmoid", unsigned=True)
 _simple("abs", torch.abs, "Abs", unsigned=True)
 _simple("exp", torch.exp, "Exp", unsigned=True)
 _simple("sqrt", torch.sqrt, "Sqrt", unsigned=True)
-_simple("softplus", F.softplus, "Softplus", unsigned=True)
+_simple("softplus", F.softplus, "Softplus", unsigned=True, aten=("aten.softplus.default",))
+_simple("softsign", F.softsign, "Softsign", aten=())
 for _name, _target, _type in (
     ("tanh", torch.tanh, "Tanh"),
     ("hardswish", F.hardswish, "HardSwish"),
@@ -278,14 +298,13 @@ for _name, _target, _type in (
     ("reciprocal", torch.reciprocal, "Reciprocal"),
     ("mish", F.mish, "Mish"),
     ("selu", torch.selu, "Selu"),
-    ("softsign", F.softsign, "Softsign"),
     ("sin", torch.sin, "Sin"),
     ("cos", torch.cos, "Cos"),
     ("sign", torch.sign, "Sign"),
     ("floor", torch.floor, "Floor"),
 ):
     _simple(_name, _target, _type)
-_simple("logical_not", torch.logical_not, "Not", Grid.none)
+_simple("logical_not", torch.logical_not, "Not", grid=Grid.none)
 register(
     Op(
         "gelu",
@@ -316,8 +335,7 @@ register(
         flows.keep,
         Grid.new,
         _write_silu,
-        {"Swish": _read_onnx(F.silu)},
-        {f"aten.silu{mark}.default": _read_aten(F.silu) for mark in ("", "_")},
+        aten={f"aten.silu{mark}.default": _read_aten(F.silu) for mark in ("", "_")},
     )
 )
 register(
@@ -329,6 +347,16 @@ register(
         _write_rsqrt,
         aten={"aten.rsqrt.default": _read_aten(torch.rsqrt)},
         unsigned=True,
+    )
+)
+register(
+    Op(
+        "trunc",
+        torch.trunc,
+        flows.keep,
+        Grid.new,
+        _write_trunc,
+        aten={f"aten.{name}.default": _read_aten(torch.trunc) for name in ("trunc", "trunc_")},
     )
 )
 register(
@@ -422,22 +450,18 @@ register(
         flows.keep,
         Grid.new,
         _write_cast,
-        {"Cast": _read_cast, "Identity": _read_identity, "Dropout": _read_identity},
+        {"Cast": _read_cast, "Identity": _read_identity, "Dropout": _read_dropout},
         {
-            **{f"aten.{name}": _aten_cast for name in ("to.dtype", "_to_copy.default", "to.dtype_layout")},
+            **{f"aten.{name}": _aten_cast for name in ("to.dtype", "_to_copy.default")},
             **{
                 f"aten.{name}.default": _aten_identity
                 for name in (
                     "dropout",
-                    "dropout_",
                     "feature_dropout",
                     "alpha_dropout",
                     "clone",
                     "contiguous",
                     "detach",
-                    "detach_",
-                    "alias",
-                    "lift_fresh_copy",
                 )
             },
         },

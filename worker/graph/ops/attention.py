@@ -12,15 +12,15 @@ from torch.nn import functional as F
 
 from worker.graph import flows
 from worker.graph.build import Builder, Value
-from worker.graph.ops.moves import permute, swap
+from worker.graph.ops.moves import permute, swap, take
 from worker.graph.ops.parametric import linear
-from worker.graph.ops.reshaping import reshape
+from worker.graph.ops.reshaping import reshape, unsqueeze
 from worker.graph.ops.table import AtenCall, Grid, OnnxCall, Op, Writer, refuse, register
 
 
 def matmul(builder: Builder, left: Value, right: Value, name: str, module_name: str) -> Value:
     """Add a matrix product: a linear layer where the right operand is a constant matrix."""
-    if isinstance(right, Tensor) and right.dim() == 2 and isinstance(left, fx.Node):
+    if isinstance(right, Tensor) and right.dim() == 2 and isinstance(left, fx.Node) and builder.rank(left) > 1:
         return builder.module(module_name, linear(right.t().contiguous(), None), left)
     if min(builder.rank(left), builder.rank(right)) < 2:
         raise refuse(name, "a matrix product with a vector")
@@ -55,14 +55,30 @@ def attention(
     return builder.call(target, *heads, *extra, name=name, scale=how[0], is_causal=how[1])
 
 
+def shared_heads(builder: Builder, heads: Sequence[Value], name: str) -> list[Value]:
+    """Repeat heads of key and value that several heads of the query share (grouped queries), [n, heads, t, d]."""
+    wanted = builder.shape(heads[0])[1]
+    found = [heads[0]]
+    for label, value in zip(("key", "value"), heads[1:], strict=True):
+        count = builder.shape(value)[1]
+        if wanted % max(1, count):
+            raise refuse(name, f"{wanted} heads that share {count}")
+        index = torch.arange(count).repeat_interleave(wanted // count)
+        repeated = value if count == wanted else take(builder, value, 1, index, f"{name}_{label}")  # type: ignore[arg-type]
+        found.append(repeated)
+    return found
+
+
 def _scale(builder: Builder, query: Value, given: Any) -> float:
     return float(given) if given is not None else 1.0 / math.sqrt(builder.shape(query)[-1])
 
 
 def _aten_attention(builder: Builder, call: AtenCall) -> Value:
-    if call.get("dropout_p", 0.0) or call.get("enable_gqa", False):
-        raise refuse(call.name, "attention with dropout or grouped queries")
+    if call.get("dropout_p", 0.0):
+        raise refuse(call.name, "attention with dropout")
     heads = [call.get(key) for key in ("query", "key", "value")]
+    if call.get("enable_gqa", False):
+        heads = shared_heads(builder, heads, call.name)
     how = (_scale(builder, heads[0], call.get("scale")), bool(call.get("is_causal", False)))
     return attention(builder, heads, call.get("attn_mask"), how, call.name)
 
@@ -79,8 +95,7 @@ def _read_attention(builder: Builder, call: OnnxCall) -> Value:
             _split_heads(builder, value, count, f"{call.name}_{i}")
             for i, (value, count) in enumerate(zip(heads, counts, strict=True))
         ]
-    if len({builder.shape(value)[1] for value in heads}) > 1:
-        raise refuse(call.name, "Attention with grouped queries")
+    heads = shared_heads(builder, heads, call.name)
     how = (_scale(builder, heads[0], call.attributes.get("scale")), bool(call.attributes.get("is_causal", 0)))
     found = attention(builder, heads, call.inputs[3] if call.has(3) else None, how, call.name)
     return _merge_heads(builder, found, call.name) if flat else found
@@ -139,23 +154,29 @@ def _aten_einsum(builder: Builder, call: AtenCall) -> Value:
 
 
 def einsum(builder: Builder, equation: str, values: Sequence[Value], name: str) -> Value:
-    """Add an einsum of two operands in which every letter of one term is distinct, as permutes around one product."""
+    """Add an einsum of two operands in which every letter of one term is distinct, as permutations around one product.
+
+    Letters of both operands and the result lead; then those of the left alone (all but the last have extent 1 in the
+    right operand), those of the right alone likewise, and what is summed.
+    """
     terms, _, result = equation.replace(" ", "").partition("->")
     letters = terms.split(",")
     if len(letters) != 2 or not result or any(len(set(term)) != len(term) for term in (*letters, result)):
         raise refuse(name, f"einsum {equation!r}")
     left, right = letters
-    batch = [c for c in result if c in left and c in right]
-    rows, columns = (
-        [c for c in result if c in term and c not in other] for term, other in ((left, right), (right, left))
-    )
+    both = [c for c in result if c in left and c in right]
+    rows = [c for c in result if c in left and c not in right]
+    columns = [c for c in result if c in right and c not in left]
     summed = [c for c in left if c in right and c not in result]
-    if len(rows) != 1 or len(columns) != 1 or len(summed) != 1 or sorted([*batch, *rows, *columns]) != sorted(result):
+    if len(summed) != 1 or not rows or len(columns) != 1 or {*left, *right} != {*result, *summed} or "." in terms:
         raise refuse(name, f"einsum {equation!r}")
-    first = permute(builder, values[0], [left.index(c) for c in [*batch, *rows, *summed]], f"{name}_left")
-    second = permute(builder, values[1], [right.index(c) for c in [*batch, *summed, *columns]], f"{name}_right")
+    first = permute(builder, values[0], [left.index(c) for c in [*both, *rows, *summed]], f"{name}_left")
+    second = permute(builder, values[1], [right.index(c) for c in [*both, *summed, *columns]], f"{name}_right")
+    if both and len(rows) > 1:
+        axes = list(range(len(both), len(both) + len(rows) - 1))
+        second = unsqueeze(builder, second, axes, f"{name}_spread")
     product = matmul(builder, first, second, name, name)
-    order = [*batch, *rows, *columns]
+    order = [*both, *rows, *columns]
     return permute(builder, product, [order.index(c) for c in result], f"{name}_turned")
 
 

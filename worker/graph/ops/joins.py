@@ -12,6 +12,7 @@ from worker.graph import flows
 from worker.graph.build import Builder, Value
 from worker.graph.errors import NetworkRefused
 from worker.graph.extents import BATCH
+from worker.graph.ops.activations import convert
 from worker.graph.ops.table import AtenCall, Grid, OnnxCall, Op, ReadAten, ReadOnnx, Write, Writer, refuse, register
 
 
@@ -51,18 +52,74 @@ def _is_row(constant: Tensor, leaf: nn.Linear, rank: int) -> bool:
     return along_last and constant.numel() == leaf.out_features
 
 
-def _tensor(item: Any) -> Any:
-    return item if isinstance(item, Tensor | fx.Node) else torch.tensor(float(item))
+def matched(builder: Builder, items: Sequence[Any], name: str) -> list[Value]:
+    """Return operands in the one dtype that torch computes with; numbers become constants."""
+    dtype = torch.result_type(*(_like(builder, item) for item in items[-2:]))
+    wanted = torch.float32 if dtype.is_floating_point else dtype
+    return [_as(builder, item, wanted, f"{name}_{index}") for index, item in enumerate(items)]
+
+
+def _like(builder: Builder, item: Any) -> Any:
+    """Return what type promotion looks at: a number, or the dtype and whether there are dimensions."""
+    if not isinstance(item, Tensor | fx.Node):
+        return item
+    return torch.empty([1] * builder.rank(item), dtype=builder.dtype(item), device="meta")
+
+
+def _as(builder: Builder, item: Any, dtype: torch.dtype, name: str) -> Value:
+    if isinstance(item, fx.Node):
+        return convert(builder, item, dtype, name)
+    return item.to(dtype) if isinstance(item, Tensor) else torch.tensor(item, dtype=dtype)
+
+
+def _scaled(builder: Builder, value: Value, factor: float, name: str) -> Value:
+    if factor == 1:
+        return value
+    return (
+        value * factor if isinstance(value, Tensor) else builder.call(torch.mul, value, torch.tensor(factor), name=name)
+    )
 
 
 def _read_aten(target: Callable[..., Tensor], turned: bool = False) -> ReadAten:
+    """Return the reader of `self (op) alpha * other`; `turned` is `other (op) alpha * self`."""
+
     def read(builder: Builder, call: AtenCall) -> Value:
-        if call.get("alpha", 1) != 1 or call.get("rounding_mode") is not None:
-            raise refuse(call.name, f"{call.target} with alpha or rounding")
-        pair = [_tensor(call.get("self")), _tensor(call.get("other"))]
-        return builder.call(target, *(reversed(pair) if turned else pair), name=call.name)
+        pair = [call.get("self"), call.get("other")]
+        left, right = matched(builder, pair[::-1] if turned else pair, call.name)
+        right = _scaled(builder, right, float(call.get("alpha", 1)), f"{call.name}_scaled")
+        return builder.call(target, left, right, name=call.name)
 
     return read
+
+
+def _aten_div(builder: Builder, call: AtenCall) -> Value:
+    pair = [call.get("self"), call.get("other")]
+    left, right = (_as(builder, item, torch.float32, f"{call.name}_float") for item in pair)
+    mode = call.get("rounding_mode")
+    if mode is None:
+        return builder.call(torch.div, left, right, name=call.name)
+    quotient = builder.call(torch.div, left, right, name=f"{call.name}_quotient")
+    return builder.call({"floor": torch.floor, "trunc": torch.trunc}[mode], quotient, name=call.name)
+
+
+def _aten_logical(target: Callable[..., Tensor], bitwise: bool = False) -> ReadAten:
+    def read(builder: Builder, call: AtenCall) -> Value:
+        pair = [call.get("self"), call.get("other")]
+        if bitwise and any(builder.dtype(item) != torch.bool for item in pair):
+            raise refuse(call.name, f"{call.target} of integers")
+        left, right = (_as(builder, item, torch.bool, f"{call.name}_truth") for item in pair)
+        return builder.call(target, left, right, name=call.name)
+
+    return read
+
+
+def _read_mean(builder: Builder, call: OnnxCall) -> Value:
+    total = _read_onnx(torch.add)(builder, call)
+    return builder.call(torch.mul, total, torch.tensor(1.0 / len(call.inputs)), name=f"{call.name}_mean")
+
+
+def _write_ne(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
+    return writer.emit("Not", [writer.emit("Equal", inputs, f"{node.name}_equal")], node.name)
 
 
 def _write(op_type: str) -> Write:
@@ -107,8 +164,8 @@ def _write_concat(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
 
 
 def _where(builder: Builder, condition: Value, pair: tuple[Any, Any], name: str) -> Value:
-    held = condition.bool() if isinstance(condition, Tensor) else condition
-    return builder.call(torch.where, held, _tensor(pair[0]), _tensor(pair[1]), name=name)
+    held = _as(builder, condition, torch.bool, f"{name}_truth")
+    return builder.call(torch.where, held, *matched(builder, pair, name), name=name)
 
 
 def _read_where(builder: Builder, call: OnnxCall) -> Value:
@@ -122,39 +179,60 @@ def _masked_fill(builder: Builder, call: AtenCall) -> Value:
     return _where(builder, call.get("mask"), (call.get("value"), call.get("self")), call.name)
 
 
-for _name, _target, _type in (
-    ("add", torch.add, "Add"),
-    ("sub", torch.sub, "Sub"),
-    ("mul", torch.mul, "Mul"),
-    ("div", torch.div, "Div"),
-):
-    _aten: dict[str, ReadAten] = {
-        f"aten.{_name}{mark}.{kind}": _read_aten(_target)
-        for mark in ("", "_")
-        for kind in ("Tensor", "Scalar", "Tensor_mode")
-    }
-    if _name == "sub":
-        _aten |= {f"aten.rsub.{kind}": _read_aten(torch.sub, turned=True) for kind in ("Tensor", "Scalar")}
+def _names(name: str, kinds: Sequence[str] = ("Tensor", "Scalar")) -> list[str]:
+    """Return the aten targets of an arithmetic operation, also in place."""
+    return [f"aten.{name}{mark}.{kind}" for mark in ("", "_") for kind in kinds]
+
+
+_ARITHMETIC: dict[str, tuple[Callable[..., Tensor], str]] = {
+    "add": (torch.add, "Add"),
+    "sub": (torch.sub, "Sub"),
+    "mul": (torch.mul, "Mul"),
+    "div": (torch.div, "Div"),
+}
+for _name, (_target, _type) in _ARITHMETIC.items():
+    _aten: dict[str, ReadAten] = {name: _read_aten(_target) for name in _names(_name)}
     _onnx: dict[str, ReadOnnx] = {_type: _read_onnx(_target)}
     if _name == "add":
-        _onnx["Sum"] = _read_onnx(_target)
+        _onnx |= {"Sum": _read_onnx(_target), "Mean": _read_mean}
+    if _name == "sub":
+        _aten |= {f"aten.rsub.{kind}": _read_aten(_target, turned=True) for kind in ("Tensor", "Scalar")}
+    if _name == "div":
+        _aten = {name: _aten_div for name in _names(_name, ("Tensor", "Scalar", "Tensor_mode"))}
     register(Op(_name, _target, flows.join, Grid.new, _write(_type), _onnx, _aten))
-_pair: Callable[..., Any]
-for _name, _pair, _type in (
-    ("minimum", torch.minimum, "Min"),
-    ("maximum", torch.maximum, "Max"),
+for _name, _target, _type, _short in (
+    ("minimum", torch.minimum, "Min", "min"),
+    ("maximum", torch.maximum, "Max", "max"),
+):
+    _aten = {f"aten.{_name}.default": _read_aten(_target), f"aten.{_short}.other": _read_aten(_target)}
+    register(Op(_name, _target, flows.join, Grid.new, _write(_type), {_type: _read_onnx(_target)}, _aten))
+_compare: Callable[..., Tensor]
+for _name, _compare, _type in (
     ("eq", torch.eq, "Equal"),
     ("gt", torch.gt, "Greater"),
     ("lt", torch.lt, "Less"),
     ("ge", torch.ge, "GreaterOrEqual"),
     ("le", torch.le, "LessOrEqual"),
-    ("logical_and", torch.logical_and, "And"),
-    ("logical_or", torch.logical_or, "Or"),
 ):
-    _kinds = ("Tensor", "Scalar") if len(_name) == 2 else ("default",)
-    _aten = {f"aten.{_name}.{kind}": _read_aten(_pair) for kind in _kinds}
-    _grid = Grid.new if _name in ("minimum", "maximum") else Grid.none
-    register(Op(_name, _pair, flows.join, _grid, _write(_type), {_type: _read_onnx(_pair)}, _aten))
+    _aten = {f"aten.{_name}.{kind}": _read_aten(_compare) for kind in ("Tensor", "Scalar")}
+    register(Op(_name, _compare, flows.join, Grid.none, _write(_type), {_type: _read_onnx(_compare)}, _aten))
+register(
+    Op(
+        "ne",
+        torch.ne,
+        flows.join,
+        Grid.none,
+        _write_ne,
+        aten={f"aten.ne.{kind}": _read_aten(torch.ne) for kind in ("Tensor", "Scalar")},
+    )
+)
+for _name, _target, _type in (("and", torch.logical_and, "And"), ("or", torch.logical_or, "Or")):
+    _aten = {
+        f"aten.logical_{_name}.default": _aten_logical(_target),
+        f"aten.bitwise_{_name}.Tensor": _aten_logical(_target, bitwise=True),
+        f"aten.__{_name}__.Tensor": _aten_logical(_target, bitwise=True),
+    }
+    register(Op(f"logical_{_name}", _target, flows.join, Grid.none, _write(_type), {_type: _read_onnx(_target)}, _aten))
 register(
     Op(
         "where",

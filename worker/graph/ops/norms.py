@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from worker.graph import flows
 from worker.graph.build import Builder, Value
+from worker.graph.extents import total
 from worker.graph.leaves import vector
 from worker.graph.ops.table import (
     AtenCall,
@@ -20,6 +22,7 @@ from worker.graph.ops.table import (
     Op,
     Options,
     Tensors,
+    Values,
     Writer,
     module_of,
     refuse,
@@ -115,6 +118,33 @@ def _aten_group(builder: Builder, call: AtenCall) -> Value:
     held = (call.constant("weight"), call.constant("bias"))
     norm = (held, int(call.get("num_groups")), float(call.get("eps", 1e-5)))
     return _grouped(builder, call.node("input"), norm, call.name)
+
+
+def _aten_native_group(builder: Builder, call: AtenCall) -> Values:
+    """Read what torch decomposes group norm to; the sizes it repeats (N, C, HxW) follow from its input."""
+    sizes = [int(call.get(key)) for key in ("C", "HxW")]
+    shape = builder.shape(call.node("input"))
+    if sizes != [shape[1], total(shape[2:])] or int(call.get("N")) not in (shape[0], builder.batch):
+        raise refuse(call.name, f"a group norm of {sizes}")
+    norm = ((call.constant("weight"), call.constant("bias")), int(call.get("group")), float(call.get("eps")))
+    return [_grouped(builder, call.node("input"), norm, call.name), None, None]
+
+
+def _read_lrn(builder: Builder, call: OnnxCall) -> Value:
+    size, attributes = int(call.attributes["size"]), call.attributes
+    if size % 2 == 0 or builder.rank(call.value(0)) < 3:
+        raise refuse(call.name, "LRN of an even size, or of rows")
+    numbers = {
+        "alpha": float(attributes.get("alpha", 1e-4)),
+        "beta": float(attributes.get("beta", 0.75)),
+        "k": float(attributes.get("bias", 1.0)),
+    }
+    return builder.call(F.local_response_norm, call.value(0), name=call.name, size=size, **numbers)
+
+
+def _write_lrn(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
+    k: Any = node.kwargs
+    return writer.emit("LRN", inputs, node.name, size=k["size"], alpha=k["alpha"], beta=k["beta"], bias=k["k"])
 
 
 def _last(builder: Builder, value: fx.Node, sizes: Sequence[int], norm: nn.Module, name: str) -> Value:
@@ -246,10 +276,7 @@ register(
         Grid.new,
         _write_batchnorm,
         {"BatchNormalization": _read_batchnorm},
-        {
-            f"aten.{name}.default": _aten_batchnorm
-            for name in ("batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
-        },
+        {f"aten.{name}.default": _aten_batchnorm for name in ("batch_norm", "_native_batch_norm_legit_no_training")},
         leaf=Leaf(_cut_batchnorm, _make_batchnorm, ("eps",), _STATISTICS),
     )
 )
@@ -261,7 +288,11 @@ register(
         Grid.new,
         _write_group,
         {"InstanceNormalization": _read_instance, "GroupNormalization": _read_group},
-        {"aten.group_norm.default": _aten_group, "aten.instance_norm.default": _aten_instance},
+        {
+            "aten.group_norm.default": _aten_group,
+            "aten.native_group_norm.default": _aten_native_group,
+            "aten.instance_norm.default": _aten_instance,
+        },
         leaf=Leaf(_cut_group, _make_group, ("num_groups", "eps"), _AFFINE),
     )
 )
@@ -273,7 +304,10 @@ register(
         Grid.new,
         _write_layer,
         {"LayerNormalization": _read_layer, "RMSNormalization": _read_layer},
-        {"aten.layer_norm.default": _aten_layer},
+        {
+            "aten.layer_norm.default": _aten_layer,
+            "aten.native_layer_norm.default": lambda b, call: [_aten_layer(b, call), None, None],
+        },
         leaf=Leaf(_cut_nothing, _make_layer, ("eps",), _AFFINE),
     )
 )
@@ -288,3 +322,4 @@ register(
         leaf=Leaf(_cut_nothing, _make_rms, ("eps",), ("weight",)),
     )
 )
+register(Op("local_response_norm", F.local_response_norm, flows.neighbours, Grid.new, _write_lrn, {"LRN": _read_lrn}))

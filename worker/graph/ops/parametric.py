@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from worker.graph import flows
 from worker.graph.build import Builder, Value
 from worker.graph.errors import NetworkRefused
+from worker.graph.leaves import Slice
 from worker.graph.ops.table import (
     AtenCall,
     Cut,
@@ -123,18 +124,45 @@ def _conv_parts(call: OnnxCall) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
 
 def _read_transposed(builder: Builder, call: OnnxCall) -> Value:
     weight, bias, options = _conv_parts(call)
-    rank = weight.dim() - 2
-    attributes = call.attributes
-    pads = [int(p) for p in attributes.get("pads", [0] * 2 * rank)]
-    if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or attributes.get("output_shape"):
-        raise refuse(call.name, "ConvTranspose with auto_pad or output_shape")
-    extra = [int(p) for p in attributes.get("output_padding", [0] * rank)]
+    rank, sizes = weight.dim() - 2, builder.shape(call.value(0))[2:]
+    extra = [int(p) for p in call.attributes.get("output_padding", [0] * rank)]
+    pads = _cropped(call, sizes, (tuple(weight.shape[2:]), extra), options)
     # a side that is cropped less than the other is the same as more output there
     more = [extra[axis] + pads[axis] - pads[axis + rank] for axis in range(rank)]
-    if min(more) < 0:
-        raise refuse(call.name, "ConvTranspose that crops more behind than in front")
-    options = {**options, "padding": tuple(pads[:rank]), "output_padding": tuple(more)}
-    return builder.module(call.module_name, transposed(weight, bias, options), call.value(0))
+    front = [max(0, pad) for pad in pads[:rank]]
+    beyond = [max(0, size) for size in more]
+    if min(pads[:rank]) < 0 or any(p >= max(s, d) for p, s, d in zip(beyond, *_steps(options), strict=True)):
+        raise refuse(call.name, "ConvTranspose padded beyond its windows")
+    options = {**options, "padding": tuple(front), "output_padding": tuple(beyond)}
+    found: Any = builder.module(call.module_name, transposed(weight, bias, options), call.value(0))
+    for axis, size in enumerate(more):
+        if size < 0:
+            stop = builder.shape(found)[axis + 2] + size
+            found = builder.module(f"{call.name}_cropped", Slice(axis + 2, 0, stop), found)
+    return found  # type: ignore[no-any-return]
+
+
+def _steps(options: dict[str, Any]) -> tuple[Sequence[int], Sequence[int]]:
+    return options["stride"], options["dilation"]
+
+
+def _cropped(
+    call: OnnxCall, sizes: Sequence[int], window: tuple[Sequence[int], Sequence[int]], options: dict[str, Any]
+) -> list[int]:
+    """Return what is cropped from the full output (all begins, then all ends), whatever says so."""
+    mode, wanted = call.attributes.get("auto_pad", "NOTSET"), call.attributes.get("output_shape")
+    if mode in ("NOTSET", "VALID") and not wanted:
+        return [int(p) for p in call.attributes.get("pads", [0] * 2 * len(sizes))]
+    begin, end = [], []
+    for axis, (size, stride, dilation) in enumerate(zip(sizes, *_steps(options), strict=True)):
+        full = stride * (size - 1) + window[1][axis] + (window[0][axis] - 1) * dilation + 1
+        gone = full - (int(wanted[axis - len(sizes)]) if wanted else size * stride)
+        if gone < 0:
+            raise refuse(call.name, "ConvTranspose to a size beyond its windows: runtimes do not agree on it")
+        small, large = gone // 2, gone - gone // 2
+        begin.append(small if mode == "SAME_UPPER" else large)
+        end.append(large if mode == "SAME_UPPER" else small)
+    return begin + end
 
 
 def pad_node(
@@ -192,6 +220,8 @@ def _aten_parts(call: AtenCall) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
 def _aten_conv(builder: Builder, call: AtenCall) -> Value:
     if call.get("transposed", False):
         return _aten_transposed(builder, call)
+    if any(call.get("output_padding", ())):
+        raise refuse(call.name, "a convolution with output padding")
     weight, bias, options = _aten_parts(call)
     padding, value = call.get("padding", 0), call.node("input")
     if isinstance(padding, str):
@@ -256,15 +286,19 @@ def _write_conv(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     if isinstance(leaf.padding, str):
         raise ValueError(f"{node.name}: write explicit padding, not {leaf.padding!r}")
     turned = isinstance(leaf, TRANSPOSED)
-    held: Any = leaf
-    extra: dict[str, Any] = {"output_padding": list(held.output_padding)} if turned else {}
+    pads = list(leaf.padding) * 2
+    extra: dict[str, Any] = {}
+    if turned:  # more output behind is the same as less cropped there, and a runtime takes no more than its stride
+        more: Any = leaf.output_padding
+        pads = [*leaf.padding, *(max(0, pad - size) for pad, size in zip(leaf.padding, more, strict=True))]
+        extra["output_padding"] = [max(0, size - pad) for pad, size in zip(leaf.padding, more, strict=True)]
     return writer.emit(
         "ConvTranspose" if turned else "Conv",
         [inputs[0], *_operands(writer, node, leaf)],
         node.name,
         kernel_shape=list(leaf.kernel_size),
         strides=list(leaf.stride),
-        pads=list(leaf.padding) * 2,
+        pads=pads,
         dilations=list(leaf.dilation),
         group=leaf.groups,
         **extra,
@@ -272,7 +306,10 @@ def _write_conv(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
 
 
 def _operands(writer: Writer, node: fx.Node, leaf: Any) -> list[str]:
-    found = [writer.weight(node.name, leaf.weight.detach())]
+    weight: Tensor = leaf.weight.detach()
+    tokens = isinstance(leaf, nn.Linear) and writer.rank(node) != 2
+    axis = 1 if tokens or isinstance(leaf, TRANSPOSED) else 0
+    found = [writer.weight(node.name, weight.t() if tokens else weight, axis)]
     return found if leaf.bias is None else [*found, writer.bias(node.name, leaf.bias.detach())]
 
 
@@ -281,9 +318,7 @@ def _write_linear(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
     weight, *bias = _operands(writer, node, leaf)
     if writer.rank(node) == 2:
         return writer.emit("Gemm", [inputs[0], weight, *bias], node.name, transB=1)
-    product = writer.emit(
-        "MatMul", [inputs[0], writer.emit("Transpose", [weight], f"{node.name}_t", perm=[1, 0])], f"{node.name}_mm"
-    )
+    product = writer.emit("MatMul", [inputs[0], weight], f"{node.name}_mm")
     return writer.emit("Add", [product, *bias], node.name) if bias else product
 
 

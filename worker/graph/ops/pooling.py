@@ -1,7 +1,8 @@
-"""Pooling, interpolation, and reductions over dimensions."""
+"""Pooling by windows."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +12,12 @@ from torch.nn import functional as F
 
 from worker.graph import flows
 from worker.graph.build import Builder, Value
-from worker.graph.extents import holds_batch
+from worker.graph.ops.joins import concat
+from worker.graph.ops.moves import cut_out
 from worker.graph.ops.parametric import pad_node, window_pads
+from worker.graph.ops.reductions import reduce
+from worker.graph.ops.resampling import Along
+from worker.graph.ops.resizing import resample
 from worker.graph.ops.table import (
     AtenCall,
     Grid,
@@ -29,6 +34,7 @@ from worker.graph.ops.table import (
 
 MAX_POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 AVG_POOLS = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+MAX_WINDOWS = 32
 LOWEST = float(torch.finfo(torch.float32).min)
 
 
@@ -43,6 +49,8 @@ def _window(builder: Builder, call: OnnxCall) -> tuple[dict[str, Any], list[int]
         "stride": tuple(int(s) for s in attributes.get("strides", [1] * len(kernel))),
         "ceil_mode": bool(attributes.get("ceil_mode", 0)),
     }
+    if max(attributes.get("dilations", [1])) > 1 and attributes.get("auto_pad", "NOTSET").startswith("SAME"):
+        raise refuse(call.name, "a dilated window with auto_pad: runtimes do not agree on its size")
     steps = {"stride": options["stride"], "dilation": attributes.get("dilations", [1] * len(kernel))}
     return options, window_pads(call, sizes, kernel, steps)
 
@@ -66,51 +74,28 @@ def _read_avgpool(builder: Builder, call: OnnxCall) -> Value:
     if any(int(d) != 1 for d in call.attributes.get("dilations", [])):
         raise refuse(call.name, "AveragePool with dilation")
     value, counted = call.value(0), bool(call.attributes.get("count_include_pad", 0))
-    if pads[:rank] != pads[rank:]:
-        if not counted:
-            raise refuse(call.name, "AveragePool with one-sided padding that is not counted")
-        value, pads = pad_node(builder, value, pads[:rank], pads[rank:], call.name), [0] * 2 * rank
+    if pads[:rank] != pads[rank:] or any(2 * p > k for p, k in zip(pads, options["kernel_size"], strict=False)):
+        return _one_sided(builder, value, (pads, counted, options), call.name)
     return builder.call(
         AVG_POOLS[rank - 1], value, name=call.name, padding=tuple(pads[:rank]), count_include_pad=counted, **options
     )
 
 
-def reduce(
-    builder: Builder, target: Callable[..., Tensor], value: fx.Node, axes: tuple[Sequence[int], bool], name: str
-) -> Value:
-    """Add a reduction over (dimensions, kept?) (dimensions made non-negative)."""
-    shape = builder.shape(value)
-    dims = tuple(sorted(dim % len(shape) for dim in axes[0]))
-    if any(holds_batch(shape[dim]) for dim in dims):
-        raise refuse(name, "a reduction over the batch")
-    return builder.call(target, value, name=name, dim=dims, keepdim=axes[1]) if dims else value
-
-
-def _read_global(target: Callable[..., Tensor]) -> ReadOnnx:
-    def read(builder: Builder, call: OnnxCall) -> Value:
-        value = call.value(0)
-        return reduce(builder, target, value, (range(2, builder.rank(value)), True), call.name)
-
-    return read
-
-
-def _read_reduce(target: Callable[..., Tensor]) -> ReadOnnx:
-    def read(builder: Builder, call: OnnxCall) -> Value:
-        axes, value = call.ints(1, "axes"), call.value(0)
-        if not axes:
-            if call.attributes.get("noop_with_empty_axes", 0):
-                return value
-            raise refuse(call.name, f"{call.op_type} over every axis")
-        return reduce(builder, target, value, (axes, bool(call.attributes.get("keepdims", 1))), call.name)
-
-    return read
-
-
-def _read_l2(builder: Builder, call: OnnxCall) -> Value:
-    square = builder.call(torch.pow, call.value(0), name=f"{call.name}_square", exponent=2.0)
-    axes = call.ints(1, "axes") or []
-    total = reduce(builder, torch.sum, square, (axes, bool(call.attributes.get("keepdims", 1))), f"{call.name}_sum")
-    return builder.call(torch.sqrt, total, name=call.name)
+def _one_sided(builder: Builder, value: fx.Node, how: tuple[list[int], bool, dict[str, Any]], name: str) -> Value:
+    """Add an average of explicitly padded values; where pads don't count, times window size over what counts."""
+    pads, counted, options = how
+    rank = len(pads) // 2
+    if options["ceil_mode"]:
+        raise refuse(name, "AveragePool with one-sided or wide padding and ceil_mode")
+    options = {**options, "padding": (0,) * rank, "count_include_pad": True}
+    begin, end = pads[:rank], pads[rank:]
+    padded = pad_node(builder, value, begin, end, name)
+    found = builder.call(AVG_POOLS[rank - 1], padded, name=name, **options)
+    if counted:
+        return found
+    sides = [size for pair in reversed(list(zip(begin, end, strict=True))) for size in pair]
+    ones = F.pad(torch.ones(1, 1, *builder.shape(value)[2:]), sides)
+    return builder.call(torch.mul, found, 1 / AVG_POOLS[rank - 1](ones, **options), name=f"{name}_counted")
 
 
 def _sizes(value: Any, rank: int) -> tuple[int, ...]:
@@ -140,17 +125,22 @@ def _aten_maxpool(rank: int) -> ReadAten:
 
 def _aten_avgpool(rank: int) -> ReadAten:
     def read(builder: Builder, call: AtenCall) -> Value:
-        if call.get("divisor_override") is not None:
-            raise refuse(call.name, "average pooling with a divisor of its own")
-        counted = bool(call.inputs.get("count_include_pad", True))
+        divisor = call.get("divisor_override")
+        counted = bool(call.get("count_include_pad", True)) or divisor is not None
         options = {**_aten_window(call, rank), "count_include_pad": counted}
-        return builder.call(AVG_POOLS[rank - 1], call.node(), name=call.name, **options)
+        if divisor is None:
+            return builder.call(AVG_POOLS[rank - 1], call.node(), name=call.name, **options)
+        if options["ceil_mode"]:
+            raise refuse(call.name, "average pooling with ceil_mode and a divisor of its own")
+        average = builder.call(AVG_POOLS[rank - 1], call.node(), name=f"{call.name}_average", **options)
+        factor = torch.tensor(math.prod(options["kernel_size"]) / int(divisor))
+        return builder.call(torch.mul, average, factor, name=call.name)
 
     return read
 
 
 def _aten_adaptive(rank: int, pools: Sequence[Callable[..., Tensor]], whole: Callable[..., Tensor]) -> ReadAten:
-    """Return the reader of an adaptive pool: a plain pool where the sizes divide, a reduction where all is pooled."""
+    """Return the reader of an adaptive pool: a reduction where all is pooled, a plain pool where the sizes divide."""
 
     def read(builder: Builder, call: AtenCall) -> Values:
         value, shape = call.node(), builder.shape(call.node())[-rank:]
@@ -159,7 +149,8 @@ def _aten_adaptive(rank: int, pools: Sequence[Callable[..., Tensor]], whole: Cal
         if set(size) == {1}:
             pooled = reduce(builder, whole, value, (range(-rank, 0), True), call.name)
         elif any(n % s for n, s in zip(shape, size, strict=True)):
-            raise refuse(call.name, f"adaptive pooling of {list(shape)} to {list(size)}")
+            uneven = _uneven_average if pools is AVG_POOLS else _uneven_max
+            pooled = uneven(builder, value, list(zip(shape, size, strict=True)), call.name)
         else:
             kernel = tuple(n // s for n, s in zip(shape, size, strict=True))
             options: dict[str, Any] = {"kernel_size": kernel, "stride": kernel, "padding": (0,) * rank}
@@ -171,15 +162,34 @@ def _aten_adaptive(rank: int, pools: Sequence[Callable[..., Tensor]], whole: Cal
     return read
 
 
-def _aten_reduce(target: Callable[..., Tensor]) -> ReadAten:
-    def read(builder: Builder, call: AtenCall) -> Value:
-        dims = call.get("dim")
-        if dims is None or dims == []:
-            raise refuse(call.name, f"{call.target} over every axis")
-        dims = dims if isinstance(dims, list | tuple) else [dims]
-        return reduce(builder, target, call.node(), (dims, bool(call.get("keepdim", False))), call.name)
+def _bounds(extent: int, size: int) -> list[tuple[int, int]]:
+    """Return the windows of adaptive pooling: they overlap or differ in size where the sizes don't divide."""
+    return [(i * extent // size, -(-(i + 1) * extent // size)) for i in range(size)]
 
-    return read
+
+def _uneven_average(builder: Builder, value: fx.Node, sizes: Sequence[tuple[int, int]], name: str) -> Value:
+    """Add averages over windows of several sizes, as weights along each dimension."""
+    parts = []
+    for extent, size in sizes:
+        weights = torch.zeros(size, extent)
+        for row, (start, stop) in zip(weights, _bounds(extent, size), strict=True):
+            row[start:stop] = 1 / (stop - start)
+        parts.append(Along(extent, None, weights))
+    return resample(builder, value, parts, name)
+
+
+def _uneven_max(builder: Builder, value: fx.Node, sizes: Sequence[tuple[int, int]], name: str) -> Value:
+    """Add maxima over windows of several sizes, window by window along each dimension."""
+    if max(size for _, size in sizes) > MAX_WINDOWS:
+        raise refuse(name, f"uneven maxima of more than {MAX_WINDOWS} windows")
+    found: Any = value
+    for dim, (extent, size) in enumerate(sizes, start=builder.rank(value) - len(sizes)):
+        pieces = []
+        for index, (start, stop) in enumerate(_bounds(extent, size)):
+            piece: Any = cut_out(builder, found, (dim, start, stop, 1), f"{name}_{dim}_{index}")
+            pieces.append(reduce(builder, torch.amax, piece, ([dim], True), f"{name}_{dim}_{index}_max"))
+        found = concat(builder, pieces, dim, f"{name}_{dim}")
+    return found  # type: ignore[no-any-return]
 
 
 def _write_pool(op_type: str) -> Write:
@@ -204,97 +214,11 @@ def _write_pool(op_type: str) -> Write:
     return write
 
 
-def _write_reduce(op_type: str, pooled: str | None = None) -> Write:
-    """Return the writer of a reduction: over exactly the spatial dimensions as global pooling, else by its axes."""
-
-    def write(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
-        dims, keepdim = list(node.kwargs["dim"]), bool(node.kwargs["keepdim"])  # type: ignore[arg-type]
-        if pooled and dims == [2, 3] and writer.rank(node.args[0]) == 4:
-            found = writer.emit(pooled, inputs, node.name if keepdim else f"{node.name}_pool")
-            return found if keepdim else writer.emit("Flatten", [found], node.name, axis=1)
-        axes = writer.integers(dims, f"{node.name}_axes")
-        return writer.emit(op_type, [inputs[0], axes], node.name, keepdims=int(keepdim))
-
-    return write
-
-
-_MODES = {"nearest": "nearest", "linear": "linear", "bilinear": "linear", "trilinear": "linear", "bicubic": "cubic"}
-_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
-
-
-def _interpolate(builder: Builder, value: fx.Node, size: Sequence[int], how: tuple[str, bool], name: str) -> Value:
-    """Add an interpolation of the spatial dimensions to a fixed size; `how` is (mode, align_corners)."""
-    mode, corners = how
-    align = None if mode == "nearest" else corners
-    sizes = tuple(int(s) for s in size)
-    if sizes == tuple(builder.shape(value)[2:]):
-        return value
-    return builder.call(F.interpolate, value, name=name, size=sizes, mode=mode, align_corners=align)
-
-
-def _read_resize(builder: Builder, call: OnnxCall) -> Value:
-    value, attributes = call.value(0), call.attributes
-    shape = builder.shape(value)
-    scales = call.constant(1 if call.op_type == "Upsample" else 2)
-    sizes = call.constant(3)
-    if sizes is not None and sizes.numel():
-        target = [int(s) for s in sizes.tolist()]
-    elif scales is not None and scales.numel():
-        target = [int(n * f) for n, f in zip(shape, scales.tolist(), strict=True)]
-    else:
-        raise refuse(call.name, "Resize without constant sizes")
-    if attributes.get("axes") or target[1] != shape[1]:
-        raise refuse(call.name, "Resize of chosen axes, of batch or of channels")
-    return _interpolate(builder, value, target[2:], _resize_mode(call, len(shape) - 2), call.name)
-
-
-def _resize_mode(call: OnnxCall, rank: int) -> tuple[str, bool]:
-    mode = call.attributes.get("mode", "nearest")
-    place = call.attributes.get("coordinate_transformation_mode", "half_pixel")
-    if mode == "nearest":
-        rounding = call.attributes.get("nearest_mode", "round_prefer_floor")
-        if (place, rounding) not in (("asymmetric", "floor"),):
-            raise refuse(call.name, f"nearest Resize by {place}, {rounding}")
-        return "nearest", False
-    if mode == "linear" and place in ("half_pixel", "pytorch_half_pixel", "align_corners") and rank in _LINEAR:
-        return _LINEAR[rank], place == "align_corners"
-    if mode == "cubic" and call.attributes.get("cubic_coeff_a", -0.75) == -0.75 and rank == 2:
-        return "bicubic", place == "align_corners"
-    raise refuse(call.name, f"Resize with mode {mode!r} and {place!r}")
-
-
-def _aten_resize(mode: str) -> ReadAten:
-    def read(builder: Builder, call: AtenCall) -> Value:
-        value = call.node("input" if "input" in call.inputs else "self")
-        shape = builder.shape(value)[2:]
-        size, factors = call.get("output_size"), call.get("scale_factors")
-        if size is None:
-            size = [int(n * f) for n, f in zip(shape, factors, strict=True)]
-        return _interpolate(builder, value, size, (mode, bool(call.get("align_corners", False))), call.name)
-
-    return read
-
-
-def _write_resize(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
-    mode, corners = str(node.kwargs["mode"]), node.kwargs["align_corners"]
-    sizes: Any = node.kwargs["size"]
-    attributes: dict[str, Any] = {"mode": _MODES[mode], "coordinate_transformation_mode": "pytorch_half_pixel"}
-    if mode == "nearest":
-        attributes |= {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    elif corners:
-        attributes["coordinate_transformation_mode"] = "align_corners"
-    if mode == "bicubic":
-        attributes["cubic_coeff_a"] = -0.75
-    scales = [out / n for out, n in zip(sizes, writer.shape(node.args[0])[2:], strict=True)]
-    factors = writer.constant(torch.tensor([1.0, 1.0, *scales]), f"{node.name}_scales")
-    return writer.emit("Resize", [inputs[0], "", factors], node.name, **attributes)
-
-
 for _rank in (1, 2, 3):
     _max = {f"aten.max_pool{_rank}d{suffix}.default": _aten_maxpool(_rank) for suffix in ("", "_with_indices")}
     _max[f"aten.adaptive_max_pool{_rank}d.default"] = _aten_adaptive(_rank, MAX_POOLS, torch.amax)
     _avg = {f"aten.avg_pool{_rank}d.default": _aten_avgpool(_rank)}
-    for _mark in ("", "_"):
+    for _mark in ("", "_") if _rank > 1 else ("",):
         _avg[f"aten.{_mark}adaptive_avg_pool{_rank}d.default"] = _aten_adaptive(_rank, AVG_POOLS, torch.mean)
     _onnx: tuple[dict[str, ReadOnnx], ...] = (
         ({"MaxPool": _read_maxpool}, {"AveragePool": _read_avgpool}) if _rank == 2 else ({}, {})
@@ -321,48 +245,3 @@ for _rank in (1, 2, 3):
             _avg,
         )
     )
-for _name, _target, _type, _pooled, _atens in (
-    ("mean", torch.mean, "ReduceMean", "GlobalAveragePool", ("mean.dim",)),
-    ("sum", torch.sum, "ReduceSum", None, ("sum.dim_IntList",)),
-    ("amax", torch.amax, "ReduceMax", "GlobalMaxPool", ("amax.default",)),
-    ("amin", torch.amin, "ReduceMin", None, ("amin.default",)),
-):
-    _readers: dict[str, ReadOnnx] = {_type: _read_reduce(_target)}
-    if _pooled:
-        _readers[_pooled] = _read_global(_target)
-    if _name == "sum":
-        _readers["ReduceL2"] = _read_l2
-    register(
-        Op(
-            _name,
-            _target,
-            flows.reduce,
-            Grid.new,
-            _write_reduce(_type, _pooled),
-            _readers,
-            {f"aten.{item}": _aten_reduce(_target) for item in _atens},
-        )
-    )
-register(
-    Op(
-        "resize",
-        F.interpolate,
-        flows.spatial,
-        Grid.new,
-        _write_resize,
-        {"Resize": _read_resize, "Upsample": _read_resize},
-        {
-            **{
-                f"aten.upsample_nearest{rank}d.{kind}": _aten_resize("nearest")
-                for rank in (1, 2, 3)
-                for kind in ("vec", "default")
-            },
-            **{
-                f"aten.upsample_{mode}{rank}d.{kind}": _aten_resize(mode)
-                for rank, mode in _LINEAR.items()
-                for kind in ("vec", "default")
-            },
-            **{f"aten.upsample_bicubic2d.{kind}": _aten_resize("bicubic") for kind in ("vec", "default")},
-        },
-    )
-)

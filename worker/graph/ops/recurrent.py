@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,25 @@ def core(kind: str, held: Sequence[Tensor], batch_first: bool) -> nn.LSTM | nn.G
         name = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")[index % 4] + SUFFIXES[index // 4]
         setattr(layer, name, nn.Parameter(tensor.detach().float().clone()))
     return layer.eval()
+
+
+def matrices(leaf: Recurrent) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the weight matrices of a recurrent layer by name, each with the bias that belongs to it."""
+    held = dict(leaf.core.named_parameters())
+    return {
+        name: (item.detach(), held[name.replace("weight", "bias")].detach())
+        for name, item in held.items()
+        if name.startswith("weight")
+    }
+
+
+def with_matrices(leaf: Recurrent, weights: Mapping[str, Tensor]) -> None:
+    """Give a leaf a core of its own with other weight matrices; whoever shared the old one keeps it."""
+    kept = dict(leaf.core.named_parameters())
+    names = [name.removeprefix("core.") for name in _HELD if name.removeprefix("core.") in kept]
+    held = [weights.get(name, kept[name]) for name in names]
+    made = core(leaf.cell, held, leaf.batch_first).requires_grad_(False)
+    leaf._modules = {**leaf._modules, "core": made}
 
 
 def add(builder: Builder, value: Value, layer: nn.LSTM | nn.GRU, name: str) -> list[Value]:
@@ -118,14 +137,14 @@ def _held(call: OnnxCall, kind: str, matrices: tuple[Tensor, Tensor]) -> list[Te
     biases = call.constant(3)
     found = []
     for direction in range(matrices[0].shape[0]):
-        pair = [_gates(matrix[direction], FROM_ONNX[kind]) for matrix in matrices]
+        pair = [gates(matrix[direction], FROM_ONNX[kind]) for matrix in matrices]
         size = pair[0].shape[0]
         bias = torch.zeros(2 * size) if biases is None else biases[direction]
-        found += [*pair, _gates(bias[:size], FROM_ONNX[kind]), _gates(bias[size:], FROM_ONNX[kind])]
+        found += [*pair, gates(bias[:size], FROM_ONNX[kind]), gates(bias[size:], FROM_ONNX[kind])]
     return found
 
 
-def _gates(tensor: Tensor, order: Sequence[int]) -> Tensor:
+def gates(tensor: Tensor, order: Sequence[int]) -> Tensor:
     """Re-order the gates along the first dimension."""
     parts = tensor.chunk(len(order))
     return torch.cat([parts[index] for index in order])
@@ -144,12 +163,16 @@ def _aten(kind: str) -> Any:
         states = states if isinstance(states, list | tuple) else [states]
         if any(not isinstance(item, Tensor) or not _is_zero(item) for item in states):
             raise refuse(call.name, f"{kind} from a state other than zero")
+        if call.get("train", False) and call.get("dropout", 0.0):
+            raise refuse(call.name, f"{kind} with dropout in training mode; export model.eval()")
         held, layers = list(call.get("params")), int(call.get("num_layers"))
         if not call.get("has_biases", True):
             held = _with_zeros(held)
         value: Value = call.node("input")
         batch_first = bool(call.get("batch_first", False))
         size, states_ = len(held) // layers, []
+        if size != 4 * (1 + bool(call.get("bidirectional", False))):
+            raise refuse(call.name, f"{kind} with {len(held)} weights for {layers} layers")
         for index in range(layers):
             layer = core(kind, held[index * size : (index + 1) * size], batch_first)
             name = call.name if layers == 1 else f"{call.name}_l{index}"
@@ -186,9 +209,7 @@ def _write(writer: Writer, node: fx.Node, inputs: Sequence[str]) -> str:
         _matrix(writer, node, [f"{which}_l0{suffix}" for suffix in suffixes]) for which in ("weight_ih", "weight_hh")
     ]
     biases = [
-        torch.cat(
-            [_gates(getattr(layer, f"{which}_l0{s}").detach(), TO_ONNX[kind]) for which in ("bias_ih", "bias_hh")]
-        )
+        torch.cat([gates(getattr(layer, f"{which}_l0{s}").detach(), TO_ONNX[kind]) for which in ("bias_ih", "bias_hh")])
         for s in suffixes
     ]
     held.append(writer.constant(torch.stack(biases), f"{node.name}.b"))

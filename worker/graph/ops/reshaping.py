@@ -210,6 +210,10 @@ register(
         },
         {
             **{f"aten.{name}.default": _aten_view for name in ("view", "reshape", "_unsafe_view", "view_copy")},
+            **{
+                f"aten.{name}.default": lambda b, call: reshape(b, call.node(), b.shape(call.get("other")), call.name)
+                for name in ("view_as", "reshape_as")
+            },
             "aten.unflatten.int": _aten_unflatten,
             **{f"aten.squeeze.{kind}": _aten_squeeze for kind in ("default", "dim", "dims")},
             "aten.unsqueeze.default": lambda b, call: unsqueeze(b, call.node(), [int(call.get("dim"))], call.name),

@@ -119,8 +119,8 @@ class Writer(Protocol):
         """Add a node of which one output is used (the `output`-th)."""
         ...
 
-    def weight(self, layer: str, tensor: Tensor) -> str:
-        """Add a layer's weight operand."""
+    def weight(self, layer: str, tensor: Tensor, axis: int = 0) -> str:
+        """Add a layer's weight operand as the ONNX node takes it; its output channels lie along `axis`."""
         ...
 
     def matrix(self, layer: str, tensor: Tensor, order: Sequence[int]) -> str:
@@ -215,22 +215,25 @@ class Op:
 
 
 OPS: dict[Any, Op] = {}
-_ONNX: dict[str, ReadOnnx] = {}
+ONNX: dict[str, ReadOnnx] = {}
 ATEN: dict[str, ReadAten] = {}
 
 
 def register(op: Op) -> Op:
-    """Enter an op into the table."""
-    for target in op.target if isinstance(op.target, tuple) else (op.target,):
-        OPS[target] = op
-    _ONNX.update(op.onnx)
+    """Enter an op into the table. Raises ValueError where another entry already stands."""
+    targets = op.target if isinstance(op.target, tuple) else (op.target,)
+    taken = [key for held, keys in ((OPS, targets), (ONNX, op.onnx), (ATEN, op.aten)) for key in keys if key in held]
+    if taken:
+        raise ValueError(f"{op.name}: the table has {taken} already")
+    OPS.update(dict.fromkeys(targets, op))
+    ONNX.update(op.onnx)
     ATEN.update(op.aten)
     return op
 
 
 def by_onnx_type(op_type: str) -> ReadOnnx | None:
     """Return the reader of an ONNX op type, or None where the table has none."""
-    return _ONNX.get(op_type)
+    return ONNX.get(op_type)
 
 
 def op_of(module: fx.GraphModule, node: fx.Node) -> Op | None:

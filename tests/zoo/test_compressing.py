@@ -1,0 +1,131 @@
+"""From a network of any family to its files: compressed, exported, run, stored, loaded, counted again."""
+
+from __future__ import annotations
+
+import functools
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import pytest
+
+from app.domain.cost import count
+from app.domain.device import DeviceProfile, MemoryPool, Throughput
+from app.domain.graph import ModelGraph
+from app.domain.space import Assignment, SpaceSpec, build_space
+from tests.zoo import ZOO
+from tests.zoo.sources import Source, exported
+from worker.data import RoleData
+from worker.export.agreement import sqnr_db
+from worker.export.audit import differences
+from worker.export.checkpoint import read_checkpoint, write_checkpoint
+from worker.export.onnx_qdq import write_qdq
+from worker.export.recount import recount
+from worker.export.verify import Outputs, run_onnx, simulate
+from worker.quant.compressor import Repair
+from worker.quant.network import CompressedNetwork
+from worker.search.evaluate import Evaluator, open_evaluator, open_network
+
+DEVICE = DeviceProfile(
+    name="bench",
+    unit="npu",
+    pairs={"default": ((8, 8), (4, 8), (3, 8))},
+    compute=(Throughput(8, 8, 4.0),),
+    activation_pool=MemoryPool(None, 2.0),
+    weight_store=MemoryPool(None, 1.0),
+)
+ROWS, CHECKED = 48, 16
+MIN_SQNR_DB = 30.0
+KINDS = ("eight bits", "random")
+CASES = [(name, kind) for name in ZOO for kind in KINDS]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A compressed network, its files, and what the simulation answers on rows it was not calibrated on."""
+
+    graph: ModelGraph
+    network: CompressedNetwork
+    onnx: bytes
+    checkpoint: bytes
+    simulated: Outputs
+
+
+@functools.cache
+def evaluator(name: str) -> Evaluator:
+    data = RoleData(ZOO[name].inputs(ROWS))
+    network = open_network(exported(name, Source("pt2")), "pt2")
+    return open_evaluator(network, {"calibration": data, "evaluation": data, "holdout": data}, DEVICE)
+
+
+def assignment(graph: ModelGraph, name: str, kind: str) -> Assignment:
+    """Return everything kept at 8 bits, or any legal assignment."""
+    space, rng = build_space(graph, DEVICE, SpaceSpec(min_keep=0.5)), random.Random(name)
+    free = kind == "random"
+    return Assignment(
+        {group: rng.choice(options) if free else max(options) for group, options in space.keep.items()},
+        {layer: rng.choice(options) if free else max(options) for layer, options in space.weight_bits.items()},
+        {site: max(options) for site, options in space.activation_bits.items()},
+    )
+
+
+@functools.cache
+def made(name: str, kind: str) -> Made:
+    owner = evaluator(name)
+    network = owner.compress(assignment(owner.graph, name, kind))
+    simulated = simulate(network, ZOO[name].inputs(CHECKED, seed=5))
+    return Made(owner.graph, network, write_qdq(network), write_checkpoint(network, {}), simulated)
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_network_when_exported_then_onnxruntime_follows_the_simulation(name: str, kind: str) -> None:
+    found, inputs = made(name, kind), ZOO[name].inputs(CHECKED, seed=5)
+    onnx.checker.check_model(onnx.load_from_string(found.onnx), full_check=True)
+    outputs = run_onnx(found.onnx, inputs)
+    assert [item.shape for item in outputs] == [item.shape for item in found.simulated]
+    for one, other in zip(found.simulated, outputs, strict=True):
+        assert sqnr_db(one, other) >= MIN_SQNR_DB
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_network_when_exported_then_the_file_holds_the_simulations_tensors(name: str, kind: str) -> None:
+    found = made(name, kind)
+    assert differences(found.onnx, found.network) == []
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_network_when_stored_and_loaded_then_equal_outputs(name: str, kind: str) -> None:
+    found = made(name, kind)
+    network, _ = read_checkpoint(found.checkpoint)
+    assert write_checkpoint(network, {}) == found.checkpoint
+    for one, other in zip(found.simulated, simulate(network, ZOO[name].inputs(CHECKED, seed=5)), strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_network_when_counted_from_its_checkpoint_then_equal_to_the_cost_model(name: str, kind: str) -> None:
+    found = made(name, kind)
+    modelled = count(found.graph, found.network.assignment, DEVICE)
+    counted = recount(found.checkpoint, DEVICE).totals()
+    assert counted == {metric: modelled.value(metric) for metric in counted}
+    assert counted["weight_bytes"] > 0
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "causal_decoder", "vit", "convnext", "unet", "fcn"])
+def test_compress_when_layers_read_tokens_or_are_transposed_then_repair_pays(name: str) -> None:
+    owner = evaluator(name)
+    plan = assignment(owner.graph, name, "random")
+    repairs: tuple[Repair, ...] = ("sequential", "fast", "none")
+    loss = {repair: owner.evaluate(plan, "full", repair).metrics["kl"] for repair in repairs}
+    assert loss["sequential"] < loss["none"]
+    assert loss["fast"] < loss["none"]
+
+
+def test_network_when_its_file_names_the_inputs_then_the_export_keeps_the_names() -> None:
+    network = open_network(exported("two_in_two_out", Source("script", 17)), "onnx")
+    data = RoleData(ZOO["two_in_two_out"].inputs(16))
+    owner = open_evaluator(network, {"calibration": data, "evaluation": data, "holdout": data}, DEVICE)
+    graph = onnx.load_from_string(write_qdq(owner.compress(assignment(owner.graph, "names", "random")))).graph
+    assert [item.name for item in graph.input] == ["in0", "in1"] == [port.label for port in owner.graph.inputs]
+    assert len(graph.output) == 2
