@@ -23,7 +23,7 @@ from worker.graph.extents import outputs_of, shapes_of
 from worker.graph.operands import operands
 
 Side = Literal["out", "in", "param", "value"]
-MAX_LABELS = 1 << 24
+MAX_LABELS = 1 << 23
 NOTHING = 0
 """The label of values without channels: positions, attention scores of a single head, constants of one element."""
 
@@ -96,7 +96,7 @@ class Trace:
     def full(self, node: fx.Node) -> Tensor:
         """Return a node's labels in its value's full shape (a view, of which an op may make a copy)."""
         if self.values[node.name].numel() > 1:
-            _check_few(math.prod(self.shapes[node.name]))
+            _check_few(math.prod(self.shapes[node.name]) // 2)
         return self.values[node.name].expand(self.shapes[node.name])
 
     def along(self, labels: Tensor, axis: int, extent: int) -> Tensor:
