@@ -14,7 +14,7 @@ import onnx
 from app.domain.zip_laws import Buffer
 from worker.graph.errors import NetworkRefused
 
-MAX_MESSAGES = 300_000
+MAX_MESSAGES = 250_000
 MAX_FIELDS = 1_000_000
 MAX_PACKED = 4 << 20
 MAX_DEPTH = 64
@@ -28,7 +28,7 @@ _VARINTS = frozenset(
 def check_wire(data: Buffer) -> None:
     """Check that a ModelProto's fields lie inside each other and are not too many.
 
-    Raises NetworkRefused: invalid-onnx, or model-too-large above 300,000 messages, a million fields or 4 MiB of
+    Raises NetworkRefused: invalid-onnx, or model-too-large above 250,000 messages, a million fields or 4 MiB of
     packed integers.
     """
     try:
