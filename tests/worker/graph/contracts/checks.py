@@ -25,7 +25,7 @@ from worker.graph.slicing import Slicer
 from worker.graph.write_onnx import write_float
 
 TOLERANCE = 1e-5
-DRAWS = 3
+DRAWS = 2
 
 
 def close(found: Any, wanted: Sequence[Tensor]) -> None:
