@@ -21,13 +21,14 @@ from torch import nn
 
 from worker.export.agreement import sqnr_db
 from worker.export.checkpoint import dequantized
+from worker.export.onnx_qdq import container_of
 from worker.graph.extents import inputs_of, shapes_of
 from worker.graph.leaves import Recurrent
 from worker.graph.ops.parametric import as_stored
 from worker.graph.ops.recurrent import SUFFIXES, TO_ONNX, gates
-from worker.hardware.measure import fed
+from worker.hardware.measure import fed, open_session
 from worker.quant.grids import ActivationGrid
-from worker.quant.network import CompressedNetwork, QuantizedLayer, run
+from worker.quant.network import CompressedNetwork, QuantizedLayer
 
 Arrays = dict[str, NDArray[Any]]
 _ULPS = (1e-5, 1e-6)  # biases lie on the accumulator's int32 grid, as the simulation rounds them; products differ a bit
@@ -109,19 +110,36 @@ def evaluate(proto: Any, names: list[str], inputs: Sequence[NDArray[Any]]) -> Ar
 
 
 def site_sqnr(model: bytes, net: CompressedNetwork, inputs: Sequence[torch.Tensor]) -> dict[str, float]:
-    """Return, per quantizer site, how closely the file's values follow the simulation's, in decibels."""
-    proto = onnx.load_from_string(model)
+    """Return, per quantizer site, how closely the runtime's codes follow the simulation's, in decibels.
+
+    The codes come from the graph as the runtime optimises it: taken apart, it would compute in float.
+    """
     simulated: Arrays = {}
 
-    def after(name: str, value: torch.Tensor) -> torch.Tensor:
-        if name in net.grids:
-            value = net.grids[name].fake_quantize_(value)
-            simulated[name] = value.numpy().copy()
+    def seen(name: str, value: torch.Tensor) -> torch.Tensor:
+        simulated[name] = value.numpy().copy()
         return value
 
-    run(net.module, *inputs, after=after)
-    values = evaluate(proto, [f"{site}.dq" for site in simulated], [item.numpy() for item in inputs])
-    return {site: sqnr_db(value, values[f"{site}.dq"]) for site, value in simulated.items()}
+    net.follow(*inputs, seen=seen)
+    codes = _codes(model, net, [item.numpy() for item in inputs])
+    return {site: sqnr_db(simulated[site], _real(net.grids[site], codes[site])) for site in simulated if site in codes}
+
+
+def _codes(model: bytes, net: CompressedNetwork, inputs: Sequence[NDArray[Any]]) -> Arrays:
+    """Return what each site's DequantizeLinear reads."""
+    proto = onnx.load_from_string(model)
+    reads = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+    names = {site: reads[f"{site}.dq"] for site in net.grids if f"{site}.dq" in reads}
+    for site, name in names.items():
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(container_of(net.grids[site])))
+        proto.graph.output.append(helper.make_tensor_value_info(name, kind, None))
+    session = open_session(proto.SerializeToString())
+    values = session.run(list(names.values()), fed(session, inputs)) if names else []
+    return dict(zip(names, values, strict=True))
+
+
+def _real(grid: ActivationGrid, codes: NDArray[Any]) -> NDArray[np.float32]:
+    return (codes.astype(np.float32) - np.float32(grid.zero_point)) * np.float32(grid.scale)
 
 
 def fused_ops(model: bytes) -> dict[str, int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,11 @@ from app.domain.space import Assignment
 from worker.graph.extents import outputs_of
 from worker.graph.operands import operands
 from worker.quant.grids import FLOAT_BITS, ActivationGrid
+from worker.quant.integer import Kernel, integer_kernels
 
 BeforeLayer = Callable[[fx.Node, Tensor], None]
 AfterNode = Callable[[str, Tensor], Tensor]
+NO_KERNELS: Mapping[str, Kernel] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,23 @@ class CompressedNetwork:
 
     def forward(self, *inputs: Tensor) -> Any:
         """Return the simulation's outputs for a batch of normalised inputs: a tensor, or a tuple of several."""
-        return run(self.module, *inputs, after=self._after)
+        return self.follow(*inputs)
 
-    def _after(self, name: str, value: Tensor) -> Tensor:
-        grid = self.grids.get(name)
-        return value if grid is None else grid.fake_quantize_(value)
+    def follow(self, *inputs: Tensor, seen: AfterNode | None = None) -> Any:
+        """Run a batch; `seen(site, value)` is shown what stands behind each quantizer and hands it on."""
+
+        def after(name: str, value: Tensor) -> Tensor:
+            grid = self.grids.get(name)
+            if grid is None:
+                return value
+            value = grid.fake_quantize_(value)
+            return value if seen is None else seen(name, value)
+
+        return run(self.module, *inputs, after=after, kernels=self._kernels)
+
+    @functools.cached_property
+    def _kernels(self) -> Mapping[str, Kernel]:
+        return integer_kernels(self, self.module.graph.nodes)
 
     def input_scale(self, site: str) -> float | None:
         """Return the scale of the grid a layer reads from, or None where it is float."""
@@ -86,11 +102,13 @@ class Walk:
         until: int | None = None,
         before: BeforeLayer | None = None,
         after: AfterNode | None = None,
+        kernels: Mapping[str, Kernel] = NO_KERNELS,
     ) -> None:
         """Execute nodes up to (without) the one at `until`, or all; values are dropped after their last reader.
 
         `before(node, input)` is called ahead of each leaf module and may change it; `after(name, value)` may replace
-        the value of any other node, in place where it likes: nothing else holds it.
+        the value of any other node, in place where it likes: nothing else holds it. Nodes that have a kernel are
+        computed by it.
         """
         last, values = _last_uses(module), self.values
         leaves: dict[str, Any] = dict(module.named_children())
@@ -100,9 +118,12 @@ class Walk:
         with torch.no_grad():
             for node in nodes[self.step : stop]:
                 name = node.name
-                values[name] = (
-                    given[name].clone() if node.op == "placeholder" else _value(module, node, values, leaves, before)
-                )
+                if node.op == "placeholder":
+                    values[name] = given[name].clone()
+                elif name in kernels:
+                    values[name] = kernels[name]([values[source.name] for source in operands(node)])
+                else:
+                    values[name] = _value(module, node, values, leaves, before)
                 if after is not None and node.op != "get_attr":
                     values[name] = after(name, values[name])
                 for gone in last.get(name, ()):
@@ -116,11 +137,15 @@ class Walk:
 
 
 def run(
-    module: fx.GraphModule, *inputs: Tensor, before: BeforeLayer | None = None, after: AfterNode | None = None
+    module: fx.GraphModule,
+    *inputs: Tensor,
+    before: BeforeLayer | None = None,
+    after: AfterNode | None = None,
+    kernels: Mapping[str, Kernel] = NO_KERNELS,
 ) -> Any:
     """Execute a canonical graph node by node (see `Walk.advance`); return its output or outputs."""
     walk = Walk(inputs)
-    walk.advance(module, None, before, after)
+    walk.advance(module, None, before, after, kernels)
     return walk.outputs(module)
 
 

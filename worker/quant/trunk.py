@@ -14,7 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from app.domain.space import Assignment
+from worker.graph.sites import quantizer_sites
 from worker.quant.compressor import Compressor, Job, Repair, node_of
+from worker.quant.integer import integer_kernels
 from worker.quant.network import Walk
 
 
@@ -80,7 +82,9 @@ class Trunk:
         """Return by choice (kind, name) the first step it has a say in."""
         graph, plan = self.compressor.graph, self.compressor.slicer.plan
         found = {("weight", layer.name): self._steps[node_of(layer.name)] for layer in graph.layers}
-        found |= {("activation", item.id): self._steps[item.id] for item in graph.activations}
+        # a fused chain is quantized where it begins
+        sites = quantizer_sites(self.compressor.slicer.module).sites
+        found |= {("activation", site.id): self._steps[site.head] for site in sites}
         for (name, _), dim in plan.dims.items():
             step = self._steps[node_of(name)]
             for group, _ in dim.width.terms:
@@ -91,5 +95,7 @@ class Trunk:
 def _grow(job: Job, calibration: Walk, measured: Sequence[Walk], step: int | None) -> None:
     """Compress up to a step (None: to the end), then run what is compressed on the pictures to be measured."""
     calibration.advance(job.module, step, job.before, job.after)
+    if measured:
+        kernels = integer_kernels(job, list(job.module.graph.nodes)[measured[0].step : step])
     for walk in measured:
-        walk.advance(job.module, step, after=job.after)
+        walk.advance(job.module, step, after=job.after, kernels=kernels)
