@@ -134,6 +134,10 @@ ONNX_REFUSALS: dict[str, onnx.ModelProto] = {
         {**WEIGHT, "f": np.array([1, 1, 0.5, 0.5], dtype=np.float32)},
         18,
     ),
+    "nearest resize, halfway between two entries but for rounding": proto(
+        [CONV, node("Resize", ["y", "", "f"], ["z"])],
+        {**WEIGHT, "f": np.array([1, 1, 1.6, 0.7], dtype=np.float32)},
+    ),
     "an attribute nobody knows": behind_conv("Relu", leak=0.5),
     "largest few": proto([CONV, node("TopK", ["y", "k"], ["z", "i"], axis=1)], {**WEIGHT, "k": np.array([2])}),
     "gru that resets first": proto(
