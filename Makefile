@@ -45,6 +45,8 @@ fuzz: $(STAMP) ## 10,000 mutated files per reader, and a tally of the problems t
 	$(THREADS) $(BIN)/python -m tests.fuzz $(FUZZ)
 
 docs: $(STAMP) ## print the pages that are made from the code
+	$(BIN)/python -m worker.graph.ops > docs/operators.md.new
+	@mv docs/operators.md.new docs/operators.md
 	$(THREADS) $(BIN)/python -m tests.zoo > docs/networks.md.new
 	@mv docs/networks.md.new docs/networks.md
 

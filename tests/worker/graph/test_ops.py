@@ -44,6 +44,15 @@ ONNX_CASES: dict[str, onnx.ModelProto] = {
         "AveragePool", kernel_shape=[3, 3], pads=[1, 0, 0, 1], count_include_pad=1
     ),
     "max pool, ceil": behind_conv("MaxPool", kernel_shape=[2, 2], strides=[3, 3], pads=[1, 1, 1, 1], ceil_mode=1),
+    "max pool, ceil, padded behind": behind_conv(
+        "MaxPool", kernel_shape=[2, 2], strides=[2, 2], pads=[0, 0, 1, 1], ceil_mode=1
+    ),
+    "average pool over every second entry, same padding": behind_conv(
+        "AveragePool", 19, kernel_shape=[1, 1], strides=[2, 2], auto_pad="SAME_UPPER"
+    ),
+    "convolution over every second entry, same padding": proto(
+        [node("Conv", ["x", "w"], ["z"], auto_pad="SAME_UPPER", strides=[2, 2])], WEIGHT
+    ),
     "max pool, dilated": behind_conv("MaxPool", kernel_shape=[2, 2], dilations=[2, 2]),
     "mean over channels": behind_conv("ReduceMean", axes=[1]),
     "mean over space": behind_conv("ReduceMean", axes=[-1, -2], keepdims=0),
@@ -97,6 +106,12 @@ def test_onnx_op_when_read_and_written_then_equals_onnxruntime(name: str) -> Non
 ONNX_REFUSALS: dict[str, onnx.ModelProto] = {
     "softmax before opset 13 over several axes": behind_conv("Softmax", 11),
     "average pool, dilated": behind_conv("AveragePool", 19, kernel_shape=[2, 2], dilations=[2, 2]),
+    "average pool whose strides pass over entries, same padding": behind_conv(
+        "AveragePool", 19, kernel_shape=[1, 1], strides=[4, 4], auto_pad="SAME_UPPER"
+    ),
+    "convolution whose strides pass over entries, same padding": proto(
+        [node("Conv", ["x", "w"], ["z"], auto_pad="SAME_UPPER", strides=[4, 4])], WEIGHT
+    ),
     "batch statistics": proto(
         [node("BatchNormalization", ["x", "s", "s", "s", "s"], ["z", "a", "b"], training_mode=1)], constants(s=(4,))
     ),
@@ -118,6 +133,10 @@ ONNX_REFUSALS: dict[str, onnx.ModelProto] = {
         [CONV, node("Resize", ["y", "", "f"], ["z"], antialias=1, mode="linear")],
         {**WEIGHT, "f": np.array([1, 1, 0.5, 0.5], dtype=np.float32)},
         18,
+    ),
+    "nearest resize, halfway between two entries but for rounding": proto(
+        [CONV, node("Resize", ["y", "", "f"], ["z"])],
+        {**WEIGHT, "f": np.array([1, 1, 1.6, 0.7], dtype=np.float32)},
     ),
     "an attribute nobody knows": behind_conv("Relu", leak=0.5),
     "largest few": proto([CONV, node("TopK", ["y", "k"], ["z", "i"], axis=1)], {**WEIGHT, "k": np.array([2])}),

@@ -173,8 +173,14 @@ def pad_node(
     return builder.call(F.pad, value, name=f"{name}_pad", pad=tuple(pad), mode="constant", value=fill)
 
 
-def window_pads(call: OnnxCall, sizes: Sequence[int], kernel: Sequence[int], options: dict[str, Any]) -> list[int]:
-    """Return explicit pads (all begins, then all ends) of an ONNX window op, whatever `auto_pad` says."""
+def window_pads(
+    call: OnnxCall, sizes: Sequence[int], kernel: Sequence[int], options: dict[str, Any], least: int = -2
+) -> list[int]:
+    """Return explicit pads (all begins, then all ends) of an ONNX window op, whatever `auto_pad` says.
+
+    Strides that pass over entries behind the last window need less than no padding. Below `least`, ONNX Runtime and
+    ONNX's reference start at different entries, so nobody knows what the network's author saw.
+    """
     mode = call.attributes.get("auto_pad", "NOTSET")
     if mode == "NOTSET":
         return [int(p) for p in call.attributes.get("pads", [0] * 2 * len(kernel))]
@@ -182,7 +188,10 @@ def window_pads(call: OnnxCall, sizes: Sequence[int], kernel: Sequence[int], opt
         return [0] * 2 * len(kernel)
     begin, end = [], []
     for size, extent, stride, dilation in zip(sizes, kernel, options["stride"], options["dilation"], strict=True):
-        total = max(0, (-(-size // stride) - 1) * stride + (extent - 1) * dilation + 1 - size)
+        needed = (-(-size // stride) - 1) * stride + (extent - 1) * dilation + 1 - size
+        if needed < least:
+            raise refuse(call.name, "auto_pad with strides wider than the window: runtimes do not agree on its places")
+        total = max(0, needed)
         small, large = total // 2, total - total // 2
         begin.append(small if mode == "SAME_UPPER" else large)
         end.append(large if mode == "SAME_UPPER" else small)

@@ -52,7 +52,7 @@ def _window(builder: Builder, call: OnnxCall) -> tuple[dict[str, Any], list[int]
     if max(attributes.get("dilations", [1])) > 1 and attributes.get("auto_pad", "NOTSET").startswith("SAME"):
         raise refuse(call.name, "a dilated window with auto_pad: runtimes do not agree on its size")
     steps = {"stride": options["stride"], "dilation": attributes.get("dilations", [1] * len(kernel))}
-    return options, window_pads(call, sizes, kernel, steps)
+    return options, window_pads(call, sizes, kernel, steps, -1)
 
 
 def _read_maxpool(builder: Builder, call: OnnxCall) -> Value:
@@ -60,12 +60,27 @@ def _read_maxpool(builder: Builder, call: OnnxCall) -> Value:
         raise refuse(call.name, "MaxPool with indices")
     options, pads = _window(builder, call)
     rank = len(pads) // 2
-    value, begin = call.value(0), pads[:rank]
-    if begin != pads[rank:] or any(2 * p > k for p, k in zip(begin, options["kernel_size"], strict=True)):
-        # a window never prefers the smallest float to what it really covers
-        value, begin = pad_node(builder, value, begin, pads[rank:], call.name, LOWEST), [0] * rank
+    value, begin, end = call.value(0), pads[:rank], pads[rank:]
     dilation = tuple(int(d) for d in call.attributes.get("dilations", [1] * rank))
+    if begin != end or any(2 * p > k for p, k in zip(begin, options["kernel_size"], strict=True)):
+        if options["ceil_mode"]:
+            end = _ceiled(builder.shape(value)[2:], (begin, end), {**options, "dilation": dilation})
+        # a window never prefers the smallest float to what it really covers
+        value, begin = pad_node(builder, value, begin, end, call.name, LOWEST), [0] * rank
+        options["ceil_mode"] = False
     return builder.call(MAX_POOLS[rank - 1], value, name=call.name, padding=tuple(begin), dilation=dilation, **options)
+
+
+def _ceiled(sizes: Sequence[int], pads: tuple[list[int], list[int]], options: dict[str, Any]) -> list[int]:
+    """Return end pads that make `ceil_mode`'s windows fit exactly: none begins behind the values themselves."""
+    found = []
+    for axis, (size, begin, end) in enumerate(zip(sizes, *pads, strict=True)):
+        stride, extent = options["stride"][axis], (options["kernel_size"][axis] - 1) * options["dilation"][axis] + 1
+        last = -(-(size + begin + end - extent) // stride) * stride
+        if last >= size + begin:
+            last -= stride
+        found.append(last + extent - size - begin)
+    return found
 
 
 def _read_avgpool(builder: Builder, call: OnnxCall) -> Value:

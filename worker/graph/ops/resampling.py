@@ -41,6 +41,8 @@ def along_onnx(call: OnnxCall, extent: int, size: int, factor: float) -> Along:
     coefficient, outside = float(attributes.get("cubic_coeff_a", -0.75)), attributes.get("exclude_outside", 0)
     if mode == "nearest" and attributes.get("coordinate_transformation_mode") == "half_pixel_symmetric":
         raise refuse(call.name, "nearest Resize by half_pixel_symmetric: ties depend on a runtime's rounding")
+    if mode == "nearest" and rounding.startswith("round") and _close_calls(call, places, factor):
+        raise refuse(call.name, f"nearest Resize from {extent} to {size}: ties depend on a runtime's rounding")
     if mode == "nearest" and rounding in _ROUNDED:
         return Along(extent, _ROUNDED[rounding](places).long().clamp(0, extent - 1))
     if mode == "linear" and not outside:
@@ -56,6 +58,14 @@ _ROUNDED: dict[str, Callable[[Tensor], Tensor]] = {
     "floor": torch.floor,
     "ceil": torch.ceil,
 }
+
+
+def _close_calls(call: OnnxCall, places: Tensor, factor: float) -> bool:
+    """Tell whether some place lies halfway between entries but for rounding: the factor has no short binary form."""
+    inexact = (torch.tensor(factor, dtype=torch.float32).item() * 1024) % 1 != 0
+    from_centre = (places - places.floor() - 0.5).abs()
+    close = bool((from_centre <= 1e-6 * places.abs().clamp(min=1)).any())
+    return inexact and close and call.attributes.get("coordinate_transformation_mode") != "align_corners"
 
 
 def _places(call: OnnxCall, extent: int, size: int, factor: float) -> Tensor:

@@ -30,16 +30,38 @@ from worker.graph.ops.table import (
 
 _MODES = {"nearest": "nearest", "linear": "linear", "bilinear": "linear", "trilinear": "linear", "bicubic": "cubic"}
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+MAX_EXTENT = 1 << 14
 
 
 def interpolate(builder: Builder, value: fx.Node, size: Sequence[int], how: tuple[str, bool], name: str) -> Value:
-    """Add torch's interpolation of the spatial dimensions to a fixed size; `how` is (mode, align_corners)."""
+    """Add torch's interpolation of the spatial dimensions to a fixed size; `how` is (mode, align_corners).
+
+    Which entry is nearest hangs on a runtime's rounding but for whole factors, and halves, quarters, ...: else entries
+    are listed, as torch picks them.
+    """
     mode, corners = how
     align = None if mode == "nearest" else corners
-    sizes = tuple(int(s) for s in size)
-    if sizes == tuple(builder.shape(value)[2:]):
+    sizes, shape = tuple(int(s) for s in size), builder.shape(value)[2:]
+    if sizes == tuple(shape):
         return value
+    if mode == "nearest" and not all(_is_exact(*pair) for pair in zip(shape, sizes, strict=True)):
+        if max(sizes) > MAX_EXTENT:
+            raise refuse(name, f"an interpolation to {list(sizes)}")
+        parts = [Along(n, _nearest(n, m)) for n, m in zip(shape, sizes, strict=True)]
+        return resample(builder, value, parts, name)
     return builder.call(F.interpolate, value, name=name, size=sizes, mode=mode, align_corners=align)
+
+
+def _is_exact(extent: int, size: int) -> bool:
+    """Tell whether every runtime picks the same nearest entries: the factor is exact, and torch's rounding harmless."""
+    if max(extent, size) > MAX_EXTENT or (size % extent and (extent % size or (extent // size).bit_count() > 1)):
+        return False
+    return torch.equal(_nearest(extent, size), torch.arange(size) * extent // size)
+
+
+def _nearest(extent: int, size: int) -> Tensor:
+    """Return the entries that torch's nearest interpolation picks."""
+    return F.interpolate(torch.arange(extent, dtype=torch.float32).reshape(1, 1, -1), size=size).reshape(-1).long()
 
 
 def resample(builder: Builder, value: fx.Node, parts: Sequence[Along], name: str) -> Value:
@@ -106,9 +128,6 @@ def _factors(builder: Builder, call: OnnxCall) -> list[tuple[int, float]]:
     return found[2:]
 
 
-MAX_EXTENT = 1 << 14
-
-
 def _torch_modes(call: OnnxCall, rank: int) -> list[tuple[str, bool]]:
     """Return the interpolations of torch, (mode, align_corners), that may mean the same."""
     mode = call.attributes.get("mode", "nearest")
@@ -123,8 +142,7 @@ def _of_torch(extent: int, size: int, how: tuple[str, bool]) -> tuple[Tensor | N
     """Return what torch's interpolation of one dimension does: the indices it picks, or its weights."""
     mode, corners = how
     if mode == "nearest":
-        picked = F.interpolate(torch.arange(extent, dtype=torch.float32).reshape(1, 1, -1), size=size)
-        return picked.reshape(-1).long(), torch.empty(0)
+        return _nearest(extent, size), torch.empty(0)
     plain = "bicubic" if mode == "bicubic" else "bilinear"
     eye = torch.eye(extent).reshape(1, 1, extent, extent)
     return None, F.interpolate(eye, size=(extent, size), mode=plain, align_corners=corners)[0, 0].t()
