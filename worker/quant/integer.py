@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Kernel = Callable[[Sequence[Tensor]], Tensor]
 MAX_BITS = 8
+CODES = 1 << MAX_BITS
 INT32_MAX = 2**31 - 1
 
 
@@ -65,7 +66,7 @@ def _kernel(net: Quantized, sites: Sites, node: fx.Node, grid: ActivationGrid) -
         return None
     grids = [source for source in sources if source is not None]
     if node.op == "call_function" and node.target is torch.add and len(grids) == 2 and not node.kwargs:
-        return _Add(grids[0], grids[1], grid)
+        return _addition(grids[0], grids[1], grid)
     layer = net.layers.get(node.name)
     if node.op != "call_module" or layer is None or layer.weight_int is None or layer.bits > MAX_BITS:
         return None
@@ -126,22 +127,27 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Add:
-    """QLinearAdd: round(a * r_a + (b * r_b + z)), with fused multiplications and all zero points gathered in z."""
+    """QLinearAdd, whose operands have so few codes that all sums are tabled: [left code * 256 + right code]."""
 
     left: ActivationGrid
     right: ActivationGrid
-    grid: ActivationGrid
+    sums: Tensor
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
-        ratios = [np.float32(item.scale) / np.float32(self.grid.scale) for item in (self.left, self.right)]
-        shift = np.float32(ratios[1] * np.float32(self.right.zero_point))
-        # a product of float32s is exact in float64: rounding after the sum is what a fused operation does
-        gathered = np.float32(float(ratios[0]) * self.left.zero_point + float(shift))
-        fixed = float(np.float32(self.grid.zero_point - float(gathered)))
-        codes = [
-            torch.div(value, item.scale).round_().add_(item.zero_point).double()
-            for value, item in zip(inputs, (self.left, self.right), strict=True)
-        ]
-        inner = (codes[1] * float(ratios[1]) + fixed).float().double()
-        found = (codes[0] * float(ratios[0]) + inner).float().round_().clamp_(0, self.grid.levels)
-        return found.sub_(self.grid.zero_point).mul_(self.grid.scale)
+        index = torch.div(inputs[0], self.left.scale).round_().mul_(CODES)
+        index.add_(torch.div(inputs[1], self.right.scale).round_())
+        index.add_(self.left.zero_point * CODES + self.right.zero_point)
+        return self.sums.take(index.long())
+
+
+def _addition(left: ActivationGrid, right: ActivationGrid, grid: ActivationGrid) -> _Add:
+    """Return the kernel round(a * r_a + (b * r_b + z)): fused multiplications, all zero points gathered in z."""
+    ratio_a, ratio_b = (np.float32(item.scale) / np.float32(grid.scale) for item in (left, right))
+    # a product of float32s is exact in float64: rounding after the sum is what a fused operation does
+    gathered = np.float32(float(ratio_a) * left.zero_point + float(ratio_b * np.float32(right.zero_point)))
+    fixed = np.float32(grid.zero_point - float(gathered))
+    codes = np.arange(CODES, dtype=np.float64)
+    inner = (codes * float(ratio_b) + float(fixed)).astype(np.float32)
+    found = (codes[:, None] * float(ratio_a) + inner.astype(np.float64)).astype(np.float32)
+    sums = np.clip(np.rint(found), 0, grid.levels) - np.float32(grid.zero_point)
+    return _Add(left, right, torch.from_numpy((sums * np.float32(grid.scale)).astype(np.float32)))

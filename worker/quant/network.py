@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from app.domain.space import Assignment
 from worker.graph.extents import outputs_of
 from worker.graph.operands import operands
+from worker.graph.sites import quantizer_sites
 from worker.quant.grids import FLOAT_BITS, ActivationGrid
 from worker.quant.integer import Kernel, integer_kernels
 
@@ -66,7 +67,7 @@ class CompressedNetwork:
             grid = self.grids.get(name)
             if grid is None:
                 return value
-            value = grid.fake_quantize_(value)
+            value = value if name in self._settled else grid.fake_quantize_(value)
             return value if seen is None else seen(name, value)
 
         return run(self.module, *inputs, after=after, kernels=self._kernels)
@@ -74,6 +75,13 @@ class CompressedNetwork:
     @functools.cached_property
     def _kernels(self) -> Mapping[str, Kernel]:
         return integer_kernels(self, self.module.graph.nodes)
+
+    @functools.cached_property
+    def _settled(self) -> frozenset[str]:
+        """Return the sites whose values a kernel has put on their grid already; a ReLU behind it keeps them there."""
+        at = {node.name: node for node in self.module.graph.nodes}
+        sites = [site for site in quantizer_sites(self.module).sites if site.head in self._kernels]
+        return frozenset(site.id for site in sites if site.id == site.head or _is_relu_of(at[site.id], site.head))
 
     def input_scale(self, site: str) -> float | None:
         """Return the scale of the grid a layer reads from, or None where it is float."""
@@ -196,6 +204,10 @@ def _last_uses(module: fx.GraphModule) -> dict[str, list[str]]:
     for name, reader in found.items():
         gone.setdefault(reader, []).append(name)
     return gone
+
+
+def _is_relu_of(node: fx.Node, head: str) -> bool:
+    return node.target is torch.relu and [source.name for source in operands(node)] == [head]
 
 
 def is_float(bits: int) -> bool:
