@@ -8,11 +8,14 @@ with field-level messages lives at the rim; these values are assumed valid.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from app.domain.latency import LatencyTable
 
 Pair = tuple[int, int]
 Evidence = Literal["modelled", "interpolated", "measured"]
+Scheme = Literal["symmetric", "asymmetric"]
 
 
 @dataclass(frozen=True)
@@ -31,27 +34,72 @@ class Throughput:
 
 @dataclass(frozen=True)
 class MemoryPool:
-    """Capacity in bytes (None: not a limit) and bandwidth in gigabytes per second."""
+    """Capacity in bytes (None: not a limit) and bandwidth in gigabytes per second.
+
+    A weight store may have a cache: weights that fit in `cache_bytes` stay there and are read at `cache_gbps`, the
+    excess is streamed at `gbps` for every inference (the Edge TPU's parameter cache: a step, not a slope).
+    """
 
     bytes: int | None
     gbps: float
+    cache_bytes: int = 0
+    cache_gbps: float | None = None
 
 
 @dataclass(frozen=True)
 class Overheads:
-    """Fixed times: microseconds per inference and per layer, nanoseconds per requantized element."""
+    """Fixed times: microseconds per inference and per layer or step, nanoseconds per requantized element.
+
+    `boundary_us` and `boundary_ns_per_element` are paid where a layer reads one activation width and writes another.
+    """
 
     per_inference_us: float = 0.0
     per_layer_us: float = 0.0
     requant_ns_per_element: float = 0.0
+    boundary_us: float = 0.0
+    boundary_ns_per_element: float = 0.0
 
 
 @dataclass(frozen=True)
 class Power:
-    """Picojoules per MAC for each "WxA" pair and per byte moved; zero where the profile does not say."""
+    """Picojoules per MAC for each "WxA" pair and per byte of activations and weights moved; milliwatts while running.
+
+    Zero where the profile does not say.
+    """
 
     pj_per_mac: Mapping[str, float] = field(default_factory=dict)
     pj_per_byte: float = 0.0
+    pj_per_weight_byte: float | None = None
+    idle_mw: float = 0.0
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """What happens to operations the accelerator lacks: they run on a host processor, at a price.
+
+    `ops` lists op table names (and layer kinds) that fall back; `gmacs` the host's giga-MACs (or elements) per second;
+    `boundary_us` is paid each time data leaves the accelerator and each time it comes back.
+    """
+
+    ops: frozenset[str] = frozenset()
+    gmacs: float = 1.0
+    boundary_us: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """Structured sparsity the device computes faster: pattern "N:M" and the speed-up of dense layers that keep it."""
+
+    pattern: str
+    speedup: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Where one figure of a profile comes from, and how far it can be trusted."""
+
+    source: str
+    confidence: Literal["measured", "high", "medium", "low", "definition"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +107,10 @@ class DeviceProfile:
     """One immutable revision of a device profile.
 
     `pairs` lists legal (weight bits, activation bits) per op kind, with "default" for kinds not listed.
-    `storage_bits` maps a weight bit-width to the width it is stored at (absent: packed at its own width).
+    `storage_bits` maps a weight bit-width to the width it is stored at (absent: packed at its own width); what it is
+    computed at follows from `compute` (see `throughput`). `figures` tells by JSON pointer into the record, or a prefix
+    of one, where figures come from. `table` replaces the roofline where the device was calibrated. `error_p90` is the
+    relative error that nine of ten latency predictions stay below (None: never checked).
     """
 
     name: str
@@ -77,6 +128,18 @@ class DeviceProfile:
     output_bits: int = 32
     evidence: str = "datasheet"
     sources: tuple[str, ...] = ()
+    title: str = ""
+    toolchain: str = ""
+    weight_scheme: Scheme = "symmetric"
+    activation_scheme: Scheme = "asymmetric"
+    scale: Literal["float", "power-of-two"] = "float"
+    accumulator_bits: int = 32
+    skippable_channels: bool = False
+    sparsity: Sparsity | None = None
+    fallback: Fallback = Fallback()
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    error_p90: float | None = None
+    table: LatencyTable | None = None
 
     @property
     def activation_bits(self) -> tuple[int, ...]:
@@ -113,23 +176,34 @@ class DeviceProfile:
         """Return the profile record as users write it; `from_json` is its inverse."""
         return {
             "name": self.name,
+            "title": self.title,
             "unit": self.unit,
+            "toolchain": self.toolchain,
             "compute": [
                 {"w": e.weight_bits, "a": e.activation_bits, "gmacs": e.gmacs, "eff": dict(e.efficiency)}
                 for e in self.compute
             ],
             "memory": {
-                "activation_pool": {"bytes": self.activation_pool.bytes, "gbps": self.activation_pool.gbps},
-                "weight_store": {"bytes": self.weight_store.bytes, "gbps": self.weight_store.gbps},
+                "activation_pool": asdict(self.activation_pool),
+                "weight_store": asdict(self.weight_store),
             },
             "rules": self._rules_json(),
             "overheads": {
                 "per_inference_us": self.overheads.per_inference_us,
                 "per_layer_us": self.overheads.per_layer_us,
                 "requant_ns_per_elem": self.overheads.requant_ns_per_element,
+                "boundary_us": self.overheads.boundary_us,
+                "boundary_ns_per_elem": self.overheads.boundary_ns_per_element,
             },
-            "power": {"pj_per_mac": dict(self.power.pj_per_mac), "pj_per_byte": self.power.pj_per_byte},
-            "evidence": {"kind": self.evidence, "sources": list(self.sources)},
+            "power": {**asdict(self.power), "pj_per_mac": dict(self.power.pj_per_mac)},
+            "fallback": {**asdict(self.fallback), "ops": sorted(self.fallback.ops)},
+            "evidence": {
+                "kind": self.evidence,
+                "sources": list(self.sources),
+                "figures": {pointer: asdict(figure) for pointer, figure in self.figures.items()},
+                "error_p90": self.error_p90,
+            },
+            "latency_table": self.table and self.table.to_json(),
         }
 
     def _rules_json(self) -> dict[str, Any]:
@@ -139,6 +213,12 @@ class DeviceProfile:
             "channel_multiple": dict(self.channel_multiple),
             "storage_bits": {str(bits): stored for bits, stored in self.storage_bits.items()},
             "forced_bits": {"input": self.input_bits, "output": self.output_bits},
+            "weight_scheme": self.weight_scheme,
+            "activation_scheme": self.activation_scheme,
+            "scale": self.scale,
+            "accumulator_bits": self.accumulator_bits,
+            "skippable_channels": self.skippable_channels,
+            "sparsity": self.sparsity and asdict(self.sparsity),
         }
 
     @classmethod
@@ -154,9 +234,14 @@ class DeviceProfile:
             activation_pool=_pool(memory["activation_pool"]),
             weight_store=_pool(memory["weight_store"]),
             overheads=Overheads(
-                over.get("per_inference_us", 0.0), over.get("per_layer_us", 0.0), over.get("requant_ns_per_elem", 0.0)
+                over.get("per_inference_us", 0.0),
+                over.get("per_layer_us", 0.0),
+                over.get("requant_ns_per_elem", 0.0),
+                over.get("boundary_us", 0.0),
+                over.get("boundary_ns_per_elem", 0.0),
             ),
-            power=Power(dict(power.get("pj_per_mac", {})), power.get("pj_per_byte", 0.0)),
+            power=Power(**{**power, "pj_per_mac": dict(power.get("pj_per_mac", {}))}),
+            fallback=_fallback(data.get("fallback") or {}),
             channel_multiple=dict(rules.get("channel_multiple", {"default": 1})),
             storage_bits={int(bits): stored for bits, stored in rules.get("storage_bits", {}).items()},
             per_channel_weights=tuple(rules.get("per_channel_weights", ("conv", "depthwise", "linear"))),
@@ -164,8 +249,23 @@ class DeviceProfile:
             output_bits=rules.get("forced_bits", {}).get("output", 32),
             evidence=evidence.get("kind", "datasheet"),
             sources=tuple(evidence.get("sources", ())),
+            title=data.get("title", ""),
+            toolchain=data.get("toolchain", ""),
+            weight_scheme=rules.get("weight_scheme", "symmetric"),
+            activation_scheme=rules.get("activation_scheme", "asymmetric"),
+            scale=rules.get("scale", "float"),
+            accumulator_bits=rules.get("accumulator_bits", 32),
+            skippable_channels=rules.get("skippable_channels", False),
+            sparsity=Sparsity(**rules["sparsity"]) if rules.get("sparsity") else None,
+            figures={pointer: Figure(**item) for pointer, item in evidence.get("figures", {}).items()},
+            error_p90=evidence.get("error_p90"),
+            table=LatencyTable.from_json(data["latency_table"]) if data.get("latency_table") else None,
         )
 
 
 def _pool(data: Mapping[str, Any]) -> MemoryPool:
-    return MemoryPool(data.get("bytes"), data["gbps"])
+    return MemoryPool(data.get("bytes"), data["gbps"], data.get("cache_bytes", 0), data.get("cache_gbps"))
+
+
+def _fallback(data: Mapping[str, Any]) -> Fallback:
+    return Fallback(frozenset(data.get("ops", ())), data.get("gmacs", 1.0), data.get("boundary_us", 0.0))

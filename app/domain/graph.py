@@ -38,7 +38,7 @@ class Layer:
     `weight_shape` is (out, in / groups, *kernel); of a layer in groups whole groups are removed, so in / groups stays.
     `positions` is the number of output positions per picture (H*W; tokens; 1 for a linear layer on a vector). `input`
     and `output` name the activations whose grids its operands lie on (`output` is None where the result stays float,
-    as at a network output).
+    as at a network output). `stride` and `extent` (of the result) are spatial; both are empty for a linear layer.
     """
 
     name: str
@@ -52,6 +52,8 @@ class Layer:
     output: str | None
     bias: bool = True
     step: int = 0
+    stride: tuple[int, ...] = ()
+    extent: tuple[int, ...] = ()
 
     def columns(self, ins: int) -> int:
         """Return how many of `ins` input channels one output channel reads."""
@@ -64,6 +66,26 @@ class Layer:
         for extent in self.weight_shape[2:]:
             size *= extent
         return size
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation that a runtime runs as a kernel of its own besides the layers: an addition, a pooling, a softmax.
+
+    `kind` is the op table's name. `inputs` are the activations it reads, `output` the one its result belongs to (None:
+    the result stays float). The result has `width` channels at `positions` positions; each of its elements is computed
+    from `window` elements of the first input (9 for a 3x3 pooling, 1 element by element). What a layer computes along
+    (a ReLU fused into a convolution) and what costs nothing (a flatten) is no step.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    output: str | None
+    width: Width
+    positions: int
+    window: int = 1
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,6 +167,7 @@ class ModelGraph:
     op_counts: Mapping[str, int]
     inputs: tuple[Port, ...] = ()
     outputs: tuple[Port, ...] = ()
+    steps: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
         """Fill in the ports of a picture that was drawn when networks had one input and one output."""
@@ -195,6 +218,7 @@ class ModelGraph:
             op_counts=dict(data["op_counts"]),
             inputs=_ports(data.get("inputs", ())),
             outputs=_ports(data.get("outputs", ())),
+            steps=tuple(_step(item) for item in data.get("steps", ())),
         )
 
 
@@ -208,7 +232,12 @@ def _ports(items: Iterable[Mapping[str, Any]]) -> tuple[Port, ...]:
 
 def _layer(data: Mapping[str, Any]) -> Layer:
     widths = {key: _width(data[key]) for key in ("in_width", "out_width")}
-    return Layer(**{**data, **widths, "weight_shape": tuple(data["weight_shape"])})
+    shapes = {key: tuple(data.get(key, ())) for key in ("weight_shape", "stride", "extent")}
+    return Layer(**{**data, **widths, **shapes})
+
+
+def _step(data: Mapping[str, Any]) -> Step:
+    return Step(**{**data, "inputs": tuple(data["inputs"]), "width": _width(data["width"])})
 
 
 def _group(data: Mapping[str, Any]) -> ChannelGroup:
