@@ -75,7 +75,8 @@ class Step:
     `kind` is the op table's name. `inputs` are the activations it reads, `output` the one its result belongs to (None:
     the result stays float). The result has `width` channels at `positions` positions; each of its elements is computed
     from `window` elements of the first input (9 for a 3x3 pooling, 1 element by element). What a layer computes along
-    (a ReLU fused into a convolution) and what costs nothing (a flatten) is no step.
+    (a ReLU fused into a convolution) and what costs nothing (a flatten) is no step. `table` counts the rows of the float32
+    table that it looks up (an embedding; 0: none).
     """
 
     name: str
@@ -86,6 +87,7 @@ class Step:
     positions: int
     window: int = 1
     step: int = 0
+    table: int = 0
 
 
 @dataclass(frozen=True)
