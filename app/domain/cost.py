@@ -43,6 +43,7 @@ class LayerCost:
     """Cost of one layer: widths after removal, bits of its operands, MACs, BOPs, stored bytes, modelled time."""
 
     name: str
+    kind: str
     in_channels: int
     out_channels: int
     weight_bits: int
@@ -173,6 +174,7 @@ def layer_cost(
     parts = time_of(load, device)
     return LayerCost(
         name=layer.name,
+        kind=layer.kind,
         in_channels=ins,
         out_channels=outs,
         weight_bits=w,
