@@ -23,8 +23,8 @@ def why(service: Service, candidate_id: str) -> Json:
     """
     with service.database.reading() as session:
         row = session.get(Candidate, candidate_id)
-        search = row and session.get(Search, row.search_id)
-        model = search and session.get(Model, search.model_id)
+        search = None if row is None else session.get(Search, row.search_id)
+        model = None if search is None else session.get(Model, search.model_id)
     if row is None or search is None or model is None or not model.graph:
         raise Problem("not-found", f"no candidate {candidate_id!r} whose network is still there")
     graph, device = ModelGraph.from_json(model.graph), DeviceProfile.from_json(search.device)
