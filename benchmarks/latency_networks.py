@@ -81,9 +81,7 @@ def mobilenet_v2(widths: Sequence[int], depth: int, factor: int) -> nn.Module:
         for index in range(depth):
             layers.append(Inverted(ins, width, 1 if index else 2, factor))
             ins = width
-    return nn.Sequential(
-        *layers, unit(ins, 4 * ins, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * ins, 10)
-    )
+    return nn.Sequential(*layers, unit(ins, 4 * ins, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * ins, 10))
 
 
 def mobilenet_v1(widths: Sequence[int]) -> nn.Module:
@@ -202,9 +200,7 @@ def opened(name: str) -> Opened:
     """Return a network, read as users' files are."""
     family = {**calibration(), **unseen()}[name]
     example = torch.randn(2, *family.shape)
-    program = torch.export.export(
-        family.network.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
-    )
+    program = torch.export.export(family.network.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     file = io.BytesIO()
     torch.export.save(program, file)
     return open_network(file.getvalue())

@@ -50,17 +50,24 @@ def fit(samples: Sequence[Sample], prior: float = PRIOR) -> LatencyTable:
     """
     rows = [features(sample.works) for sample in samples]
     columns = sorted({column for row in rows for column in row})
-    scale = np.array([max(row.get(column, 0.0) / sample.ms for row, sample in zip(rows, samples, strict=True)) for column in columns])
+    scale = np.array(
+        [max(row.get(column, 0.0) / sample.ms for row, sample in zip(rows, samples, strict=True)) for column in columns]
+    )
     scale[scale == 0] = 1.0
-    matrix = np.array(
-        [
-            [row.get(column, 0.0) / sample.ms * sample.weight for column in columns]
-            for row, sample in zip(rows, samples, strict=True)
-        ]
-    ) / scale
+    matrix = (
+        np.array(
+            [
+                [row.get(column, 0.0) / sample.ms * sample.weight for column in columns]
+                for row, sample in zip(rows, samples, strict=True)
+            ]
+        )
+        / scale
+    )
     wanted = np.array([sample.weight for sample in samples])
     ridge = prior * math.sqrt(len(samples)) * np.eye(len(columns))
-    found, _ = nnls(np.vstack([matrix, ridge]), np.concatenate([wanted, np.zeros(len(columns))]), maxiter=50 * len(columns))
+    found, _ = nnls(
+        np.vstack([matrix, ridge]), np.concatenate([wanted, np.zeros(len(columns))]), maxiter=50 * len(columns)
+    )
     return _table(columns, found / scale)
 
 
