@@ -148,7 +148,7 @@ class _Run:
         made.layouts = {layout}
 
     def leads_to_convolution(self, step: Step) -> bool:
-        """Tell whether a convolution reads on: otherwise a Clip ends the part of the network that lies channels last."""
+        """Tell whether a convolution reads on: otherwise a Clip ends the part that lies channels last."""
         if step.name not in self.leading:
             later = [x for x in self.graph.layers if x.input == step.output and x.step > step.step]
             steps = [x for x in self.graph.steps if step.output in x.inputs and x.step > step.step]

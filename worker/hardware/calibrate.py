@@ -70,7 +70,7 @@ def calibrate(
     best: list[float] = []
     for batch in batches(planned):
         benches = [reference, *(item.bench for item in batch if item.bench.id != reference.id)]
-        found |= _steadily(measurer, benches, best)
+        found |= steadily(measurer, benches, best)
         if progress is not None:
             progress(min(len(found), len(planned)), len(planned))
     return table(planned, found, measurer.conditions())
@@ -147,7 +147,7 @@ def _versions(networks: Mapping[str, Opened], count: int, rng: random.Random) ->
             yield Planned(name, kind_of(chosen), kernels(network.graph, chosen), bench)
 
 
-def _steadily(measurer: Measurer, benches: Sequence[Bench], best: list[float]) -> dict[str, Latency]:
+def steadily(measurer: Measurer, benches: Sequence[Bench], best: list[float]) -> dict[str, Latency]:
     """Time a batch, again where its reference (the first) was slower than it has been; keep the smaller times."""
     found: dict[str, Latency] = {}
     for _ in range(REPEATS):
@@ -162,7 +162,7 @@ def _steadily(measurer: Measurer, benches: Sequence[Bench], best: list[float]) -
 
 
 def _errors(planned: Sequence[Planned], samples: Mapping[str, Sample]) -> dict[str, float]:
-    """Return the 90th percentile of relative errors on each network when the fit did not see it, by kind and for all."""
+    """Return the 90th percentile of relative errors on networks left out of the fit in turn, by kind and for all."""
     errors: dict[str, list[float]] = {}
     sources = sorted({item.source for item in planned if not item.source.startswith("micro")})
     for source in sources:
