@@ -42,7 +42,7 @@ def test_table_when_a_device_keeps_simple_laws_then_other_versions_are_predicted
     assert found.conditions["threads"] == 1 and found.conditions["networks"] == len(planned()) == 40 * 2 + 2 * 6
     others = plan(networks(), Effort(micro=10, micro_versions=1, versions=10, seed=11))
     errors = [abs(found.network_ms(item.works) / true_ms(item.works) - 1) for item in others]
-    assert np.median(errors) < 0.03
+    assert np.median(errors) < 0.05
     assert 0 < found.errors["all"] and {"float", "integer"} <= set(found.errors)
 
 
