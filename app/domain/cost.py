@@ -2,7 +2,8 @@
 
 Pure functions of (graph, assignment, device). BOPs = MACs x weight bits x activation bits of the producer, the network
 input counted at the device's input width (Bayesian Bits and DJPQ count so). Channels are padded to the device's
-multiple for time, never for MACs, BOPs or bytes.
+multiple for time, never for MACs, BOPs or bytes. Steps between the layers take time and energy; only embedding tables,
+which stay float32, add to the weight bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,20 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from app.domain.device import DeviceProfile
-from app.domain.graph import Activation, Layer, ModelGraph
+from app.domain.graph import Activation, Layer, ModelGraph, Step
+from app.domain.latency import Work
+from app.domain.roofline import (
+    FLOAT_BITS,
+    Load,
+    Parts,
+    added,
+    crossings,
+    energy_mj,
+    fixed_ms,
+    precision,
+    streamed_ms,
+    time_of,
+)
 from app.domain.space import Assignment
 
 Metric = Literal["macs", "bops", "weight_bytes", "peak_activation_bytes", "latency_ms", "energy_mj"]
@@ -21,6 +35,7 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 
 SCALE_BYTES = 4
 BIAS_BYTES = 4
+TABLE_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -35,8 +50,30 @@ class LayerCost:
     macs: int
     bops: int
     weight_bytes: int
-    latency_ms: float
+    parts: Parts
     energy_mj: float
+
+    @property
+    def latency_ms(self) -> float:
+        """Return the sum of the parts."""
+        return self.parts.total
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Cost of one step between the layers: elements of its result, bytes of its table, modelled time."""
+
+    name: str
+    kind: str
+    elements: int
+    weight_bytes: int
+    parts: Parts
+    energy_mj: float
+
+    @property
+    def latency_ms(self) -> float:
+        """Return the sum of the parts."""
+        return self.parts.total
 
 
 @dataclass(frozen=True)
@@ -59,36 +96,81 @@ class Costs:
         return {metric: getattr(self, metric) for metric in METRICS}
 
 
+@dataclass(frozen=True)
+class Breakdown:
+    """The cost of every layer and step; `network` is the time that belongs to none of them."""
+
+    layers: tuple[LayerCost, ...]
+    steps: tuple[StepCost, ...]
+    network: Parts
+
+    @property
+    def ops(self) -> tuple[LayerCost | StepCost, ...]:
+        """Return layers and steps."""
+        return (*self.layers, *self.steps)
+
+    @property
+    def parts(self) -> Parts:
+        """Return the whole network's time by cause; its total is the latency."""
+        return added((self.network, *(item.parts for item in self.ops)))
+
+
 def count(graph: ModelGraph, assignment: Assignment, device: DeviceProfile) -> Costs:
     """Count everything for one assignment."""
-    layers = layer_costs(graph, assignment, device)
-    overhead_ms = device.overheads.per_inference_us / 1e3
+    found = breakdown(graph, assignment, device)
+    waiting = device.power.idle_mw * found.network.total * 1e-3
     return Costs(
-        macs=sum(layer.macs for layer in layers),
-        bops=sum(layer.bops for layer in layers),
-        weight_bytes=sum(layer.weight_bytes for layer in layers),
+        macs=sum(layer.macs for layer in found.layers),
+        bops=sum(layer.bops for layer in found.layers),
+        weight_bytes=sum(op.weight_bytes for op in found.ops),
         peak_activation_bytes=peak_activation_bytes(graph, assignment),
-        latency_ms=overhead_ms + sum(layer.latency_ms for layer in layers),
-        energy_mj=sum(layer.energy_mj for layer in layers),
+        latency_ms=found.network.total + sum(op.latency_ms for op in found.ops),
+        energy_mj=waiting + sum(op.energy_mj for op in found.ops),
     )
+
+
+def breakdown(graph: ModelGraph, assignment: Assignment, device: DeviceProfile) -> Breakdown:
+    """Count every layer and step, each with its time in parts."""
+    moves = crossings(graph, device)
+    layers = tuple(layer_cost(graph, layer, assignment, device, moves) for layer in graph.layers)
+    steps = tuple(step_cost(graph, step, assignment, device, moves) for step in graph.steps)
+    streamed = streamed_ms(sum(layer.weight_bytes for layer in layers), device)
+    return Breakdown(layers, steps, Parts(memory=streamed, overhead=fixed_ms(device)))
 
 
 def layer_costs(graph: ModelGraph, assignment: Assignment, device: DeviceProfile) -> tuple[LayerCost, ...]:
     """Return the cost of each layer in execution order."""
-    return tuple(layer_cost(graph, layer, assignment, device) for layer in graph.layers)
+    return breakdown(graph, assignment, device).layers
 
 
-def layer_cost(graph: ModelGraph, layer: Layer, assignment: Assignment, device: DeviceProfile) -> LayerCost:
-    """Count one layer under an assignment."""
+def layer_cost(
+    graph: ModelGraph, layer: Layer, assignment: Assignment, device: DeviceProfile, moves: Mapping[str, int]
+) -> LayerCost:
+    """Count one layer under an assignment; `moves` is what `crossings` found."""
     outs, ins = layer.out_width.kept(assignment.keep), layer.in_width.kept(assignment.keep)
     w, a = assignment.weight_bits[layer.name], assignment.activation_bits[layer.input]
-    per_output = layer.kernel_size * layer.columns(ins)
-    macs = outs * per_output * layer.positions
-    stored = weight_bytes(outs * per_output, outs, w, layer, device)
-    source = graph.activation[layer.input]
-    moved = stored + activation_bytes(source, assignment)
+    columns = layer.columns(ins)
+    macs = outs * columns * layer.kernel_size * layer.positions
+    stored = weight_bytes(outs * columns * layer.kernel_size, outs, w, layer, device)
+    rows, padded_columns = padded_channels(layer, (columns, outs), device.channel_multiple_for(w))
+    moved = activation_bytes(graph.activation[layer.input], assignment)
+    written = FLOAT_BITS
     if layer.output is not None:
         moved += activation_bytes(graph.activation[layer.output], assignment)
+        written = assignment.activation_bits[layer.output]
+    load = Load(
+        work=layer_work(layer, (columns, outs), (w, a)),
+        bits=(w, a),
+        macs=macs,
+        padded_macs=rows * padded_columns * layer.kernel_size * layer.positions,
+        activation_bytes=moved,
+        weight_bytes=stored,
+        requantized=outs * layer.positions,
+        padded_requantized=rows * layer.positions,
+        converted=outs * layer.positions if written != a else None,
+        crossings=moves.get(layer.name, 0),
+    )
+    parts = time_of(load, device)
     return LayerCost(
         name=layer.name,
         in_channels=ins,
@@ -98,9 +180,52 @@ def layer_cost(graph: ModelGraph, layer: Layer, assignment: Assignment, device: 
         macs=macs,
         bops=macs * w * a,
         weight_bytes=stored,
-        latency_ms=_latency_ms(layer, (ins, outs), (w, a), moved, device),
-        energy_mj=(device.power.pj_per_mac.get(f"{w}x{a}", 0.0) * macs + device.power.pj_per_byte * moved) * 1e-9,
+        parts=parts,
+        energy_mj=energy_mj(load, parts.total, device),
     )
+
+
+def step_cost(
+    graph: ModelGraph, step: Step, assignment: Assignment, device: DeviceProfile, moves: Mapping[str, int]
+) -> StepCost:
+    """Count one step: its elements times its window, and the bytes it reads and writes; a step is never padded."""
+    outs = step.width.kept(assignment.keep)
+    elements = outs * step.positions
+    read = [assignment.activation_bits[name] for name in step.inputs]
+    written = FLOAT_BITS if step.output is None else assignment.activation_bits[step.output]
+    width = read[0] if read else written
+    moved = math.ceil(elements * written / 8)
+    moved += sum(activation_bytes(graph.activation[name], assignment) for name in step.inputs)
+    load = Load(
+        work=step_work(step, outs, (width, width)),
+        bits=(width, width),
+        macs=elements * step.window,
+        padded_macs=elements * step.window,
+        activation_bytes=moved,
+        weight_bytes=elements * TABLE_BYTES if step.table else 0,
+        converted=elements if any(bits != written for bits in read) else None,
+        crossings=moves.get(step.name, 0),
+    )
+    parts = time_of(load, device)
+    table = step.table * outs * TABLE_BYTES
+    return StepCost(step.name, step.kind, elements, table, parts, energy_mj(load, parts.total, device))
+
+
+def layer_work(layer: Layer, channels: tuple[float, float], bits: tuple[int, int]) -> Work:
+    """Return a layer as a latency table knows it; `channels` are the columns one output reads, and the outputs."""
+    stride = math.prod(layer.stride)
+    return Work(layer.kind, precision(bits), *channels, layer.kernel_size, layer.positions, stride)
+
+
+def step_work(step: Step, outs: float, bits: tuple[int, int]) -> Work:
+    """Return a step as a latency table knows it."""
+    return Work(step.kind, precision(bits), 1, outs, step.window, step.positions)
+
+
+def padded_channels(layer: Layer, channels: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """Return (outputs, columns per output) as the device computes them, from (columns per output, outputs)."""
+    columns, outs = channels
+    return padded(outs, multiple), 1 if layer.kind == "depthwise" else padded(max(1, columns), multiple)
 
 
 def weight_bytes(weights: int, outs: int, bits: int, layer: Layer, device: DeviceProfile) -> int:
@@ -136,20 +261,6 @@ def peak_activation_bytes(graph: ModelGraph, assignment: Assignment) -> int:
 def padded(channels: int, multiple: int) -> int:
     """Round a channel count up to the device's multiple."""
     return -(-channels // multiple) * multiple
-
-
-def _latency_ms(
-    layer: Layer, channels: tuple[int, int], bits: tuple[int, int], moved: int, device: DeviceProfile
-) -> float:
-    """Roofline: the slower of padded MACs at the reached rate and bytes at the bandwidth, plus the layer's overhead."""
-    ins, outs = channels
-    multiple = device.channel_multiple_for(bits[0])
-    rows = padded(outs, multiple)
-    columns = 1 if layer.kind == "depthwise" else padded(max(1, layer.columns(ins)), multiple)
-    compute_s = rows * columns * layer.kernel_size * layer.positions / device.throughput(*bits).rate(layer.kind)
-    bandwidth = min(device.activation_pool.gbps, device.weight_store.gbps) * 1e9
-    requant_s = rows * layer.positions * device.overheads.requant_ns_per_element * 1e-9
-    return (max(compute_s, moved / bandwidth) + requant_s) * 1e3 + device.overheads.per_layer_us / 1e3
 
 
 def reference_costs(graph: ModelGraph, device: DeviceProfile, references: Mapping[str, Assignment]) -> dict[str, Costs]:

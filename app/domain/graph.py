@@ -75,7 +75,8 @@ class Step:
     `kind` is the op table's name. `inputs` are the activations it reads, `output` the one its result belongs to (None:
     the result stays float). The result has `width` channels at `positions` positions; each of its elements is computed
     from `window` elements of the first input (9 for a 3x3 pooling, 1 element by element). What a layer computes along
-    (a ReLU fused into a convolution) and what costs nothing (a flatten) is no step.
+    (a ReLU fused into a convolution) and what costs nothing (a flatten) is no step. `table` counts the rows of the
+    float32 table that it looks up (an embedding; 0: none).
     """
 
     name: str
@@ -86,6 +87,7 @@ class Step:
     positions: int
     window: int = 1
     step: int = 0
+    table: int = 0
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,11 @@ class ModelGraph:
             object.__setattr__(self, "inputs", (Port("x", self.input_shape),))
         if not self.outputs:
             object.__setattr__(self, "outputs", (Port("output", self.output_shape),))
+
+    @cached_property
+    def ops(self) -> tuple[Layer | Step, ...]:
+        """The layers, then the steps."""
+        return (*self.layers, *self.steps)
 
     @cached_property
     def layer(self) -> Mapping[str, Layer]:

@@ -17,6 +17,7 @@ from worker.graph.ops import op_of
 from worker.graph.ops.parametric import TRANSPOSED, WEIGHTED, rows_first
 from worker.graph.ops.table import module_of
 from worker.graph.sites import Site, quantizer_sites
+from worker.graph.steps import draw_steps
 
 
 def draw(module: fx.GraphModule, plan: ChannelPlan) -> ModelGraph:
@@ -36,6 +37,7 @@ def draw(module: fx.GraphModule, plan: ChannelPlan) -> ModelGraph:
         op_counts=dict(Counter(op.name for node in module.graph.nodes if (op := op_of(module, node)) is not None)),
         inputs=inputs,
         outputs=outputs,
+        steps=draw_steps(module, plan, drawing.sites, drawing.shapes),
     )
 
 
@@ -87,6 +89,8 @@ class _Drawing:
             output=self._site_after(node),
             bias=True,
             step=self.steps[node.name],
+            stride=() if kind == "linear" else tuple(leaf.stride),
+            extent=() if kind == "linear" else self.shapes[node.name][2:],
         )
 
     def _positions(self, node: fx.Node, leaf: Any, weight: Tensor) -> int:
