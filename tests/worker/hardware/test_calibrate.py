@@ -13,7 +13,7 @@ from app.domain.latency import LatencyTable, Work, variants
 from tests.worker.hardware.test_dummies import opened
 from worker.hardware.calibrate import Effort, Planned, calibrate, kind_of, plan, random_version, steadily, table
 from worker.hardware.measure import Latency
-from worker.hardware.measuring import Bench, LocalMeasurer, latency
+from worker.hardware.measuring import Bench, LocalMeasurer
 from worker.hardware.microbench import Shapes, shapes_in
 from worker.search.evaluate import Opened
 
@@ -36,14 +36,14 @@ def true_ms(works: Sequence[Work]) -> float:
 
 
 def test_table_when_a_device_keeps_simple_laws_then_other_versions_are_predicted() -> None:
-    times = {item.bench.id: latency([true_ms(item.works)]) for item in planned()}
+    times = {item.bench.id: Latency.of([true_ms(item.works)]) for item in planned()}
     found = table(planned(), times, {"threads": 1})
     assert found.conditions["sources"] == ["mobilenet_v2", "resnet"]
     assert found.conditions["threads"] == 1 and found.conditions["networks"] == len(planned()) == 40 * 2 + 2 * 6
     others = plan(networks(), Effort(micro=10, micro_versions=1, versions=10, seed=11))
     errors = [abs(found.network_ms(item.works) / true_ms(item.works) - 1) for item in others]
     assert np.median(errors) < 0.05
-    assert 0 < found.errors["all"] and {"float", "integer"} <= set(found.errors)
+    assert found.errors["all"] > 0 and {"float", "integer"} <= set(found.errors)
 
 
 def test_plan_when_made_twice_then_equal_files() -> None:
@@ -75,7 +75,7 @@ def test_steadily_when_the_reference_was_slow_then_measured_again_and_the_smalle
         def time(self, benches: Sequence[Bench]) -> dict[str, Latency]:
             self.calls += 1
             slower = 2.0 if self.calls == 2 else 1.0
-            return {item.id: latency([slower]) for item in benches}
+            return {item.id: Latency.of([slower]) for item in benches}
 
         def kernels(self, benches: Sequence[Bench]) -> dict[str, dict[str, float]]:
             return {item.id: {} for item in benches}
@@ -109,7 +109,7 @@ def test_shapes_when_a_network_has_others_than_usual_then_among_them() -> None:
 
 
 def test_classes_when_fitted_then_of_the_kernels_that_ran() -> None:
-    times: Mapping[str, Latency] = {item.bench.id: latency([true_ms(item.works)]) for item in planned()}
+    times: Mapping[str, Latency] = {item.bench.id: Latency.of([true_ms(item.works)]) for item in planned()}
     found: LatencyTable = table(planned(), times, {})
     ran = {key for item in planned() for work in item.works for key, weight, _ in variants(work) if weight}
     assert set(found.coefficients) == ran
