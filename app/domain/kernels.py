@@ -71,7 +71,7 @@ class _Run:
 
     def bring(self, value: _Value, layout: str) -> None:
         """Lay a tensor out as its reader wants it, unless it already was for another reader."""
-        if layout in value.layouts or (value.positions == 1 and BLOCKS not in (*value.layouts, layout)):
+        if layout in value.layouts:
             return
         self.emit("reorder" if BLOCKS in (*value.layouts, layout) else "transpose", value.precision, value)
         value.layouts.add(layout)
@@ -87,17 +87,18 @@ class _Run:
         work = layer_work(layer, layer.in_width.kept(keep), layer.out_width.kept(keep), self.arithmetic(layer))
         value = self.values[layer.input]
         if work.precision in ("int8", "uint8"):
-            self.bring(value, PLAIN if layer.kind == "linear" else LAST)
+            layout = PLAIN if layer.kind == "linear" else LAST
+            self.bring(value, layout)
             self.works.append(work)
-            self.result(layer.output, work, LAST)
+            self.result(layer.output, work, layout)
             return
         self.dequantize(value)
         if work.precision == "float" and value.precision != "float":
             self.emit("kept_float", "float", value)
         blocked = layer.kind != "linear" and is_blocked(work)
         if value.precision == "float":
-            self.bring(value, BLOCKS if blocked and work.ins >= BLOCK else PLAIN)
-        elif blocked and work.ins >= BLOCK:
+            self.bring(value, BLOCKS if blocked else PLAIN)
+        elif blocked:
             self.emit("reorder", "float", value)
         self.works.append(work)
         self.result(layer.output, work, BLOCKS if blocked or _direct(work) else PLAIN)
