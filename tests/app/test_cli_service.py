@@ -59,12 +59,17 @@ def run(client: Client, monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda *arguments: CliRunner().invoke(app, [*arguments, "--json"])
 
 
-def test_device_when_pushed_twice_then_gets_its_next_revision(run: Any) -> None:
+def test_device_when_pushed_again_then_only_a_change_makes_a_revision(run: Any, tmp_path: Path) -> None:
     built_in = {item["id"] for item in json.loads(run("device", "list").stdout)}
     assert {"onnxruntime-cpu", "generic-npu"} <= built_in
-    revisions = [json.loads(run("device", "push", str(PROFILE)).stdout)["revision"] for _ in range(2)]
-    assert revisions == [1, 2]
+    changed = tmp_path / "changed.json"
+    changed.write_text(PROFILE.read_text().replace('per_inference_us": 5.0', 'per_inference_us": 6.0'))
+    files = (PROFILE, PROFILE, changed)
+    revisions = [json.loads(run("device", "push", str(file)).stdout)["revision"] for file in files]
+    assert revisions == [1, 1, 2]
     assert json.loads(run("device", "show", "demo-npu").stdout)["revision"] == 2
+    first = json.loads(run("device", "show", "demo-npu@1").stdout)
+    assert (first["revision"], first["profile"]["overheads"]["per_inference_us"]) == (1, 5.0)
 
 
 def test_device_when_a_figure_is_illegal_then_the_field_is_pointed_at(run: Any, tmp_path: Path) -> None:
