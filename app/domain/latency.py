@@ -80,7 +80,7 @@ class LatencyTable:
         return self.overhead_ms + sum(self.kernel_ms(work) for work in works)
 
     def covers(self, work: Work) -> bool:
-        """Tell whether kernels of this class were measured; others are estimated from the table's slowest class."""
+        """Tell whether kernels of this class were measured; others are estimated by the mean of their like."""
         return all(key in self.coefficients for key, weight, _ in variants(work) if weight)
 
     def missing(self, works: Iterable[Work]) -> tuple[str, ...]:
@@ -89,13 +89,13 @@ class LatencyTable:
         return tuple(sorted(keys - self.coefficients.keys()))
 
     def _fallback(self, work: Work) -> Mapping[str, float]:
-        """Return coefficients for a class never measured: per feature the largest of the classes alike."""
+        """Return coefficients for a class never measured: per feature the mean over the classes alike."""
         alike = [key for key in self.coefficients if _is_layer(key) == (work.op in LAYERS)]
         same = [key for key in alike if key.split(".")[1] == work.precision] or alike
         found: dict[str, float] = {}
         for key in same:
             for name, value in self.coefficients[key].items():
-                found[name] = max(value, found.get(name, 0.0))
+                found[name] = found.get(name, 0.0) + value / len(same)
         return found
 
     def to_json(self) -> dict[str, Any]:
