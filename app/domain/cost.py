@@ -2,7 +2,8 @@
 
 Pure functions of (graph, assignment, device). BOPs = MACs x weight bits x activation bits of the producer, the network
 input counted at the device's input width (Bayesian Bits and DJPQ count so). Channels are padded to the device's
-multiple for time, never for MACs, BOPs or bytes.
+multiple for time, never for MACs, BOPs or bytes. Steps between the layers take time and energy; only embedding tables,
+which stay float32, add to the weight bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,19 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from app.domain.device import DeviceProfile
-from app.domain.graph import Activation, Layer, ModelGraph
+from app.domain.graph import Activation, Layer, ModelGraph, Step
+from app.domain.roofline import (
+    FLOAT_BITS,
+    Load,
+    Parts,
+    Setting,
+    added,
+    energy_mj,
+    fixed_ms,
+    setting,
+    streamed_ms,
+    time_of,
+)
 from app.domain.space import Assignment
 
 Metric = Literal["macs", "bops", "weight_bytes", "peak_activation_bytes", "latency_ms", "energy_mj"]
@@ -21,6 +34,7 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 
 SCALE_BYTES = 4
 BIAS_BYTES = 4
+TABLE_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,7 @@ class LayerCost:
     """Cost of one layer: widths after removal, bits of its operands, MACs, BOPs, stored bytes, modelled time."""
 
     name: str
+    kind: str
     in_channels: int
     out_channels: int
     weight_bits: int
@@ -35,8 +50,30 @@ class LayerCost:
     macs: int
     bops: int
     weight_bytes: int
-    latency_ms: float
+    parts: Parts
     energy_mj: float
+
+    @property
+    def latency_ms(self) -> float:
+        """Return the sum of the parts."""
+        return self.parts.total
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Cost of one step between the layers: elements of its result, bytes of its table, modelled time."""
+
+    name: str
+    kind: str
+    elements: int
+    weight_bytes: int
+    parts: Parts
+    energy_mj: float
+
+    @property
+    def latency_ms(self) -> float:
+        """Return the sum of the parts."""
+        return self.parts.total
 
 
 @dataclass(frozen=True)
@@ -59,38 +96,85 @@ class Costs:
         return {metric: getattr(self, metric) for metric in METRICS}
 
 
+@dataclass(frozen=True)
+class Breakdown:
+    """The cost of every layer and step; `network` is the time that belongs to none of them."""
+
+    layers: tuple[LayerCost, ...]
+    steps: tuple[StepCost, ...]
+    network: Parts
+
+    @property
+    def ops(self) -> tuple[LayerCost | StepCost, ...]:
+        """Return layers and steps."""
+        return (*self.layers, *self.steps)
+
+    @property
+    def parts(self) -> Parts:
+        """Return the whole network's time by cause; its total is the latency."""
+        return added((self.network, *(item.parts for item in self.ops)))
+
+
 def count(graph: ModelGraph, assignment: Assignment, device: DeviceProfile) -> Costs:
     """Count everything for one assignment."""
-    layers = layer_costs(graph, assignment, device)
-    overhead_ms = device.overheads.per_inference_us / 1e3
+    found = breakdown(graph, assignment, device)
+    waiting = device.power.idle_mw * found.network.total * 1e-3
     return Costs(
-        macs=sum(layer.macs for layer in layers),
-        bops=sum(layer.bops for layer in layers),
-        weight_bytes=sum(layer.weight_bytes for layer in layers),
+        macs=sum(layer.macs for layer in found.layers),
+        bops=sum(layer.bops for layer in found.layers),
+        weight_bytes=sum(op.weight_bytes for op in found.ops),
         peak_activation_bytes=peak_activation_bytes(graph, assignment),
-        latency_ms=overhead_ms + sum(layer.latency_ms for layer in layers),
-        energy_mj=sum(layer.energy_mj for layer in layers),
+        latency_ms=found.network.total + sum(op.latency_ms for op in found.ops),
+        energy_mj=waiting + sum(op.energy_mj for op in found.ops),
     )
+
+
+def breakdown(graph: ModelGraph, assignment: Assignment, device: DeviceProfile) -> Breakdown:
+    """Count every layer and step, each with its time in parts."""
+    around = setting(graph, assignment, device)
+    layers = tuple(layer_cost(graph, layer, assignment, device, around) for layer in graph.layers)
+    steps = tuple(step_cost(graph, step, assignment, device, around) for step in graph.steps)
+    streamed = streamed_ms(sum(layer.weight_bytes for layer in layers), device)
+    return Breakdown(layers, steps, Parts(memory=streamed, overhead=fixed_ms(device, around.kernels.get("", ()))))
 
 
 def layer_costs(graph: ModelGraph, assignment: Assignment, device: DeviceProfile) -> tuple[LayerCost, ...]:
     """Return the cost of each layer in execution order."""
-    return tuple(layer_cost(graph, layer, assignment, device) for layer in graph.layers)
+    return breakdown(graph, assignment, device).layers
 
 
-def layer_cost(graph: ModelGraph, layer: Layer, assignment: Assignment, device: DeviceProfile) -> LayerCost:
+def layer_cost(
+    graph: ModelGraph, layer: Layer, assignment: Assignment, device: DeviceProfile, around: Setting
+) -> LayerCost:
     """Count one layer under an assignment."""
     outs, ins = layer.out_width.kept(assignment.keep), layer.in_width.kept(assignment.keep)
     w, a = assignment.weight_bits[layer.name], assignment.activation_bits[layer.input]
-    per_output = layer.kernel_size * layer.columns(ins)
-    macs = outs * per_output * layer.positions
-    stored = weight_bytes(outs * per_output, outs, w, layer, device)
-    source = graph.activation[layer.input]
-    moved = stored + activation_bytes(source, assignment)
+    columns = layer.columns(ins)
+    macs = outs * columns * layer.kernel_size * layer.positions
+    stored = weight_bytes(outs * columns * layer.kernel_size, outs, w, layer, device)
+    rows, padded_columns = padded_channels(layer, (columns, outs), device.channel_multiple_for(w))
+    moved = activation_bytes(graph.activation[layer.input], assignment)
+    written = FLOAT_BITS
     if layer.output is not None:
         moved += activation_bytes(graph.activation[layer.output], assignment)
+        written = assignment.activation_bits[layer.output]
+    load = Load(
+        kind=layer.kind,
+        bits=(w, a),
+        macs=macs,
+        padded_macs=rows * padded_columns * layer.kernel_size * layer.positions,
+        activation_bytes=moved,
+        weight_bytes=stored,
+        requantized=outs * layer.positions,
+        padded_requantized=rows * layer.positions,
+        converted=outs * layer.positions if written != a else None,
+        crossings=around.crossings.get(layer.name, 0),
+        works=around.kernels.get(layer.name, ()),
+    )
+    parts = time_of(load, device)
     return LayerCost(
         name=layer.name,
+        kind=layer.kind,
         in_channels=ins,
         out_channels=outs,
         weight_bits=w,
@@ -98,9 +182,42 @@ def layer_cost(graph: ModelGraph, layer: Layer, assignment: Assignment, device: 
         macs=macs,
         bops=macs * w * a,
         weight_bytes=stored,
-        latency_ms=_latency_ms(layer, (ins, outs), (w, a), moved, device),
-        energy_mj=(device.power.pj_per_mac.get(f"{w}x{a}", 0.0) * macs + device.power.pj_per_byte * moved) * 1e-9,
+        parts=parts,
+        energy_mj=energy_mj(load, parts.total, device),
     )
+
+
+def step_cost(
+    graph: ModelGraph, step: Step, assignment: Assignment, device: DeviceProfile, around: Setting
+) -> StepCost:
+    """Count one step: its elements times its window, and the bytes it reads and writes; a step is never padded."""
+    outs = step.width.kept(assignment.keep)
+    elements = outs * step.positions
+    read = [assignment.activation_bits[name] for name in step.inputs]
+    written = FLOAT_BITS if step.output is None else assignment.activation_bits[step.output]
+    width = read[0] if read else written
+    moved = math.ceil(elements * written / 8)
+    moved += sum(activation_bytes(graph.activation[name], assignment) for name in step.inputs)
+    load = Load(
+        kind=step.kind,
+        bits=(width, width),
+        macs=elements * step.window,
+        padded_macs=elements * step.window,
+        activation_bytes=moved,
+        weight_bytes=elements * TABLE_BYTES if step.table else 0,
+        converted=elements if any(bits != written for bits in read) else None,
+        crossings=around.crossings.get(step.name, 0),
+        works=around.kernels.get(step.name, ()),
+    )
+    parts = time_of(load, device)
+    table = step.table * outs * TABLE_BYTES
+    return StepCost(step.name, step.kind, elements, table, parts, energy_mj(load, parts.total, device))
+
+
+def padded_channels(layer: Layer, channels: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """Return (outputs, columns per output) as the device computes them, from (columns per output, outputs)."""
+    columns, outs = channels
+    return padded(outs, multiple), 1 if layer.kind == "depthwise" else padded(max(1, columns), multiple)
 
 
 def weight_bytes(weights: int, outs: int, bits: int, layer: Layer, device: DeviceProfile) -> int:
@@ -120,12 +237,13 @@ def activation_bytes(activation: Activation, assignment: Assignment) -> int:
 
 
 def peak_activation_bytes(graph: ModelGraph, assignment: Assignment) -> int:
-    """Return the largest sum of live activations over the execution order (skip tensors stay alive)."""
+    """Return the largest sum of live buffers over the execution order (skip tensors stay alive)."""
     change: dict[int, int] = {}
-    for activation in graph.activations:
-        size = activation_bytes(activation, assignment)
-        change[activation.first_step] = change.get(activation.first_step, 0) + size
-        change[activation.last_step + 1] = change.get(activation.last_step + 1, 0) - size
+    for buffer in graph.tensors:
+        elements = buffer.width.kept(assignment.keep) * buffer.positions
+        size = math.ceil(elements * assignment.activation_bits[buffer.activation] / 8)
+        change[buffer.first_step] = change.get(buffer.first_step, 0) + size
+        change[buffer.last_step + 1] = change.get(buffer.last_step + 1, 0) - size
     live = peak = 0
     for step in sorted(change):
         live += change[step]
@@ -136,20 +254,6 @@ def peak_activation_bytes(graph: ModelGraph, assignment: Assignment) -> int:
 def padded(channels: int, multiple: int) -> int:
     """Round a channel count up to the device's multiple."""
     return -(-channels // multiple) * multiple
-
-
-def _latency_ms(
-    layer: Layer, channels: tuple[int, int], bits: tuple[int, int], moved: int, device: DeviceProfile
-) -> float:
-    """Roofline: the slower of padded MACs at the reached rate and bytes at the bandwidth, plus the layer's overhead."""
-    ins, outs = channels
-    multiple = device.channel_multiple_for(bits[0])
-    rows = padded(outs, multiple)
-    columns = 1 if layer.kind == "depthwise" else padded(max(1, layer.columns(ins)), multiple)
-    compute_s = rows * columns * layer.kernel_size * layer.positions / device.throughput(*bits).rate(layer.kind)
-    bandwidth = min(device.activation_pool.gbps, device.weight_store.gbps) * 1e9
-    requant_s = rows * layer.positions * device.overheads.requant_ns_per_element * 1e-9
-    return (max(compute_s, moved / bandwidth) + requant_s) * 1e3 + device.overheads.per_layer_us / 1e3
 
 
 def reference_costs(graph: ModelGraph, device: DeviceProfile, references: Mapping[str, Assignment]) -> dict[str, Costs]:

@@ -75,7 +75,8 @@ class Step:
     `kind` is the op table's name. `inputs` are the activations it reads, `output` the one its result belongs to (None:
     the result stays float). The result has `width` channels at `positions` positions; each of its elements is computed
     from `window` elements of the first input (9 for a 3x3 pooling, 1 element by element). What a layer computes along
-    (a ReLU fused into a convolution) and what costs nothing (a flatten) is no step.
+    (a ReLU fused into a convolution) and what costs nothing (a flatten) is no step. `table` counts the rows of the
+    float32 table that it looks up (an embedding; 0: none).
     """
 
     name: str
@@ -86,6 +87,7 @@ class Step:
     positions: int
     window: int = 1
     step: int = 0
+    table: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,20 @@ class Activation:
     last_step: int
     role: Literal["input", "hidden", "output"] = "hidden"
     unsigned: bool = False
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A tensor in memory: the first one of an activation, or one that a pooling or another re-ordering makes of it.
+
+    It has the bits of `activation` and is alive from `first_step` (written) to `last_step` (last read), both inclusive.
+    """
+
+    activation: str
+    width: Width
+    positions: int
+    first_step: int
+    last_step: int
 
 
 @dataclass(frozen=True)
@@ -155,6 +171,7 @@ class Port:
 class ModelGraph:
     """The whole picture. `layers` and `activations` are in execution order.
 
+    `buffers` are the tensors that take memory, where there are more than one per activation (see `tensors`).
     `input_shape` and `output_shape` are those of the first input and output.
     """
 
@@ -168,6 +185,7 @@ class ModelGraph:
     inputs: tuple[Port, ...] = ()
     outputs: tuple[Port, ...] = ()
     steps: tuple[Step, ...] = ()
+    buffers: tuple[Buffer, ...] = ()
 
     def __post_init__(self) -> None:
         """Fill in the ports of a picture that was drawn when networks had one input and one output."""
@@ -175,6 +193,17 @@ class ModelGraph:
             object.__setattr__(self, "inputs", (Port("x", self.input_shape),))
         if not self.outputs:
             object.__setattr__(self, "outputs", (Port("output", self.output_shape),))
+
+    @cached_property
+    def ops(self) -> tuple[Layer | Step, ...]:
+        """The layers, then the steps."""
+        return (*self.layers, *self.steps)
+
+    @cached_property
+    def tensors(self) -> tuple[Buffer, ...]:
+        """The buffers; of a picture drawn without them, one per activation."""
+        whole = (Buffer(x.id, x.width, x.positions, x.first_step, x.last_step) for x in self.activations)
+        return self.buffers or tuple(whole)
 
     @cached_property
     def layer(self) -> Mapping[str, Layer]:
@@ -219,6 +248,7 @@ class ModelGraph:
             inputs=_ports(data.get("inputs", ())),
             outputs=_ports(data.get("outputs", ())),
             steps=tuple(_step(item) for item in data.get("steps", ())),
+            buffers=tuple(Buffer(**{**item, "width": _width(item["width"])}) for item in data.get("buffers", ())),
         )
 
 

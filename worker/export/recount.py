@@ -48,17 +48,19 @@ class LayerCount:
 
 @dataclass(frozen=True)
 class Recount:
-    """All layers in execution order; `tensor_bytes` is what the file's tensors really take."""
+    """All layers in execution order; `tensor_bytes` is what the file's tensors really take, `table_bytes` what its
+    embedding tables take."""
 
     layers: tuple[LayerCount, ...]
     tensor_bytes: int
+    table_bytes: int = 0
 
     def totals(self) -> dict[str, int]:
         """Return macs, bops and weight_bytes of the whole network at batch 1."""
         return {
             "macs": sum(layer.macs for layer in self.layers),
             "bops": sum(layer.bops for layer in self.layers),
-            "weight_bytes": sum(layer.weight_bytes for layer in self.layers),
+            "weight_bytes": self.table_bytes + sum(layer.weight_bytes for layer in self.layers),
         }
 
 
@@ -81,7 +83,13 @@ def recount(checkpoint: bytes, device: DeviceProfile) -> Recount:
             macs = math.prod(shape) * positions[node.name]
             stored = _bytes(name, tensors, math.prod(shape), bits, device)
             rows.append(LayerCount(name, shape, bits, read, macs, macs * bits * read, stored))
-    return Recount(tuple(rows), sum(tensor.nbytes for tensor in tensors.values()))
+    return Recount(tuple(rows), sum(tensor.nbytes for tensor in tensors.values()), _table_bytes(module))
+
+
+def _table_bytes(module: fx.GraphModule) -> int:
+    """Return the bytes of the embedding tables that the checkpoint's graph looks up."""
+    leaves = (module_of(module, node) for node in module.graph.nodes if node.op == "call_module")
+    return sum(leaf.weight.nbytes for leaf in leaves if isinstance(leaf, nn.Embedding))
 
 
 def _bytes(name: str, tensors: Tensors, count: int, bits: int, device: DeviceProfile) -> int:

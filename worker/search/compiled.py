@@ -13,18 +13,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.cost import BIAS_BYTES, SCALE_BYTES
+from app.domain.cost import BIAS_BYTES, SCALE_BYTES, TABLE_BYTES
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph, Width
+from app.domain.roofline import fixed_ms
 from app.domain.space import Assignment, SearchSpace
+from worker.search.tabled import input_works
+from worker.search.timing import Asked, Ops, OpTimes
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 Bools = NDArray[np.bool_]
 
 ADDITIVE = ("macs", "bops", "weight_bytes", "latency_ms", "energy_mj")
+STREAMED = {"latency_ms": "streamed_latency_ms", "energy_mj": "streamed_energy_mj"}
+"""With a weight cache, a time is the larger of two sums: the plain one, and this one, which streams every weight and
+takes the time that the cache saves off as (negative) overhead."""
+_TIMED = frozenset({"latency_ms", "energy_mj", *STREAMED.values()})
 _WIDEST_BITS = 33
-_KINDS = ("conv", "depthwise", "linear")
 
 
 @dataclass(frozen=True)
@@ -37,58 +43,80 @@ class Coordinate:
 
 
 class CompiledCosts:
-    """Counts states of one (graph, space, device) in batches; figures equal `app.domain.cost.count`."""
+    """Counts states of one (graph, space, device) in batches; figures equal `app.domain.cost.count`.
+
+    With a latency table, times and energies are estimates (`is_exact` is False): see `worker.search.tabled`.
+    """
 
     def __init__(self, graph: ModelGraph, space: SearchSpace, device: DeviceProfile) -> None:
         self.graph, self.space, self.device = graph, space, device
+        self.is_exact = device.table is None
         self.coordinates = (
             *(Coordinate("keep", group.id, space.keep[group.id]) for group in graph.groups),
             *(Coordinate("weight", layer.name, space.weight_bits[layer.name]) for layer in graph.layers),
             *(Coordinate("activation", item.id, space.activation_bits[item.id]) for item in graph.activations),
         )
         self.groups, self.layers, self.sites = len(graph.groups), len(graph.layers), len(graph.activations)
+        self.ops = self.layers + len(graph.steps)
         self.sizes: Ints = np.array([len(item.choices) for item in self.coordinates], dtype=np.intp)
         depth = int(self.sizes.max())
         self.choices: Floats = np.array(
             [[*item.choices, *[item.choices[-1]] * (depth - len(item.choices))] for item in self.coordinates], float
         )
-        self._compile_layers()
+        self._compile_ops()
         self._compile_device()
         self.legal = self._legal_pairs()
 
-    def _compile_layers(self) -> None:
-        layers, activations = self.graph.layers, self.graph.activations
+    def _compile_ops(self) -> None:
+        """Lay out layers, then steps, as rows: widths, operands, and what a device's times depend on."""
+        layers, steps, activations = self.graph.layers, self.graph.steps, self.graph.activations
         site = {item.id: index for index, item in enumerate(activations)}
-        self.ins, self._ins_fixed = self._widths(layer.in_width for layer in layers)
-        self.outs, self._outs_fixed = self._widths(layer.out_width for layer in layers)
+        self.ins, self._ins_fixed = self._widths([*(x.in_width for x in layers), *([Width()] * len(steps))])
+        self.outs, self._outs_fixed = self._widths(item.out_width for item in layers)
+        step_outs, step_fixed = self._widths(item.width for item in steps)
+        self.outs, self._outs_fixed = np.vstack([self.outs, step_outs]), np.append(self._outs_fixed, step_fixed)
         self.act, self._act_fixed = self._widths(item.width for item in activations)
         self.in_site: Ints = np.array([site[layer.input] for layer in layers], dtype=np.intp)
-        self.out_site: Ints = np.array([-1 if x.output is None else site[x.output] for x in layers], dtype=np.intp)
-        self._has_out = (self.out_site >= 0).astype(float)
-        self._kernel = np.array([layer.kernel_size for layer in layers], float)
-        self._positions = np.array([layer.positions for layer in layers], float)
-        self._grouped = np.array([layer.groups > 1 or layer.kind == "depthwise" for layer in layers])
-        self._per_group = np.array([layer.weight_shape[1] for layer in layers], float)
-        self._depthwise = np.array([layer.kind == "depthwise" for layer in layers])
+        self.out_site: Ints = np.array(
+            [-1 if x.output is None else site[x.output] for x in self.graph.ops], dtype=np.intp
+        )
+        self.reads: Bools = np.zeros((self.ops, self.sites), dtype=np.bool_)
+        self.reads[np.arange(self.layers), self.in_site] = True
+        for index, step in enumerate(steps):
+            self.reads[self.layers + index, [site[name] for name in step.inputs]] = True
+        windows = [*(x.kernel_size for x in layers), *(x.window for x in steps)]
+        self._kernel: Floats = np.array(windows, float)
+        self._positions: Floats = np.array([item.positions for item in self.graph.ops], float)
+        fixed = [1 if x.kind == "depthwise" else x.weight_shape[1] for x in layers] + [1] * len(steps)
+        grouped = [x.groups > 1 or x.kind == "depthwise" for x in layers] + [True] * len(steps)
+        self._grouped, self._per_group = np.array(grouped), np.array(fixed, float)
         self._bias = np.array([BIAS_BYTES * layer.bias for layer in layers], float)
+        self._tables = np.array([step.table * TABLE_BYTES for step in steps], float)
         self._act_positions = np.array([item.positions for item in activations], float)
-        self._kind: Ints = np.array([_KINDS.index(layer.kind) for layer in layers], dtype=np.intp)
+        self._buf, self._buf_fixed = self._widths(item.width for item in self.graph.tensors)
+        self._buf_positions = np.array([item.positions for item in self.graph.tensors], float)
+        self.buffer_site: Ints = np.array([site[item.activation] for item in self.graph.tensors], dtype=np.intp)
 
     def _compile_device(self) -> None:
         device = self.device
         self._per_channel = np.array([layer.kind in device.per_channel_weights for layer in self.graph.layers])
         self._stored = np.array([device.stored_bits(bits) for bits in range(_WIDEST_BITS)], float)
-        self._multiple = np.array([device.channel_multiple_for(bits) for bits in range(_WIDEST_BITS)], float)
-        self._rate = np.ones((len(_KINDS), _WIDEST_BITS, _WIDEST_BITS))
-        self._pj = np.zeros((_WIDEST_BITS, _WIDEST_BITS))
-        weight_bits = sorted({bits for item in self.space.weight_bits.values() for bits in item})
-        for a in sorted({bits for item in self.space.activation_bits.values() for bits in item}):
-            for w in weight_bits:
-                entry = device.throughput(w, a)
-                self._rate[:, w, a] = [entry.rate(kind) for kind in _KINDS]
-                self._pj[w, a] = device.power.pj_per_mac.get(f"{w}x{a}", 0.0)
-        self._bandwidth = min(device.activation_pool.gbps, device.weight_store.gbps) * 1e9
-        self.overhead = {"latency_ms": device.overheads.per_inference_us / 1e3}
+        widths = {bits for item in self.space.activation_bits.values() for bits in item}
+        weights = {bits for item in self.space.weight_bits.values() for bits in item}
+        rows = Ops(self.reads, self.out_site, self._kernel, self._positions)
+        self._times = OpTimes(self.graph, device, rows, (weights, widths))
+        fixed, store = fixed_ms(device, input_works(self.graph) if device.table else ()), device.weight_store
+        idle = device.power.idle_mw * 1e-3
+        self.overhead = {"latency_ms": fixed, "energy_mj": idle * fixed}
+        self.has_cache = store.cache_bytes > 0 and device.table is None
+        self._stream_ms = 1 / (store.gbps * 1e6)
+        saved = store.cache_bytes * self._stream_ms
+        self.overhead["streamed_latency_ms"] = fixed - saved
+        self.overhead["streamed_energy_mj"] = idle * (fixed - saved)
+
+    def rows_of(self, metric: str) -> tuple[str, ...]:
+        """Return the sums that must all stay below a limit on `metric` for it to be kept."""
+        return (metric, STREAMED[metric]) if self.has_cache and metric in STREAMED else (metric,)
 
     def _legal_pairs(self) -> Bools:
         """Return which (weight choice, input activation choice) each layer accepts: (layers, depth, depth)."""
@@ -142,57 +170,69 @@ class CompiledCosts:
         found: Floats = np.ceil(elements * bits / 8)
         return found
 
-    def layer_costs(self, values: Floats, metrics: Sequence[str]) -> Floats:
-        """Return additive metrics per layer: (n, layers, metrics). Overheads per inference are not in it."""
+    def buffer_bytes(self, values: Floats) -> Floats:
+        """Return the bytes of every buffer: (n, buffers)."""
+        kept, bits = values[:, : self.groups], values[:, self.groups + self.layers :][:, self.buffer_site]
+        elements = (kept @ self._buf.T + self._buf_fixed) * self._buf_positions
+        found: Floats = np.ceil(elements * bits / 8)
+        return found
+
+    def op_costs(self, values: Floats, metrics: Sequence[str]) -> Floats:
+        """Return additive metrics per layer and step: (n, ops, metrics). Overheads per inference are not in it."""
         kept = values[:, : self.groups]
         bits = values[:, self.groups : self.groups + self.layers]
-        inputs = values[:, self.groups + self.layers :][:, self.in_site]
         ins, outs = kept @ self.ins.T + self._ins_fixed, kept @ self.outs.T + self._outs_fixed
         columns = np.where(self._grouped, self._per_group, ins)
-        weights = outs * columns * self._kernel
-        macs = weights * self._positions
-        needed: dict[str, Any] = {"macs": macs, "bops": macs * bits * inputs if "bops" in metrics else None}
-        if any(metric in metrics for metric in ("weight_bytes", "latency_ms", "energy_mj")):
-            pair = (bits.astype(np.intp), inputs.astype(np.intp))
-            needed["weight_bytes"] = self._weight_bytes(weights, outs, pair[0])
-            if "latency_ms" in metrics or "energy_mj" in metrics:
-                moved = needed["weight_bytes"] + self._traffic(values)
-                needed["latency_ms"] = self._latency(outs, columns, pair, moved)
-                needed["energy_mj"] = (self._pj[pair] * macs + self.device.power.pj_per_byte * moved) * 1e-9
+        macs = outs * columns * self._kernel * self._positions
+        layers = macs[:, : self.layers]
+        needed: dict[str, Any] = {"macs": self._of_layers(layers)}
+        if "bops" in metrics:
+            inputs = values[:, self.groups + self.layers :][:, self.in_site]
+            needed["bops"] = self._of_layers(layers * bits * inputs)
+        if "weight_bytes" in metrics or not _TIMED.isdisjoint(metrics):
+            stored = self._weight_bytes(layers / self._positions[: self.layers], outs, bits.astype(np.intp))
+            needed["weight_bytes"] = np.hstack([stored, outs[:, self.layers :] * self._tables])
+            if not _TIMED.isdisjoint(metrics):
+                sizes = self.activation_bytes(values)
+                needed |= self._timed(Asked(columns, outs, macs, bits, values[:, -self.sites :], kept), sizes, stored)
         return np.stack([needed[metric] for metric in metrics], axis=2) if metrics else np.zeros((*macs.shape, 0))
 
+    def _of_layers(self, values: Floats) -> Floats:
+        """Return values per layer, followed by zeros for the steps."""
+        return np.hstack([values, np.zeros((len(values), self.ops - self.layers))])
+
     def _weight_bytes(self, weights: Floats, outs: Floats, bits: Ints) -> Floats:
-        scales = np.where(bits >= 32, 0.0, np.where(self._per_channel, outs, 1.0)) * SCALE_BYTES
-        found: Floats = np.ceil(weights * self._stored[bits] / 8) + scales + outs * self._bias
+        rows = outs[:, : self.layers]
+        scales = np.where(bits >= 32, 0.0, np.where(self._per_channel, rows, 1.0)) * SCALE_BYTES
+        found: Floats = np.ceil(weights * self._stored[bits] / 8) + scales + rows * self._bias
         return found
 
-    def _traffic(self, values: Floats) -> Floats:
-        """Return the activation bytes each layer reads and writes: (n, layers)."""
-        sizes = self.activation_bytes(values)
-        found: Floats = sizes[:, self.in_site] + sizes[:, self.out_site] * self._has_out
-        return found
-
-    def _latency(self, outs: Floats, columns: Floats, pair: tuple[Ints, Ints], moved: Floats) -> Floats:
-        multiple, over = self._multiple[pair[0]], self.device.overheads
-        rows = np.ceil(outs / multiple) * multiple
-        padded = np.where(self._depthwise, 1.0, np.ceil(np.maximum(columns, 1.0) / multiple) * multiple)
-        compute = rows * padded * self._kernel * self._positions / self._rate[self._kind, pair[0], pair[1]]
-        requant = rows * self._positions * over.requant_ns_per_element * 1e-9
-        busy: Floats = np.maximum(compute, moved / self._bandwidth) + requant
-        return busy * 1e3 + over.per_layer_us / 1e3
+    def _timed(self, asked: Asked, sizes: Floats, stored: Floats) -> dict[str, Floats]:
+        """Return latency and energy per operation, plain and with every weight streamed."""
+        latency, energy = self._times.of(asked, sizes, stored)
+        streamed = self._of_layers(stored * self._stream_ms)
+        idle = self.device.power.idle_mw * 1e-3
+        return {
+            "latency_ms": latency,
+            "energy_mj": energy,
+            "streamed_latency_ms": latency + streamed,
+            "streamed_energy_mj": energy + idle * streamed,
+        }
 
     def live_sets(self) -> Floats:
-        """Return which activations are alive together: (steps, activations) of 0/1, dominated steps left out."""
-        spans = [(item.first_step, item.last_step) for item in self.graph.activations]
+        """Return which buffers are alive together: (steps, buffers) of 0/1, dominated steps left out."""
+        spans = [(item.first_step, item.last_step) for item in self.graph.tensors]
         sets = {frozenset(i for i, (a, b) in enumerate(spans) if a <= start <= b) for start, _ in spans}
         maximal = [item for item in sets if not any(item < other for other in sets)]
-        rows = [[float(index in item) for index in range(self.sites)] for item in sorted(maximal, key=sorted)]
+        rows = [[float(index in item) for index in range(len(spans))] for item in sorted(maximal, key=sorted)]
         return np.array(rows)
 
     def costs(self, states: Ints) -> dict[str, Floats]:
         """Return every metric of `app.domain.cost` for states (n, coordinates): arrays (n,)."""
         values = self.values(states)
-        sums = self.layer_costs(values, ADDITIVE).sum(axis=1)
-        found = {metric: sums[:, index] + self.overhead.get(metric, 0.0) for index, metric in enumerate(ADDITIVE)}
-        found["peak_activation_bytes"] = (self.activation_bytes(values) @ self.live_sets().T).max(axis=1)
+        names = [*ADDITIVE, *STREAMED.values()]
+        sums = self.op_costs(values, names).sum(axis=1)
+        total = {name: sums[:, index] + self.overhead.get(name, 0.0) for index, name in enumerate(names)}
+        found = {metric: np.max([total[row] for row in self.rows_of(metric)], axis=0) for metric in ADDITIVE}
+        found["peak_activation_bytes"] = (self.buffer_bytes(values) @ self.live_sets().T).max(axis=1)
         return found

@@ -1,7 +1,8 @@
 """Coordinate descent on the Lagrangian: the loss plus a price on every limit, minimised block by block, exactly.
 
-Every limit is a row whose cost is a sum over layers and activations: peak activation bytes become one row per set of
-activations alive together. Blocks of one colour share no layer or activation, so all of them move at once.
+Every limit is a row whose cost is a sum over operations (layers and steps) and activations: peak activation bytes
+become one row per set of activations alive together, a time that depends on whether the weights fit a cache two rows.
+Blocks of one colour share no operation or activation, so all of them move at once.
 """
 
 from __future__ import annotations
@@ -28,21 +29,23 @@ class Descent:
         self, costs: CompiledCosts, budget: Budget, table: SensitivityTable, multipliers: Mapping[str, float]
     ) -> None:
         self.costs = costs
-        self.metrics = tuple(metric for metric in ADDITIVE if metric in budget.limits)
+        limited = [metric for metric in ADDITIVE if metric in budget.limits]
+        rows = [(metric, row) for metric in limited for row in costs.rows_of(metric)]
+        self.metrics = tuple(row for _, row in rows)
         self._live = costs.live_sets() if PEAK in budget.limits else np.zeros((0, costs.sites))
-        limits = [budget.limits[metric] - costs.overhead.get(metric, 0.0) for metric in self.metrics]
+        limits = [budget.limits[metric] - costs.overhead.get(row, 0.0) for metric, row in rows]
         limits += [budget.limits[PEAK]] * len(self._live) if len(self._live) else []
         self._limits = np.maximum(np.array(limits, float), 1e-12)
-        summed = [metric in _TRAFFIC for metric in self.metrics] + [False] * len(self._live)
+        summed = [metric in _TRAFFIC for metric, _ in rows] + [False] * len(self._live)
         self._ceilings = 1.0 - _TIGHTEN * np.array(summed, float)
-        self._layer_rows = len(self.metrics)
+        self._op_rows = len(self.metrics)
         self.losses = self._losses(table, multipliers)
         self._columns = np.arange(len(costs.coordinates))
-        self._traffic = any(metric in self.metrics for metric in _TRAFFIC)
+        self._traffic = any(metric in limited for metric in _TRAFFIC)
         self._touch()
         self.group_colours = _colours(self._group_conflicts, costs.sizes)
-        self._site_layers = self._site_touch()
-        self.site_colours = _colours(self._site_layers, np.full(costs.sites, 2))
+        self._site_ops = self._site_touch()
+        self.site_colours = _colours(self._site_ops, np.full(costs.sites, 2))
 
     @property
     def rows(self) -> int:
@@ -63,27 +66,30 @@ class Descent:
         return tilted
 
     def _touch(self) -> None:
-        """Note which layers and activations each group changes: what it is charged for, and what it must not share."""
+        """Note which operations and activations each group changes: what it is charged for, and can't share."""
         c = self.costs
         acts: Bools = c.act.T > 0
-        layers: Bools = ((c.ins + c.outs) > 0).T
+        ops: Bools = ((c.ins + c.outs) > 0).T
         if self._traffic:
-            layers = layers | acts[:, c.in_site] | (acts[:, c.out_site] & (c.out_site >= 0))
-        self._group_layers, self._group_acts = layers.astype(float), acts.astype(float)
-        self._group_conflicts: Bools = np.concatenate([layers, acts], axis=1) if len(self._live) else layers
+            ops = ops | (acts.astype(float) @ c.reads.T > 0) | (acts[:, c.out_site] & (c.out_site >= 0))
+        self._group_ops, self._group_acts = ops.astype(float), acts.astype(float)
+        self._group_conflicts: Bools = np.concatenate([ops, acts], axis=1) if len(self._live) else ops
 
     def _site_touch(self) -> Bools:
-        """Return which layers' costs an activation's bits change: its readers, and with traffic its producer."""
+        """Return which operations' costs an activation's bits change: its readers, and with traffic its producer."""
         c, sites = self.costs, np.arange(self.costs.sites)[:, None]
-        touched: Bools = (c.in_site == sites) | (self._traffic & (c.out_site == sites))
+        touched: Bools = c.reads.T | (c.out_site == sites)
+        if not self._traffic:
+            touched = np.zeros((c.sites, c.ops), dtype=np.bool_)
+            touched[:, : c.layers] = c.in_site == sites
         return touched
 
     def ratios(self, states: Ints) -> Floats:
         """Return cost / limit of every row for states (n, coordinates): (n, rows). Kept when at most 1."""
         values = self.costs.values(states)
-        layers = self.costs.layer_costs(values, self.metrics).sum(axis=1)
-        live = self.costs.activation_bytes(values) @ self._live.T if len(self._live) else np.zeros((len(states), 0))
-        found: Floats = np.concatenate([layers, live], axis=1) / self._limits
+        ops = self.costs.op_costs(values, self.metrics).sum(axis=1)
+        live = self.costs.buffer_bytes(values) @ self._live.T if len(self._live) else np.zeros((len(states), 0))
+        found: Floats = np.concatenate([ops, live], axis=1) / self._limits
         return found
 
     def fits(self, ratios: Floats) -> Bools:
@@ -111,19 +117,21 @@ class Descent:
         return state
 
     def _penalties(self, states: Ints, prices: Floats) -> tuple[Floats, Floats]:
-        """Return the priced cost per layer (n, layers) and per activation (n, activations)."""
+        """Return the priced cost per operation (n, ops) and per activation (n, activations)."""
         values = self.costs.values(states)
-        layers = self.costs.layer_costs(values, self.metrics) @ prices[: self._layer_rows]
+        ops = self.costs.op_costs(values, self.metrics) @ prices[: self._op_rows]
         if not len(self._live):
-            return layers, np.zeros((len(states), self.costs.sites))
-        return layers, self.costs.activation_bytes(values) * (prices[self._layer_rows :] @ self._live)
+            return ops, np.zeros((len(states), self.costs.sites))
+        priced = self.costs.buffer_bytes(values) * (prices[self._op_rows :] @ self._live)
+        sites = np.arange(self.costs.sites)[None, :] == self.costs.buffer_site[:, None]
+        return ops, priced @ sites.astype(float)
 
     def _move_groups(self, state: Ints, colour: Ints, prices: Floats) -> None:
         depth = int(self.costs.sizes[colour].max())
         states = np.repeat(state[None, :], depth, axis=0)
         states[:, colour] = np.minimum(np.arange(depth)[:, None], self.costs.sizes[colour] - 1)
-        layers, acts = self._penalties(states, prices)
-        scores = layers @ self._group_layers[colour].T + acts @ self._group_acts[colour].T
+        ops, acts = self._penalties(states, prices)
+        scores = ops @ self._group_ops[colour].T + acts @ self._group_acts[colour].T
         scores += self.losses[colour, :depth].T
         self._take(state, colour, scores)
 
@@ -137,12 +145,12 @@ class Descent:
         levels, widths = np.divmod(np.arange(depth * wide), wide)
         states[:, first_site + colour] = np.minimum(levels[:, None], c.sizes[first_site + colour] - 1)
         states[:, c.groups + reading] = np.minimum(widths[:, None], c.sizes[c.groups + reading] - 1)
-        layers, acts = self._penalties(states, prices)
-        grid = layers.reshape(depth, wide, c.layers)
+        ops, acts = self._penalties(states, prices)
+        grid = ops.reshape(depth, wide, c.ops)
         best, choice = self._best_weights(grid, reading)
         own = grid[:, 0, :].copy()
         own[:, reading] = best
-        touched = self._site_layers[colour].astype(float)
+        touched = self._site_ops[colour].astype(float)
         scores = own @ touched.T + acts.reshape(depth, wide, -1)[:, 0, colour]
         self._take(state, first_site + colour, scores + self.losses[first_site + colour, :depth].T)
         state[c.groups + reading] = choice[state[first_site + c.in_site[reading]], np.arange(len(reading))]

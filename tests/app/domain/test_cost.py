@@ -67,8 +67,8 @@ def test_latency_when_a_layer_is_bound_by_memory_or_compute_then_the_slower_coun
     row = layer_costs(graph, one, profile())[1]
     assert row.latency_ms == pytest.approx(1_179_648 / 0.5e9 * 1e3 + 1e-3)
     slow = profile(weight_store=MemoryPool(None, 0.001))
-    moved = 4608 + 32 * 8 + 16 * 1024 + 32 * 256
-    assert layer_costs(graph, one, slow)[1].latency_ms == pytest.approx(moved / 0.001e9 * 1e3 + 1e-3)
+    moved = (4608 + 32 * 8) / 0.001e9 + (16 * 1024 + 32 * 256) / 1e9
+    assert layer_costs(graph, one, slow)[1].latency_ms == pytest.approx(moved * 1e3 + 1e-3)
     padded_up = profile(channel_multiple={"default": 24})
     assert layer_costs(graph, one, padded_up)[1].latency_ms == pytest.approx(48 * 24 * 9 * 256 / 0.5e9 * 1e3 + 1e-3)
     assert layer_costs(graph, one, padded_up)[1].macs == row.macs
