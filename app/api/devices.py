@@ -48,7 +48,7 @@ async def create_device(request: Request, service: ServiceDep, key: KeyDep) -> R
 
     def act() -> JSONResponse:
         row, new = actions.push_device(service, profile)
-        return accepted(shapes.device(row), f"/v1/devices/{row.id}", 201 if new else 200)
+        return accepted(shapes.device(row), shapes.device_address(row), 201 if new else 200)
 
     return await run_in_threadpool(idempotent, request, key, fingerprint, act)
 

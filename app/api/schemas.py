@@ -11,7 +11,7 @@ Name = Annotated[
 ]
 Metric = Literal["macs", "bops", "weight_bytes", "peak_activation_bytes", "latency_ms", "energy_mj"]
 Ident = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,64}$")]
-DeviceRef = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,80}$")]
+DeviceRef = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,64}(@[0-9]{1,9})?$")]
 Bits = Annotated[int, Field(ge=2, le=32)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 

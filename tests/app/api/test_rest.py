@@ -171,6 +171,22 @@ def test_builtin_device_when_its_figures_change_then_the_former_revision_stays(
     assert client.get(f"/v1/devices/{after['id']}").json() == after
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/devices.md"])
+def test_ten_line_profile_when_pushed_as_printed_then_a_search_can_be_planned_on_it(
+    client: TestClient, request_body: Json, page: str
+) -> None:
+    block = (ROOT / page).read_text().split("```yaml\nname: ")[1].split("```")[0]
+    text = "name: " + block
+    assert len(text.splitlines()) == 10
+    pushed = client.post("/v1/devices", content=text, headers={"Content-Type": "application/yaml"})
+    assert (pushed.json()["name"], pushed.json()["revision"]) == ("my-board", 1), pushed.text
+    limits = [{"metric": "latency_ms", "relative": 0.5}, {"metric": "bops", "relative": 0.5}]
+    wanted = {**request_body, "device_id": "my-board@1", "limits": limits}
+    plan = client.post("/v1/searches/preflight", json=wanted)
+    assert plan.status_code == 200, plan.text
+    assert plan.json()["feasible"] is True
+
+
 def test_search_when_a_revision_is_named_then_counts_on_that_revision(client: TestClient, request_body: Json) -> None:
     body = {**profile(client), "name": "slow"}
     first = client.post("/v1/devices", json=body).json()
