@@ -71,7 +71,7 @@ class _Run:
 
     def bring(self, value: _Value, layout: str) -> None:
         """Lay a tensor out as its reader wants it, unless it already was for another reader."""
-        if layout in value.layouts or (value.positions == 1 and BLOCKS not in (*value.layouts, layout)):
+        if layout in value.layouts:
             return
         self.emit("reorder" if BLOCKS in (*value.layouts, layout) else "transpose", value.precision, value)
         value.layouts.add(layout)
@@ -87,17 +87,18 @@ class _Run:
         work = layer_work(layer, layer.in_width.kept(keep), layer.out_width.kept(keep), self.arithmetic(layer))
         value = self.values[layer.input]
         if work.precision in ("int8", "uint8"):
-            self.bring(value, PLAIN if layer.kind == "linear" else LAST)
+            layout = PLAIN if layer.kind == "linear" else LAST
+            self.bring(value, layout)
             self.works.append(work)
-            self.result(layer.output, work, LAST)
+            self.result(layer.output, work, layout)
             return
         self.dequantize(value)
         if work.precision == "float" and value.precision != "float":
             self.emit("kept_float", "float", value)
         blocked = layer.kind != "linear" and is_blocked(work)
         if value.precision == "float":
-            self.bring(value, BLOCKS if blocked and work.ins >= BLOCK else PLAIN)
-        elif blocked and work.ins >= BLOCK:
+            self.bring(value, BLOCKS if blocked else PLAIN)
+        elif blocked:
             self.emit("reorder", "float", value)
         self.works.append(work)
         self.result(layer.output, work, BLOCKS if blocked or _direct(work) else PLAIN)
@@ -128,7 +129,9 @@ class _Run:
         channels = step.width.kept(self.assignment.keep)
         target = self.precision(step.output)
         made = _Value(target, channels, step.positions, {PLAIN})
-        if values and step.kind in _INTEGER and all(x.precision == target == "int8" for x in values):
+        if step.kind == "pad" and values:
+            self.pad(values[0], made)
+        elif values and step.kind in _INTEGER and all(x.precision == target == "int8" for x in values):
             self.integer(step, values, made)
         else:
             self.floating(step, values, made)
@@ -136,6 +139,14 @@ class _Run:
             self.values[step.output] = made
             if step.output not in step.inputs:
                 self.clip(step.output)
+
+    def pad(self, value: _Value, made: _Value) -> None:
+        """Pad within the convolution behind (float), or between DequantizeLinear and QuantizeLinear in any layout."""
+        made.layouts = value.layouts
+        if value.precision != "float":
+            self.emit("dequantize", value.precision, value)
+            self.emit("pad", "float", made)
+            self.emit("quantize", value.precision, made)
 
     def integer(self, step: Step, values: Iterable[_Value], made: _Value) -> None:
         clipped = any(self.assignment.activation_bits[name] < 8 for name in step.inputs)
