@@ -248,3 +248,16 @@ def test_allocation_when_a_latency_table_limits_time_then_the_exact_count_keeps_
     found = allocate(graph, space, profile, Budget({"latency_ms": limit}), random_table(space))
     assert found is not None
     assert 0.5 * limit < count(graph, found, profile).latency_ms <= limit
+
+
+def test_rows_when_a_limit_is_wider_than_the_widest_network_then_it_is_none() -> None:
+    graph, profile = resnet(), device()
+    solver = Solver(graph, build_space(graph, profile), profile)
+    top = solver.costs.costs(np.zeros((1, len(solver.costs.sizes)), dtype=np.intp))
+    wide = {"peak_activation_bytes": float(top["peak_activation_bytes"][0]), "weight_bytes": 1e9}
+    budget = resolve((Limit("bops", relative=0.25),), graph, profile)
+    assert set(budget.limits) == {"bops", "peak_activation_bytes", "weight_bytes"}  # the device's room among them
+    both = Budget({**budget.limits, **wide})
+    assert Descent(solver.costs, both, random_table(solver.costs.space), {}).rows == 1
+    tight = Budget({**wide, "peak_activation_bytes": wide["peak_activation_bytes"] - 1})
+    assert 1 <= Descent(solver.costs, tight, random_table(solver.costs.space), {}).rows < len(solver.costs.live_sets())
