@@ -20,6 +20,7 @@ class Kind:
 
 PROBLEMS: dict[str, Kind] = {
     "malformed-json": Kind(400, "Malformed JSON", "The body is not UTF-8 JSON, or is nested too deeply."),
+    "malformed-yaml": Kind(400, "Malformed YAML", "The body is not UTF-8 YAML that JSON could say, or has anchors."),
     "duplicate-json-key": Kind(400, "Duplicate JSON key", "An object names the same key twice."),
     "invalid-number": Kind(422, "Invalid number", "NaN, infinity or a number too large for a float."),
     "unknown-field": Kind(422, "Unknown field", "A field the request may not have."),

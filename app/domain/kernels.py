@@ -27,7 +27,7 @@ class _Value:
     """A tensor in memory: what its codes are, its size, and the layouts in which it is there."""
 
     precision: str
-    channels: int
+    channels: float
     positions: int
     layouts: set[str]
     fusable: bool = False
@@ -112,7 +112,7 @@ class _Run:
         if activation is None:
             return
         precision = self.precision(activation)
-        value = _Value(precision, int(work.outs), work.positions, {layout}, work.precision == precision == "float")
+        value = _Value(precision, work.outs, work.positions, {layout}, work.precision == precision == "float")
         self.values[activation] = value
         if precision != "float" and work.precision not in ("int8", "uint8"):
             self.leave_blocks(value)
@@ -222,4 +222,23 @@ def works_of(networks: Iterable[tuple[ModelGraph, Assignment]]) -> Mapping[Work,
     for graph, assignment in networks:
         for work in kernels(graph, assignment):
             found[work] = found.get(work, 0) + 1
+    return found
+
+
+AUXILIARY = frozenset({"quantize", "dequantize", "clip", "transpose", "reorder", "kept_float"})
+"""Kernels that compute nothing: they bring a tensor into the form that the next one reads."""
+
+
+def kernels_by_operation(graph: ModelGraph, assignment: Assignment) -> Mapping[str, tuple[Work, ...]]:
+    """Return the kernels by the layer or step they run for; "" stands for the network's inputs."""
+    run = _Run(graph, assignment)
+    run.start()
+    found = {"": tuple(run.works)}
+    for item in sorted(graph.ops, key=lambda item: item.step):
+        before = len(run.works)
+        if isinstance(item, Layer):
+            run.layer(item)
+        else:
+            run.step(item)
+        found[item.name] = tuple(run.works[before:])
     return found

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.commands.words import amount, label, percent
+from app.domain.device import DeviceProfile, Throughput
 from app.domain.pareto import front
 
 Figure = dict[str, Any]
@@ -14,6 +15,14 @@ Figure = dict[str, Any]
 BLUE, VERMILION, GREEN, ORANGE = "#1F83C9", "#D55E00", "#009E73", "#E69F00"
 BITS_COLOURS = {2: "#440154", 3: "#443983", 4: "#31688E", 5: "#21918C", 6: "#35B779", 7: "#7AD151", 8: "#5EC962"}
 WIDE_COLOUR = "#B8BDC6"
+PART_COLOURS = {
+    "compute": BLUE,
+    "memory": GREEN,
+    "padding": ORANGE,
+    "boundary": VERMILION,
+    "overhead": "#B8BDC6",
+    "fallback": "#CC79A7",
+}
 AXES = ("latency_ms", "weight_bytes", "bops")
 
 
@@ -125,6 +134,81 @@ def layers(bars: Sequence[Bar]) -> Figure:
     layout["yaxis2"] = {"domain": [0.0, 0.46], "title": {"text": "bits"}, "range": [0, top * 1.18], "dtick": 2}
     layout["barmode"], layout["bargap"] = "overlay", 0.3
     return {"data": traces, "layout": layout}
+
+
+def times(why: Mapping[str, Any]) -> Figure:
+    """Return milliseconds per operation, stacked by cause, in the order of the answer; parts that are nowhere are left
+    out."""
+    rows = [*why.get("operations", ())]
+    if rows and sum(why["network"].values()) > 0:
+        rows.append({"name": "whole network", "parts": why["network"]})
+    traces = [
+        {
+            "type": "bar",
+            "name": part,
+            "x": [row["name"] for row in rows],
+            "y": [row["parts"][part] for row in rows],
+            "marker": {"color": colour},
+            "hovertemplate": f"%{{x}}: %{{y:.4g}} ms {part}<extra></extra>",
+        }
+        for part, colour in PART_COLOURS.items()
+        if any(row["parts"][part] for row in rows)
+    ]
+    axis = {"type": "category", "tickangle": -40}
+    return {"data": traces, "layout": {**_layout(axis, {"title": {"text": "ms, modelled"}}), "barmode": "stack"}}
+
+
+def roofline(device: DeviceProfile) -> Figure:
+    """Return attainable giga-MACs per second of dense convolutions over arithmetic intensity (MACs per byte moved): one
+    roof per compute entry at the activation memory's bandwidth, and the slope of weights that come from their store."""
+    served: dict[str, list[str]] = {}
+    for weight_bits, activation_bits in sorted({pair for pairs in device.pairs.values() for pair in pairs}):
+        entry = device.throughput(weight_bits, activation_bits)
+        served.setdefault(_pair(entry), []).append(f"w{weight_bits}a{activation_bits}")
+    top = max(entry.rate("conv") for entry in device.compute) / 1e9
+    slowest = min(device.activation_pool.gbps, device.weight_store.gbps)
+    xs = _spread(0.01, 10.0 * top / slowest)
+    traces = [_roof(entry, device, xs, served.get(_pair(entry), [])) for entry in device.compute]
+    slope = [x * device.weight_store.gbps for x in xs]
+    traces.append(
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "weights from the store",
+            "x": [x for x, y in zip(xs, slope, strict=True) if y <= top],
+            "y": [y for y in slope if y <= top],
+            "line": {"color": VERMILION, "dash": "dash", "width": 1.5},
+            "hovertemplate": "%{x:.3g} MACs per byte: %{y:.3g} GMAC/s<extra>weights from the store</extra>",
+        }
+    )
+    xaxis = {"title": {"text": "MACs per byte"}, "type": "log", "exponentformat": "SI"}
+    return {
+        "data": traces,
+        "layout": _layout(xaxis, {"title": {"text": "GMAC/s"}, "type": "log", "exponentformat": "SI"}),
+    }
+
+
+def _roof(entry: Throughput, device: DeviceProfile, xs: Sequence[float], served: Sequence[str]) -> Figure:
+    peak = entry.rate("conv") / 1e9
+    note = f"computes {', '.join(served)}" if served else "no legal pair of its own"
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": _pair(entry),
+        "x": list(xs),
+        "y": [min(peak, x * device.activation_pool.gbps) for x in xs],
+        "line": {"color": bits_colour(entry.weight_bits), "width": 2, "dash": "solid" if served else "dot"},
+        "hovertemplate": f"%{{x:.3g}} MACs per byte: %{{y:.3g}} GMAC/s<extra>{note}</extra>",
+    }
+
+
+def _pair(entry: Throughput) -> str:
+    return f"w{entry.weight_bits}a{entry.activation_bits}"
+
+
+def _spread(low: float, high: float, steps: int = 121) -> list[float]:
+    """Return `steps` numbers from `low` to `high`, each by the same factor larger."""
+    return [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
 
 
 def axis_title(metric: str) -> str:

@@ -9,7 +9,9 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
+from app.commands import devicesheet
 from app.domain.cost import METRICS
+from app.domain.device import DeviceProfile
 from app.problems import PROBLEMS, Problem
 from app.web import charts, view
 from app.web.login import signed_in
@@ -97,6 +99,31 @@ def devices(read: Read) -> Response:
     return page("devices.html", here="/devices", devices=read.devices())
 
 
+@router.get("/devices/{id}")
+def device(id: str, read: Read) -> Response:
+    """Show a device profile: rules, roofline, figures with their sources, revisions."""
+    found = read.device(id)
+    profile = found["profile"]
+    columns, rows = view.rules_grid(profile)
+    return page(
+        "device.html",
+        here="/devices",
+        device=found,
+        revisions=read.revisions(found["name"]),
+        facts=devicesheet.about(profile),
+        columns=columns,
+        rows=rows,
+        compute=devicesheet.compute_rows(profile),
+        figures=devicesheet.figure_rows(profile),
+    )
+
+
+@router.get("/web/devices/{id}/roofline.json")
+def device_roofline(id: str, read: Read) -> Response:
+    """Return the roofline figure."""
+    return JSONResponse(charts.roofline(DeviceProfile.from_json(read.device(id)["profile"])))
+
+
 @router.get("/searches")
 def searches(read: Read) -> Response:
     """Show the searches."""
@@ -171,7 +198,14 @@ def candidate(id: str, read: Read) -> Response:
         rows=view.candidate_layers(found),
         checks=view.check_facts(found.get("report") or {}),
         notes=view.check_notes(found.get("report") or {}),
+        why=read.why(id),
     )
+
+
+@router.get("/web/candidates/{id}/why.json")
+def candidate_why(id: str, read: Read) -> Response:
+    """Return the figure of what each operation's time goes to."""
+    return JSONResponse(charts.times(read.why(id) or {}))
 
 
 @router.get("/web/candidates/{id}/layers.json")

@@ -18,6 +18,7 @@ from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph, Width
 from app.domain.roofline import fixed_ms
 from app.domain.space import Assignment, SearchSpace
+from worker.search.tabled import input_works
 from worker.search.timing import Asked, Ops, OpTimes
 
 Floats = NDArray[np.float64]
@@ -42,10 +43,14 @@ class Coordinate:
 
 
 class CompiledCosts:
-    """Counts states of one (graph, space, device) in batches; figures equal `app.domain.cost.count`."""
+    """Counts states of one (graph, space, device) in batches; figures equal `app.domain.cost.count`.
+
+    With a latency table, times and energies are estimates (`is_exact` is False): see `worker.search.tabled`.
+    """
 
     def __init__(self, graph: ModelGraph, space: SearchSpace, device: DeviceProfile) -> None:
         self.graph, self.space, self.device = graph, space, device
+        self.is_exact = device.table is None
         self.coordinates = (
             *(Coordinate("keep", group.id, space.keep[group.id]) for group in graph.groups),
             *(Coordinate("weight", layer.name, space.weight_bits[layer.name]) for layer in graph.layers),
@@ -88,6 +93,9 @@ class CompiledCosts:
         self._bias = np.array([BIAS_BYTES * layer.bias for layer in layers], float)
         self._tables = np.array([step.table * TABLE_BYTES for step in steps], float)
         self._act_positions = np.array([item.positions for item in activations], float)
+        self._buf, self._buf_fixed = self._widths(item.width for item in self.graph.tensors)
+        self._buf_positions = np.array([item.positions for item in self.graph.tensors], float)
+        self.buffer_site: Ints = np.array([site[item.activation] for item in self.graph.tensors], dtype=np.intp)
 
     def _compile_device(self) -> None:
         device = self.device
@@ -97,7 +105,7 @@ class CompiledCosts:
         weights = {bits for item in self.space.weight_bits.values() for bits in item}
         rows = Ops(self.reads, self.out_site, self._kernel, self._positions)
         self._times = OpTimes(self.graph, device, rows, (weights, widths))
-        fixed, store = fixed_ms(device), device.weight_store
+        fixed, store = fixed_ms(device, input_works(self.graph) if device.table else ()), device.weight_store
         idle = device.power.idle_mw * 1e-3
         self.overhead = {"latency_ms": fixed, "energy_mj": idle * fixed}
         self.has_cache = store.cache_bytes > 0 and device.table is None
@@ -162,6 +170,13 @@ class CompiledCosts:
         found: Floats = np.ceil(elements * bits / 8)
         return found
 
+    def buffer_bytes(self, values: Floats) -> Floats:
+        """Return the bytes of every buffer: (n, buffers)."""
+        kept, bits = values[:, : self.groups], values[:, self.groups + self.layers :][:, self.buffer_site]
+        elements = (kept @ self._buf.T + self._buf_fixed) * self._buf_positions
+        found: Floats = np.ceil(elements * bits / 8)
+        return found
+
     def op_costs(self, values: Floats, metrics: Sequence[str]) -> Floats:
         """Return additive metrics per layer and step: (n, ops, metrics). Overheads per inference are not in it."""
         kept = values[:, : self.groups]
@@ -179,7 +194,7 @@ class CompiledCosts:
             needed["weight_bytes"] = np.hstack([stored, outs[:, self.layers :] * self._tables])
             if not _TIMED.isdisjoint(metrics):
                 sizes = self.activation_bytes(values)
-                needed |= self._timed(Asked(columns, outs, macs, bits, values[:, -self.sites :]), sizes, stored)
+                needed |= self._timed(Asked(columns, outs, macs, bits, values[:, -self.sites :], kept), sizes, stored)
         return np.stack([needed[metric] for metric in metrics], axis=2) if metrics else np.zeros((*macs.shape, 0))
 
     def _of_layers(self, values: Floats) -> Floats:
@@ -205,11 +220,11 @@ class CompiledCosts:
         }
 
     def live_sets(self) -> Floats:
-        """Return which activations are alive together: (steps, activations) of 0/1, dominated steps left out."""
-        spans = [(item.first_step, item.last_step) for item in self.graph.activations]
+        """Return which buffers are alive together: (steps, buffers) of 0/1, dominated steps left out."""
+        spans = [(item.first_step, item.last_step) for item in self.graph.tensors]
         sets = {frozenset(i for i, (a, b) in enumerate(spans) if a <= start <= b) for start, _ in spans}
         maximal = [item for item in sets if not any(item < other for other in sets)]
-        rows = [[float(index in item) for index in range(self.sites)] for item in sorted(maximal, key=sorted)]
+        rows = [[float(index in item) for index in range(len(spans))] for item in sorted(maximal, key=sorted)]
         return np.array(rows)
 
     def costs(self, states: Ints) -> dict[str, Floats]:
@@ -219,5 +234,5 @@ class CompiledCosts:
         sums = self.op_costs(values, names).sum(axis=1)
         total = {name: sums[:, index] + self.overhead.get(name, 0.0) for index, name in enumerate(names)}
         found = {metric: np.max([total[row] for row in self.rows_of(metric)], axis=0) for metric in ADDITIVE}
-        found["peak_activation_bytes"] = (self.activation_bytes(values) @ self.live_sets().T).max(axis=1)
+        found["peak_activation_bytes"] = (self.buffer_bytes(values) @ self.live_sets().T).max(axis=1)
         return found
