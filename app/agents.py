@@ -97,8 +97,9 @@ def heartbeat(service: Service, agent_id: str, holder: str, job_id: str | None, 
 
 
 def pull(service: Service, agent_id: str, holder: str) -> Measuring | None:
-    """Lease the agent's next job, where there is one."""
+    """Lease the agent's next job, where there is one. Raises Problem agent-gone once it is removed."""
     with service.database.reading() as session:
+        active(session, agent_id)
         if not measuring.is_waiting(session, agent_id):
             return None
     with service.database.writing() as session:
