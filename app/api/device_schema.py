@@ -165,6 +165,11 @@ def checked_profile(data: Any) -> Json:
     Raises Problem invalid-device-profile with one error per wrong field. What fields must agree on is looked at once
     each is legal by itself.
     """
+    unreadable = [
+        field_error(pointer, "text that can't be stored: NUL or half a surrogate") for pointer in _texts(data)
+    ]
+    if unreadable:
+        raise _refused(unreadable)
     try:
         profile = DeviceIn.model_validate(data)
     except ValidationError as error:
@@ -181,6 +186,26 @@ def checked_profile(data: Any) -> Json:
 def _refused(errors: list[Json]) -> Problem:
     unique = list({error["pointer"]: error for error in reversed(errors)}.values())[::-1]
     return Problem(SLUG, "; ".join(f"{item['pointer']}: {item['detail']}" for item in unique[:5]), unique[:200])
+
+
+def _texts(value: Any, pointer: str = "") -> Iterator[str]:
+    """Yield the pointers of texts and keys that neither database nor answer could carry."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            here = f"{pointer}/{escaped(key)}"
+            if _is_unreadable(str(key)):
+                yield here.encode("utf-8", "replace").decode()
+            else:
+                yield from _texts(item, here)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _texts(item, f"{pointer}/{index}")
+    elif isinstance(value, str) and _is_unreadable(value):
+        yield pointer
+
+
+def _is_unreadable(text: str) -> bool:
+    return "\0" in text or any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _pointer(parts: tuple[str | int, ...]) -> str:
@@ -249,7 +274,7 @@ def points_somewhere(record: Any, pointer: str) -> bool:
     for step in pointer.split("/")[1:]:
         key = step.replace("~1", "/").replace("~0", "~")
         if isinstance(place, list):
-            if not (key.isascii() and key.isdigit() and int(key) < len(place)):
+            if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < len(place)):
                 return False
             place = place[int(key)]
         elif isinstance(place, dict) and key in place:

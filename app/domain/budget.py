@@ -130,14 +130,16 @@ def table(
 ) -> tuple[BudgetRow, ...]:
     """Return the budget table for values counted or measured elsewhere (default evidence: modelled).
 
-    With a `device`, rows tell whether the limit is its own.
+    With a `device`, rows tell whether the limit is its own, and times from its latency table are interpolated.
     """
+    tabled = {"latency_ms", "energy_mj"} if device and device.table else set()
+    found: dict[str, Evidence] = {**dict.fromkeys(tabled, "interpolated"), **evidence}
     return tuple(
         BudgetRow(
             metric,
             limit,
             values[metric],
-            evidence.get(metric, "modelled"),
+            found.get(metric, "modelled"),
             values[metric] <= limit,
             origin(metric, limit, device) if device else "request",
         )

@@ -13,7 +13,7 @@ from app.domain.graph import ModelGraph
 from app.domain.roofline import PARTS, Parts
 from app.domain.space import Assignment, SearchSpace, widest
 
-LOOKED_AT = 40
+LOOKED_AT = 24
 """How many of the slowest layers have their bits changed on trial."""
 _CAUSES = {
     "compute": "arithmetic takes the time: fewer channels, or bits that the device computes faster, would help",

@@ -31,6 +31,7 @@ class _Value:
     positions: int
     layouts: set[str]
     fusable: bool = False
+    made_last: bool = False
 
 
 @dataclass
@@ -113,6 +114,7 @@ class _Run:
             return
         precision = self.precision(activation)
         value = _Value(precision, work.outs, work.positions, {layout}, work.precision == precision == "float")
+        value.made_last = layout == LAST
         self.values[activation] = value
         if precision != "float" and work.precision not in ("int8", "uint8"):
             self.leave_blocks(value)
@@ -142,21 +144,22 @@ class _Run:
 
     def pad(self, value: _Value, made: _Value) -> None:
         """Pad within the convolution behind (float), or between DequantizeLinear and QuantizeLinear in any layout."""
-        made.layouts = value.layouts
+        made.layouts, made.made_last = value.layouts, value.made_last
         if value.precision != "float":
             self.emit("dequantize", value.precision, value)
             self.emit("pad", "float", made)
             self.emit("quantize", value.precision, made)
 
-    def integer(self, step: Step, values: Iterable[_Value], made: _Value) -> None:
+    def integer(self, step: Step, values: list[_Value], made: _Value) -> None:
         clipped = any(self.assignment.activation_bits[name] < 8 for name in step.inputs)
-        last = step.kind in _LAST and (not clipped or self.leads_to_convolution(step))
+        mostly = 2 * sum(value.made_last for value in values) > len(values)
+        last = step.kind in _LAST and mostly and (not clipped or self.leads_to_convolution(step))
         layout = LAST if last else PLAIN
         for value in values:
             self.bring(value, layout)
         slow = step.kind in _LAST and step.window > 1 and not last
         self.emit(f"{step.kind}_plain" if slow else step.kind, "int8", made, step.window)
-        made.layouts = {layout}
+        made.layouts, made.made_last = {layout}, last
 
     def leads_to_convolution(self, step: Step) -> bool:
         """Tell whether a convolution reads on: otherwise a Clip ends the part that lies channels last."""

@@ -190,6 +190,7 @@ def roofline(device: DeviceProfile) -> Figure:
 
 def _roof(entry: Throughput, device: DeviceProfile, xs: Sequence[float], served: Sequence[str]) -> Figure:
     peak = entry.rate("conv") / 1e9
+    dash = "dot" if not served else "longdash" if entry.activation_bits > 8 else "solid"
     note = f"computes {', '.join(served)}" if served else "no legal pair of its own"
     return {
         "type": "scatter",
@@ -197,7 +198,7 @@ def _roof(entry: Throughput, device: DeviceProfile, xs: Sequence[float], served:
         "name": _pair(entry),
         "x": list(xs),
         "y": [min(peak, x * device.activation_pool.gbps) for x in xs],
-        "line": {"color": bits_colour(entry.weight_bits), "width": 2, "dash": "solid" if served else "dot"},
+        "line": {"color": bits_colour(entry.weight_bits), "width": 2, "dash": dash},
         "hovertemplate": f"%{{x:.3g}} MACs per byte: %{{y:.3g}} GMAC/s<extra>{note}</extra>",
     }
 

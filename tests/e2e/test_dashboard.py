@@ -39,7 +39,9 @@ def test_pages_when_nobody_is_logged_in_then_lead_to_the_login(service: Any) -> 
     assert "set-cookie" not in wrong.headers
 
 
-@pytest.mark.parametrize("path", ["/searches", "/models", "/datasets", "/devices", "/system", "/searches/new"])
+@pytest.mark.parametrize(
+    "path", ["/searches", "/models", "/datasets", "/devices", "/devices/imx500", "/system", "/searches/new"]
+)
 def test_page_when_opened_then_has_a_heading_and_no_complaint(
     watched: Any, search: Any, service: Any, path: str
 ) -> None:

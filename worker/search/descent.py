@@ -29,10 +29,10 @@ class Descent:
         self, costs: CompiledCosts, budget: Budget, table: SensitivityTable, multipliers: Mapping[str, float]
     ) -> None:
         self.costs = costs
-        limited = [metric for metric in ADDITIVE if metric in budget.limits]
+        limited = [metric for metric in ADDITIVE if metric in budget.limits and self._may_break(metric, budget)]
         rows = [(metric, row) for metric in limited for row in costs.rows_of(metric)]
         self.metrics = tuple(row for _, row in rows)
-        self._live = costs.live_sets() if PEAK in budget.limits else np.zeros((0, costs.sites))
+        self._live = self._crowded(budget)
         limits = [budget.limits[metric] - costs.overhead.get(row, 0.0) for metric, row in rows]
         limits += [budget.limits[PEAK]] * len(self._live) if len(self._live) else []
         self._limits = np.maximum(np.array(limits, float), 1e-12)
@@ -47,9 +47,23 @@ class Descent:
         self._site_ops = self._site_touch()
         self.site_colours = _colours(self._site_ops, np.full(costs.sites, 2))
 
+    def _may_break(self, metric: str, budget: Budget) -> bool:
+        """Tell whether a limit is any: the widest state breaks it, or (times) another may cost more than that one."""
+        top = self.costs.costs(np.zeros((1, len(self.costs.coordinates)), dtype=np.intp))[metric][0]
+        return metric in _TRAFFIC or bool(top > budget.limits[metric])
+
+    def _crowded(self, budget: Budget) -> Floats:
+        """Return the sets of buffers alive together that are too large where nothing is compressed."""
+        if PEAK not in budget.limits:
+            return np.zeros((0, len(self.costs.buffer_site)))
+        live = self.costs.live_sets()
+        widest = self.costs.values(np.zeros((1, len(self.costs.coordinates)), dtype=np.intp))
+        sizes: Bools = live @ self.costs.buffer_bytes(widest)[0] > budget.limits[PEAK]
+        return live[sizes]
+
     @property
     def rows(self) -> int:
-        """Return the number of limits (one per set of live activations for the peak)."""
+        """Return the number of limits that may be broken (one per set of live buffers for the peak)."""
         return len(self._limits)
 
     def _losses(self, table: SensitivityTable, multipliers: Mapping[str, float]) -> Floats:

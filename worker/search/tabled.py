@@ -9,7 +9,7 @@ before it is accepted.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,39 +43,73 @@ class _Many(np.ndarray[Any, Any]):
 
 
 class TableTimes:
-    """Asks one table for the operations of one graph."""
+    """Asks one table for the operations of one graph.
+
+    Which kernels run is found out once. Times of kernels between layers are linear in their channels, and channels in
+    those that the groups keep; only the layers' own kernels are asked for again.
+    """
 
     def __init__(self, graph: ModelGraph, table: LatencyTable) -> None:
         self._graph, self._table = graph, table
-        self._whole = {group.id: group.channels for group in graph.groups}
+        groups = [group.id for group in graph.groups]
+        # rows: the unpruned network (which the layouts are those of), none kept, then one channel of one group each
+        rows = np.vstack(
+            [[float(group.channels) for group in graph.groups], np.zeros(len(groups)), np.eye(len(groups))]
+        )
+        keep: Any = {name: rows[:, index].view(_Many) for index, name in enumerate(groups)}
+        works = kernels_by_operation(graph, reference(graph, keep))
+        self._own: dict[int, tuple[Work, Floats, Floats]] = {}
+        self._moving, self._clips = (
+            np.zeros((len(graph.ops), len(groups) + 1)),
+            np.zeros((len(graph.ops), len(groups) + 1)),
+        )
+        for index, item in enumerate(graph.ops):
+            for work in works[item.name]:
+                if isinstance(item, Layer) and work.op in LAYERS:
+                    self._own[index] = (work, _linear(work.ins, len(groups)), _linear(work.outs, len(groups)))
+                else:
+                    self._moving[index] += self._line(work, len(groups))
+            if item.output is not None and not _passes(item):
+                clip = Work("clip", "int8", 1, _width(item).kept(keep), 1, item.positions)
+                self._clips[index] = self._line(clip, len(groups))
 
     def of(self, kept: Floats, weight_bits: Ints, read: Ints, written: Ints) -> Floats:
         """Return milliseconds per operation (n, ops) from channels kept (n, groups) and bits (n, ops)."""
-        rows = {name: np.append(full, kept[:, index]) for index, (name, full) in enumerate(self._whole.items())}
-        keep: Any = {name: column.view(_Many) for name, column in rows.items()}
-        works = kernels_by_operation(self._graph, reference(self._graph, keep))
-        weight_bits, read, written = (np.vstack([item[:1], item]) for item in (weight_bits, read, written))
-        found = np.zeros(read.shape)
-        for index, item in enumerate(self._graph.ops):
-            bits = np.stack([weight_bits[:, index], read[:, index], written[:, index]], axis=1)
-            for work in works[item.name]:
-                own = isinstance(item, Layer) and work.op in LAYERS
-                found[:, index] += self._layer(cast("Layer", item), work, bits) if own else self._ms(work)
-            if item.output is not None and not _passes(item):
-                clip = Work("clip", "int8", 1, _width(item).kept(keep), 1, item.positions)
-                found[:, index] += np.where(np.isin(bits[:, 2], _WHOLE), 0.0, self._ms(clip))
-        return found[1:]
-
-    def _ms(self, work: Work) -> Any:
-        return np.asarray(self._table.kernel_ms(work))
-
-    def _layer(self, layer: Layer, work: Work, bits: Ints) -> Floats:
-        """Return a layer's own kernel in the arithmetic of each row's bits."""
-        found = np.zeros(len(bits))
-        precisions = np.array([arithmetic(layer.kind, *(int(b) for b in row)) for row in bits])
-        for name in set(precisions.tolist()):
-            found = np.where(precisions == name, self._ms(replace(work, precision=name)), found)
+        ones = np.hstack([np.ones((len(kept), 1)), kept])
+        clipped = np.where(np.isin(written, _WHOLE), 0.0, ones @ self._clips.T)
+        found: Floats = ones @ self._moving.T + clipped
+        for index, (work, ins, outs) in self._own.items():
+            channels: Any = (ones @ ins, ones @ outs)
+            sized = replace(work, ins=channels[0], outs=channels[1])
+            bits = (weight_bits[:, index], read[:, index], written[:, index])
+            found[:, index] += self._layer(self._graph.layers[index].kind, sized, bits)
         return found
+
+    def _line(self, work: Work, groups: int) -> Floats:
+        """Return a kernel's time as milliseconds without any channel, and per channel of each group."""
+        base = float(self._table.kernel_ms(replace(work, outs=0.0)))
+        slope = float(self._table.kernel_ms(replace(work, outs=1.0))) - base
+        line = slope * _linear(work.outs, groups)
+        line[0] += base
+        return line
+
+    def _layer(self, kind: str, work: Work, bits: tuple[Ints, Ints, Ints]) -> Floats:
+        """Return a layer's own kernel in the arithmetic of each row's bits."""
+        found = np.zeros(len(bits[0]))
+        keys = (bits[0] * 64 + bits[1]) * 64 + bits[2]
+        ways: dict[str, list[int]] = {}
+        for key in np.unique(keys).tolist():
+            ways.setdefault(arithmetic(kind, key // 4096, key // 64 % 64, key % 64), []).append(key)
+        for name, held in ways.items():
+            times = np.asarray(self._table.kernel_ms(replace(work, precision=name)))
+            found = times if len(ways) == 1 else np.where(np.isin(keys, held), times, found)
+        return found
+
+
+def _linear(channels: Any, groups: int) -> Floats:
+    """Return fixed channels, and channels per kept one of each group, from what the rows of the constructor give."""
+    given = np.broadcast_to(np.asarray(channels, float), groups + 2)
+    return np.append(given[1], given[2:] - given[1])
 
 
 def _passes(item: Layer | Step) -> bool:

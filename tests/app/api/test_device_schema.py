@@ -111,6 +111,11 @@ WRONG: list[tuple[str, Any, str]] = [
     ("evidence/figures/compute", FIGURE, "/evidence/figures/compute"),
     ("evidence/figures/~1power~1pj", FIGURE, "/evidence/figures/~1power~1pj"),
     ("evidence/figures/~1compute~10~1gmacs/confidence", "sure", "/evidence/figures/~1compute~10~1gmacs/confidence"),
+    ("evidence/figures/~1compute~1" + "9" * 5000, FIGURE, "/evidence/figures/~1compute~1" + "9" * 5000),
+    ("compute/0/eff/\ud800", 0.5, "/compute/0/eff/?"),
+    ("latency_table/conditions/host", "\ud800", "/latency_table/conditions/host"),
+    ("latency_table/conditions/ho\0st", 1, "/latency_table/conditions/ho\0st"),
+    ("title", "a\0", "/title"),
     ("latency_table", {}, "/latency_table/coefficients"),
     ("latency_table/coefficients/conv.int8/calls", -1, "/latency_table/coefficients/conv.int8/calls"),
     ("latency_table/coefficients/conv.int8/calls", NAN, "/latency_table/coefficients/conv.int8/calls"),
@@ -136,7 +141,9 @@ def refused(record: Any) -> list[str]:
     return [error["pointer"] for error in caught.value.errors]
 
 
-@pytest.mark.parametrize(("path", "value", "pointer"), WRONG, ids=[f"{path}={value!r:.20}" for path, value, _ in WRONG])
+@pytest.mark.parametrize(
+    ("path", "value", "pointer"), WRONG, ids=[f"{path!a:.60}={value!a:.20}" for path, value, _ in WRONG]
+)
 def test_profile_when_one_field_is_wrong_then_just_that_field_is_named(path: str, value: Any, pointer: str) -> None:
     assert refused(changed(path, value)) == [pointer]
 

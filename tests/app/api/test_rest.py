@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import stat
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,12 @@ def test_ten_line_profile_when_pushed_as_printed_then_a_search_can_be_planned_on
     plan = client.post("/v1/searches/preflight", json=wanted)
     assert plan.status_code == 200, plan.text
     assert plan.json()["feasible"] is True
+
+
+def test_device_when_its_text_is_half_a_surrogate_then_refused_not_a_fault(client: TestClient) -> None:
+    body = {**profile(client), "title": "\ud800"}
+    answer = client.post("/v1/devices", content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/title")
 
 
 def test_search_when_a_revision_is_named_then_counts_on_that_revision(client: TestClient, request_body: Json) -> None:

@@ -11,7 +11,7 @@ from app.domain.cost import METRICS, count
 from app.domain.device import DeviceProfile, MemoryPool
 from app.domain.space import build_space, cheapest, widest
 from tests.app.domain.drawings import profile, skip, two_convs
-from tests.app.domain.random_graphs import assignments, devices, networks
+from tests.app.domain.random_graphs import TABLE, assignments, devices, networks
 
 
 def roomy() -> DeviceProfile:
@@ -116,3 +116,11 @@ def test_reach_when_compared_with_any_legal_assignment_then_never_above_it(data:
     costs, found = count(graph, one, device), reach(graph, space, device, Budget(dict.fromkeys(METRICS, 1.0)))
     for metric in METRICS:
         assert found.smallest[metric] <= costs.value(metric) * (1 + 1e-12), metric
+
+
+def test_table_when_the_device_was_calibrated_then_times_are_interpolated_unless_measured() -> None:
+    budget, device = Budget({"latency_ms": 1.0, "macs": 9.0}), profile(table=TABLE)
+    values = {"latency_ms": 0.5, "macs": 3}
+    assert [row.evidence for row in table(budget, values, {}, device)] == ["interpolated", "modelled"]
+    measured = table(budget, values, {"latency_ms": "measured"}, device)
+    assert [row.evidence for row in measured] == ["measured", "modelled"]
