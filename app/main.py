@@ -20,7 +20,7 @@ from starlette.routing import Match
 
 from app import actions, queue
 from app.actions import Service
-from app.api import admin, devices, resources, searches
+from app.api import admin, agents, calibrations, devices, resources, searches
 from app.api.auth import Attempts, ensure_admin_key
 from app.api.device_schema import Json, checked_profile
 from app.problems import Problem, field_error
@@ -48,7 +48,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = chosen
     app.state.stopping = threading.Event()
     app.state.attempts = Attempts(chosen.failed_logins_per_minute)
-    for router in (resources.router, devices.router, searches.router, admin.router):
+    for router in (
+        resources.router,
+        devices.router,
+        searches.router,
+        agents.router,
+        calibrations.router,
+        admin.router,
+    ):
         app.include_router(router)
     _add_web(app)
     app.add_exception_handler(Problem, _problem)

@@ -16,6 +16,9 @@ PREFIXES = {
     "artefact": "art",
     "schedule": "sch",
     "key": "key",
+    "agent": "agt",
+    "measuring": "msr",
+    "calibration": "cal",
 }
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32
