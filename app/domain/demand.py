@@ -1,0 +1,141 @@
+"""Latency limits that only a measurement can show to be kept, and what follows from measurements for a search.
+
+A search allocates on modelled milliseconds. Where its limit demands measured evidence, files are timed on the device
+beside the float file, in the same interleaved rounds, and the model is corrected: `aim` is the modelled limit that
+corresponds to the measured one.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from app.domain.device import DeviceProfile
+from app.domain.graph import ModelGraph
+from app.domain.space import Assignment, SearchSpace, widest
+
+HOST_PROFILE = "onnxruntime-cpu"
+MARGIN = 0.03  # a file must be this much below its limit, so that it keeps the limit when it is timed again
+NEAREST = 5
+LADDER = (1.0, 0.5, 0.25)
+STATS: Mapping[str, str] = {"min": "min_ms", "p50": "median_ms", "p95": "p95_ms"}
+
+Stat = Literal["min", "p50", "p95"]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """One measured latency limit: milliseconds (`max`), or a share of the float or W8A8 file's measured latency."""
+
+    max: float | None = None
+    relative: float | None = None
+    relative_to: Literal["float", "w8a8"] = "float"
+    stat: Stat = "min"
+
+    @property
+    def is_relative(self) -> bool:
+        """Tell whether the limit is a share of another file's latency."""
+        return self.max is None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One file's measured latency beside the modelled one; `beside` is the float file's in the same rounds.
+
+    Both mappings hold min_ms, median_ms, p95_ms (milliseconds, batch 1) and runs.
+    """
+
+    digest: str
+    modelled_ms: float
+    latency: Mapping[str, float]
+    beside: Mapping[str, float]
+
+    def ms(self, stat: str = "min") -> float:
+        """Return one figure in milliseconds."""
+        return float(self.latency[STATS[stat]])
+
+    def share(self, stat: str = "min") -> float:
+        """Return the figure as a share of the float file's in the same rounds: what a busy machine changes least."""
+        return self.ms(stat) / float(self.beside[STATS[stat]])
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What timings are held against: the demand, and the float file's and the reference file's timings."""
+
+    demand: Demand
+    float_file: Timing
+    reference: Timing
+
+    @property
+    def limit_ms(self) -> float:
+        """Return the limit in milliseconds."""
+        if self.demand.max is not None:
+            return self.demand.max
+        assert self.demand.relative is not None, "a demand is absolute or relative"
+        return self.demand.relative * self.value_ms(self.reference)
+
+    def value_ms(self, timing: Timing) -> float:
+        """Return a timing's figure, under a relative limit as if the float file had run as fast as when first timed."""
+        stat = self.demand.stat
+        return timing.share(stat) * self.float_file.ms(stat) if self.demand.is_relative else timing.ms(stat)
+
+    def is_met(self, timing: Timing) -> bool:
+        """Tell whether a timing keeps the limit with the margin."""
+        return self.value_ms(timing) <= self.limit_ms * (1 - MARGIN)
+
+    def factor(self, timings: Iterable[Timing], near_ms: float | None = None) -> float:
+        """Return measured / modelled: the median over the timings whose value lies nearest to the limit."""
+        goal = math.log(near_ms or self.limit_ms)
+        ordered = sorted(timings, key=lambda item: (abs(math.log(self.value_ms(item)) - goal), item.digest))
+        return statistics.median(self.value_ms(item) / item.modelled_ms for item in ordered[:NEAREST])
+
+    def aim_ms(self, timings: Iterable[Timing]) -> float:
+        """Return the modelled limit at which the measured one, less its margin, is expected to be kept."""
+        return self.limit_ms * (1 - MARGIN) / self.factor(timings)
+
+
+def demand_of(request: Mapping[str, Any]) -> Demand | None:
+    """Return the measured latency limit of a request (None: it has none)."""
+    for item in request.get("limits") or ():
+        if item.get("evidence") == "measured":
+            base = item.get("relative_to") or "float"
+            return Demand(item.get("max"), item.get("relative"), base, item.get("stat") or "min")
+    return None
+
+
+def is_host(device_name: str) -> bool:
+    """Tell whether a profile stands for the machine the worker runs on: the built-in one, or one derived from it."""
+    return device_name == HOST_PROFILE or device_name.startswith(f"{HOST_PROFILE}-")
+
+
+def ladder(graph: ModelGraph, space: SearchSpace, bits: int) -> tuple[Assignment, ...]:
+    """Return uniform assignments with `bits` everywhere at full, half and quarter width: what a model is corrected by."""
+    whole, found = widest(graph, bits), {}
+    for ratio in LADDER:
+        keep = {
+            group.id: min(space.keep[group.id], key=lambda count, full=group.channels: abs(count - ratio * full))  # type: ignore[misc]
+            for group in graph.groups
+        }
+        item = Assignment(keep, whole.weight_bits, whole.activation_bits)
+        found[item.digest] = item
+    return tuple(found.values())
+
+
+def integers_slower_by(floats: Sequence[Timing], integers: Sequence[Timing]) -> float:
+    """Return the geometric mean of 8-bit time / float time over networks of equal widths (above 1: slower)."""
+    pairs = zip(floats, integers, strict=True)
+    return math.exp(statistics.fmean(math.log(eight.share() / whole.share()) for whole, eight in pairs))
+
+
+def float_only(device: DeviceProfile) -> DeviceProfile:
+    """Return the device as one that runs floats alone: for searches where 8 bits were measured to be slower."""
+    return replace(device, pairs={"default": ((32, 32),)}, input_bits=32, output_bits=32)
+
+
+def runs_floats(device: DeviceProfile) -> bool:
+    """Tell whether the device computes float layers."""
+    return any(entry.weight_bits >= 32 and entry.activation_bits >= 32 for entry in device.compute)
