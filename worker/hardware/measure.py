@@ -26,10 +26,21 @@ class Latency:
     min_ms: float
     median_ms: float
     runs: int
+    p95_ms: float = 0.0
+
+    @classmethod
+    def of(cls, runs: Sequence[float]) -> Latency:
+        """Return the figures of one network's runs in milliseconds: minimum, median, count, 95th percentile."""
+        return cls(min(runs), statistics.median(runs), len(runs), float(np.percentile(runs, 95)))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Latency:
+        """Rebuild what `to_json` wrote."""
+        return cls(data["min_ms"], data["median_ms"], data["runs"], data["p95_ms"])
 
     def to_json(self) -> dict[str, float]:
         """Return the figures as JSON."""
-        return {"min_ms": self.min_ms, "median_ms": self.median_ms, "runs": self.runs}
+        return {"min_ms": self.min_ms, "median_ms": self.median_ms, "p95_ms": self.p95_ms, "runs": self.runs}
 
 
 def open_session(model: bytes) -> ort.InferenceSession:
@@ -62,7 +73,7 @@ def measure(
             break
         for name in rng.permutation(list(sessions)):
             times[str(name)].append(_run_ms(sessions[str(name)], example))
-    return {name: Latency(min(runs), statistics.median(runs), len(runs)) for name, runs in times.items()}
+    return {name: Latency.of(runs) for name, runs in times.items()}
 
 
 def fed(session: ort.InferenceSession, inputs: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from worker.hardware import host
-from worker.hardware.measure import measure, open_session
+from worker.hardware.measure import Latency, measure, open_session
 
 ROW = [np.ones((1, 64, 1, 1), np.float32)]
 
@@ -31,11 +31,17 @@ def test_measure_when_one_network_is_far_deeper_then_it_takes_longer_in_the_same
     times = measure({"shallow": stack(1), "deep": stack(200)}, ROW, rounds=10)
     assert times["deep"].runs == times["shallow"].runs == 10
     assert times["deep"].min_ms > 2 * times["shallow"].min_ms
-    assert 0 < times["deep"].min_ms <= times["deep"].median_ms
+    assert 0 < times["deep"].min_ms <= times["deep"].median_ms <= times["deep"].p95_ms
 
 
 def test_measure_when_time_is_up_then_at_least_one_round_is_run() -> None:
     assert measure({"only": stack(1)}, ROW, rounds=1000, max_seconds=0.0)["only"].runs == 1
+
+
+def test_latency_when_made_of_runs_then_order_statistics_survive_json() -> None:
+    latency = Latency.of([float(value) for value in range(21, 0, -1)])
+    assert (latency.min_ms, latency.median_ms, latency.p95_ms, latency.runs) == (1.0, 11.0, 20.0, 21)
+    assert Latency.from_json(latency.to_json()) == latency
 
 
 def test_open_session_when_bytes_are_no_model_then_raises() -> None:
