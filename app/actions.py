@@ -346,7 +346,7 @@ def _bounds(
 
 
 def _unreachable(limits: Mapping[str, float], smallest: Mapping[str, float], binding: Any) -> Problem:
-    said = "; ".join(f"{metric} can't go below {smallest[metric]:g} (asked: {limits[metric]:g})" for metric in binding)
+    said = "; ".join(f"{metric} can't go below {smallest[metric]:g} (limit: {limits[metric]:g})" for metric in binding)
     errors = [field_error("/limits", f"{metric} >= {smallest[metric]:g}", metric) for metric in binding]
     return Problem("budget-unreachable", said, errors, {"reachable": dict(smallest), "binding": list(binding)})
 

@@ -272,6 +272,10 @@ class Client:
         """Return the candidates of a search, best first."""
         return list(self.items(f"/v1/searches/{id}/candidates"))
 
+    def why(self, id: str) -> Json:
+        """Return what a candidate's time goes to, and the changes that would save most."""
+        return self.get(f"/v1/candidates/{id}/why")
+
     def export_candidate(self, id: str, timeout_s: float = 300.0) -> Json:
         """Export a candidate (checkpoint, ONNX, report) and wait until its verification is known.
 

@@ -84,7 +84,7 @@ class Finisher:
                 "holdout_pictures": holdout["pictures"],
             },
             "layers": layer_table(goal, row.assignment),
-            "budget": [item.to_json() for item in table(goal.budget, costs.to_json(), {})],
+            "budget": [item.to_json() for item in table(goal.budget, costs.to_json(), {}, goal.device)],
             "feasible": goal.budget.is_met(costs),
         }
         with self.site.database.writing() as session:

@@ -22,6 +22,7 @@ from app.api.schemas import SearchIn
 from app.domain import pareto
 from app.domain.cost import METRICS
 from app.domain.lifecycle import SearchState
+from app.explaining import why
 from app.problems import Problem, field_error
 from app.store import events, query
 from app.store.tables import Artefact, Candidate, Search, Trial
@@ -138,6 +139,12 @@ def get_candidate(id: str, service: ServiceDep, key: KeyDep) -> Json:
     row = one(service, Candidate, id)
     with service.database.reading() as session:
         return shapes.candidate(row, query.artefacts(session, id))
+
+
+@router.get("/candidates/{id}/why", tags=["candidates"])
+def why_candidate(id: str, service: ServiceDep, key: KeyDep) -> Json:
+    """Return what a candidate's time goes to, operation by operation, and the changes that would save most."""
+    return why(service, id)
 
 
 @router.post("/candidates/{id}/export", status_code=202, tags=["candidates"])

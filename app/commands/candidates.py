@@ -9,12 +9,12 @@ import typer
 
 from app.commands.base import ERROR, Session, verb
 from app.commands.show import candidate_summary, table, upload_bar
-from app.commands.words import amount
+from app.commands.words import amount, percent
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-app = typer.Typer(no_args_is_help=True, help="Candidates: show, export.")
+app = typer.Typer(no_args_is_help=True, help="Candidates: show, why, export.")
 artefacts = typer.Typer(no_args_is_help=True, help="Artefacts: download with a digest check.")
 
 SUFFIXES = {"onnx": ".onnx", "checkpoint": ".zip", "report": ".json"}
@@ -35,6 +35,17 @@ def show(
             console.print(layer_table(found))
 
     session.answer(found, draw)
+
+
+@verb(app, "why")
+def why(
+    session: Session,
+    candidate: Annotated[str, typer.Argument(help="Id of the candidate.")],
+    most: Annotated[int, typer.Option("--most", min=1, help="Show so many operations, slowest first.")] = 15,
+) -> None:
+    """Say why a candidate is not faster: what its time goes to, and the changes that would save most."""
+    found = session.client.why(candidate)
+    session.answer(found, lambda console: why_summary(console, found, most))
 
 
 @verb(app, "export")
@@ -84,6 +95,29 @@ def layer_table(candidate: Any) -> Any:
         for layer in candidate.get("layers") or []
     ]
     return table("Layers", ("layer", "channels", "w bits", "a bits", "MACs", "bytes", "latency"), rows)
+
+
+def why_summary(console: Console, why: Any, most: int) -> None:
+    """Print the verdict, the slowest operations by cause, and the changes that would save most."""
+    console.print(f"{why['verdict']} ({why['evidence']})", highlight=False)
+    if why["measured"]:
+        words = "not faster" if why["measured"]["is_slower"] else "faster"
+        times = [amount("latency_ms", why["measured"][name]) for name in ("compressed_ms", "float_ms")]
+        console.print(f"measured on the worker's host: {words}, {times[0]} against {times[1]}", highlight=False)
+    rows = [
+        (
+            op["name"],
+            op["kind"],
+            amount("latency_ms", op["latency_ms"]),
+            percent(op["share"], 1),
+            op["bound"],
+            amount("latency_ms", op["references"]["float"]),
+        )
+        for op in why["operations"][:most]
+    ]
+    console.print(table("Operations", ("operation", "kind", "time", "share", "bound by", "float"), rows))
+    for change in why["changes"]:
+        console.print(f"  saves {amount('latency_ms', change['saving_ms'])}: {change['text']}", highlight=False)
 
 
 def _download(session: Session, artefact: Any, out: Path | None) -> Path:

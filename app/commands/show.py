@@ -58,7 +58,7 @@ def budget_table(rows: Sequence[Json]) -> Table:
 
     cells = [
         (
-            label(row["metric"]),
+            label(row["metric"]) + (" (device)" if row.get("origin") == "device" else ""),
             amount(row["metric"], row["limit"]),
             amount(row["metric"], row["value"]),
             f"{amount(row['metric'], row['slack'])} ({percent(row['slack'] / row['limit'], 0)})",

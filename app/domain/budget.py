@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from app.domain.cost import Costs, count, reference_costs
+from app.domain.cost import Costs, reference_costs
 from app.domain.device import DeviceProfile, Evidence
+from app.domain.floor import least
 from app.domain.graph import ModelGraph
-from app.domain.space import SearchSpace, cheapest, widest
+from app.domain.space import SearchSpace, widest
+
+Origin = Literal["request", "device"]
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,17 @@ class Budget:
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """One line of the budget table: limit, value, slack = limit - value, and the evidence behind the value."""
+    """One line of the budget table: limit, value, slack = limit - value, and the evidence behind the value.
+
+    `origin` tells whether the request asks for the limit or the device has no more room.
+    """
 
     metric: str
     limit: float
     value: float
     evidence: Evidence
     met: bool
+    origin: Origin = "request"
 
     @property
     def slack(self) -> float:
@@ -67,6 +74,7 @@ class BudgetRow:
             "slack": self.slack,
             "evidence": self.evidence,
             "met": self.met,
+            "origin": self.origin,
         }
 
 
@@ -83,29 +91,56 @@ class Reach:
         return not self.unreachable
 
 
+def capacities(device: DeviceProfile) -> dict[str, float]:
+    """Return the limits that a device sets by itself, in bytes by metric: the room in its pools."""
+    rooms = {"peak_activation_bytes": device.activation_pool.bytes, "weight_bytes": device.weight_store.bytes}
+    return {metric: float(room) for metric, room in rooms.items() if room is not None}
+
+
 def resolve(limits: tuple[Limit, ...], graph: ModelGraph, device: DeviceProfile) -> Budget:
-    """Turn limits into absolute figures. A later limit on the same metric tightens an earlier one."""
+    """Turn limits into absolute figures, and add the device's own capacities. The tightest limit on a metric counts."""
     references = reference_costs(graph, device, {"w8a8": widest(graph, 8), "float": widest(graph, 32)})
     absolute: dict[str, float] = {}
     for limit in limits:
         value = _absolute(limit, references)
         absolute[limit.metric] = min(value, absolute.get(limit.metric, value))
+    for metric, room in capacities(device).items():
+        absolute[metric] = min(room, absolute.get(metric, room))
     return Budget(absolute)
 
 
+def origin(metric: str, limit: float, device: DeviceProfile) -> Origin:
+    """Tell whether a resolved limit is the device's own."""
+    return "device" if capacities(device).get(metric) == limit else "request"
+
+
 def reach(graph: ModelGraph, space: SearchSpace, device: DeviceProfile, budget: Budget) -> Reach:
-    """Return the smallest reachable value per limit: costs never fall with more channels or bits, so the cheapest
-    assignment bounds every metric at once."""
-    floor = count(graph, cheapest(graph, space), device)
+    """Return a bound below what each limited metric can reach, and the limits that lie below their bound."""
+    floor = least(graph, space, device)
     smallest = {metric: floor.value(metric) for metric in budget.limits}
     broken = tuple(metric for metric, limit in budget.limits.items() if smallest[metric] > limit)
     return Reach(smallest, broken)
 
 
-def table(budget: Budget, values: Mapping[str, float], evidence: Mapping[str, Evidence]) -> tuple[BudgetRow, ...]:
-    """Return the budget table for values counted or measured elsewhere (default evidence: modelled)."""
+def table(
+    budget: Budget,
+    values: Mapping[str, float],
+    evidence: Mapping[str, Evidence],
+    device: DeviceProfile | None = None,
+) -> tuple[BudgetRow, ...]:
+    """Return the budget table for values counted or measured elsewhere (default evidence: modelled).
+
+    With a `device`, rows tell whether the limit is its own.
+    """
     return tuple(
-        BudgetRow(metric, limit, values[metric], evidence.get(metric, "modelled"), values[metric] <= limit)
+        BudgetRow(
+            metric,
+            limit,
+            values[metric],
+            evidence.get(metric, "modelled"),
+            values[metric] <= limit,
+            origin(metric, limit, device) if device else "request",
+        )
         for metric, limit in budget.limits.items()
     )
 

@@ -43,6 +43,7 @@ class LayerCost:
     """Cost of one layer: widths after removal, bits of its operands, MACs, BOPs, stored bytes, modelled time."""
 
     name: str
+    kind: str
     in_channels: int
     out_channels: int
     weight_bits: int
@@ -173,6 +174,7 @@ def layer_cost(
     parts = time_of(load, device)
     return LayerCost(
         name=layer.name,
+        kind=layer.kind,
         in_channels=ins,
         out_channels=outs,
         weight_bits=w,
@@ -245,12 +247,13 @@ def activation_bytes(activation: Activation, assignment: Assignment) -> int:
 
 
 def peak_activation_bytes(graph: ModelGraph, assignment: Assignment) -> int:
-    """Return the largest sum of live activations over the execution order (skip tensors stay alive)."""
+    """Return the largest sum of live buffers over the execution order (skip tensors stay alive)."""
     change: dict[int, int] = {}
-    for activation in graph.activations:
-        size = activation_bytes(activation, assignment)
-        change[activation.first_step] = change.get(activation.first_step, 0) + size
-        change[activation.last_step + 1] = change.get(activation.last_step + 1, 0) - size
+    for buffer in graph.tensors:
+        elements = buffer.width.kept(assignment.keep) * buffer.positions
+        size = math.ceil(elements * assignment.activation_bits[buffer.activation] / 8)
+        change[buffer.first_step] = change.get(buffer.first_step, 0) + size
+        change[buffer.last_step + 1] = change.get(buffer.last_step + 1, 0) - size
     live = peak = 0
     for step in sorted(change):
         live += change[step]

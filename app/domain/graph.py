@@ -123,6 +123,20 @@ class Activation:
 
 
 @dataclass(frozen=True)
+class Buffer:
+    """A tensor in memory: the first one of an activation, or one that a pooling or another re-ordering makes of it.
+
+    It has the bits of `activation` and is alive from `first_step` (written) to `last_step` (last read), both inclusive.
+    """
+
+    activation: str
+    width: Width
+    positions: int
+    first_step: int
+    last_step: int
+
+
+@dataclass(frozen=True)
 class Port:
     """An input or output of the network: name, shape without the batch, dtype by torch's name.
 
@@ -157,6 +171,7 @@ class Port:
 class ModelGraph:
     """The whole picture. `layers` and `activations` are in execution order.
 
+    `buffers` are the tensors that take memory, where there are more than one per activation (see `tensors`).
     `input_shape` and `output_shape` are those of the first input and output.
     """
 
@@ -170,6 +185,7 @@ class ModelGraph:
     inputs: tuple[Port, ...] = ()
     outputs: tuple[Port, ...] = ()
     steps: tuple[Step, ...] = ()
+    buffers: tuple[Buffer, ...] = ()
 
     def __post_init__(self) -> None:
         """Fill in the ports of a picture that was drawn when networks had one input and one output."""
@@ -182,6 +198,12 @@ class ModelGraph:
     def ops(self) -> tuple[Layer | Step, ...]:
         """The layers, then the steps."""
         return (*self.layers, *self.steps)
+
+    @cached_property
+    def tensors(self) -> tuple[Buffer, ...]:
+        """The buffers; of a picture drawn without them, one per activation."""
+        whole = (Buffer(x.id, x.width, x.positions, x.first_step, x.last_step) for x in self.activations)
+        return self.buffers or tuple(whole)
 
     @cached_property
     def layer(self) -> Mapping[str, Layer]:
@@ -226,6 +248,7 @@ class ModelGraph:
             inputs=_ports(data.get("inputs", ())),
             outputs=_ports(data.get("outputs", ())),
             steps=tuple(_step(item) for item in data.get("steps", ())),
+            buffers=tuple(Buffer(**{**item, "width": _width(item["width"])}) for item in data.get("buffers", ())),
         )
 
 

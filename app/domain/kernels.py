@@ -41,6 +41,7 @@ class _Run:
     assignment: Assignment
     values: dict[str, _Value] = field(default_factory=dict)
     works: list[Work] = field(default_factory=list)
+    leading: dict[str, bool] = field(default_factory=dict)
 
     def emit(self, op: str, precision: str, value: _Value, window: int = 1) -> None:
         self.works.append(Work(op, precision, 1, value.channels, window, value.positions))
@@ -137,11 +138,23 @@ class _Run:
                 self.clip(step.output)
 
     def integer(self, step: Step, values: Iterable[_Value], made: _Value) -> None:
-        layout = LAST if step.kind in _LAST else PLAIN
+        clipped = any(self.assignment.activation_bits[name] < 8 for name in step.inputs)
+        last = step.kind in _LAST and (not clipped or self.leads_to_convolution(step))
+        layout = LAST if last else PLAIN
         for value in values:
             self.bring(value, layout)
-        self.emit(step.kind, "int8", made, step.window)
+        slow = step.kind in _LAST and step.window > 1 and not last
+        self.emit(f"{step.kind}_plain" if slow else step.kind, "int8", made, step.window)
         made.layouts = {layout}
+
+    def leads_to_convolution(self, step: Step) -> bool:
+        """Tell whether a convolution reads on: otherwise a Clip ends the part that lies channels last."""
+        if step.name not in self.leading:
+            later = [x for x in self.graph.layers if x.input == step.output and x.step > step.step]
+            steps = [x for x in self.graph.steps if step.output in x.inputs and x.step > step.step]
+            found = any(x.kind != "linear" for x in later)
+            self.leading[step.name] = found or any(x.kind in _LAST and self.leads_to_convolution(x) for x in steps)
+        return self.leading[step.name]
 
     def floating(self, step: Step, values: list[_Value], made: _Value) -> None:
         """Run a step on floats: on blocks where its inputs lie in blocks and it can, an addition within a layer."""

@@ -139,11 +139,13 @@ def variants(work: Work) -> tuple[tuple[str, float, dict[str, float]], ...]:
         elements = work.outs * work.positions
         return ((base, 1.0, {"calls": 1.0, "elements": elements, "reads": elements * work.kernel}),)
     if work.op == "linear":
-        features = _products(work, work.ins, padded(work.outs, BLOCK))
+        features = _products(work, work.ins * 1.0, padded(work.outs, BLOCK))
         return ((base, 1.0, features),)
     shape = "depthwise" if work.op == "depthwise" else "pointwise" if work.kernel == 1 else "window"
     if work.precision == "uint8":
-        return ((f"{base}.{shape}", 1.0, _products(work, padded(work.ins, QUAD), padded(work.outs, BLOCK))),)
+        return (
+            (f"{base}.{shape}", 1.0, _products(work, padded(work.ins * work.kernel, QUAD), padded(work.outs, BLOCK))),
+        )
     blocked = is_blocked(work) * 1.0
     if work.op == "depthwise":
         return (
@@ -152,23 +154,35 @@ def variants(work: Work) -> tuple[tuple[str, float, dict[str, float]], ...]:
         )
     if work.precision == "int8":
         return (
-            (f"{base}.{shape}.blocked", blocked, _products(work, work.ins, padded(work.outs, BLOCK))),
-            (f"{base}.{shape}.odd", 1.0 - blocked, _products(work, padded(work.ins, QUAD), padded(work.outs, BLOCK))),
+            (f"{base}.{shape}.blocked", blocked, _products(work, work.ins * work.kernel, padded(work.outs, BLOCK))),
+            (
+                f"{base}.{shape}.odd",
+                1.0 - blocked,
+                _products(work, padded(work.ins * work.kernel, QUAD), padded(work.outs, BLOCK)),
+            ),
         )
     direct = (work.ins < BLOCK) * 1.0
     return (
-        (f"{base}.{shape}.direct", direct, _products(work, work.ins, padded(work.outs, BLOCK))),
-        (f"{base}.{shape}.blocked", blocked, _products(work, padded(work.ins, BLOCK), padded(work.outs, BLOCK))),
-        (f"{base}.{shape}.odd", 1.0 - direct - blocked, _products(work, work.ins, padded(work.outs, QUAD))),
+        (f"{base}.{shape}.direct", direct, _products(work, work.ins * work.kernel, padded(work.outs, BLOCK))),
+        (
+            f"{base}.{shape}.blocked",
+            blocked,
+            _products(work, padded(work.ins, BLOCK) * work.kernel, padded(work.outs, BLOCK)),
+        ),
+        (
+            f"{base}.{shape}.odd",
+            1.0 - direct - blocked,
+            _products(work, work.ins * work.kernel, padded(work.outs, QUAD)),
+        ),
     )
 
 
-def _products(work: Work, ins: float, outs: float) -> dict[str, float]:
-    depth, weights = ins * work.kernel, ins * work.kernel * outs
+def _products(work: Work, depth: float, outs: float) -> dict[str, float]:
+    weights = depth * outs
     return {
         "calls": 1.0,
         "macs": weights * work.positions,
-        "strided_macs": weights * work.positions * (work.stride > 1),
+        "strided_reads": depth * work.positions * (work.stride > 1),
         "edge_macs": weights * work.positions**0.5,
         "weights": weights,
         "reads": depth * work.positions,

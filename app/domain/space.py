@@ -98,24 +98,48 @@ def build_space(graph: ModelGraph, device: DeviceProfile, spec: SpaceSpec = Spac
         if not legal:
             raise ValueError(f"no (weight, activation) bit pair is legal for layer {layer.name!r}")
         weight_bits[layer.name] = legal
-    keep = {group.id: keep_choices(group, device, spec) for group in graph.groups}
+    keep = {}
+    for group in graph.groups:
+        touched = (*group.producers, *group.consumers)
+        widths = {bits for name in touched for bits in weight_bits[name]}
+        keep[group.id] = keep_choices(group, device, spec, widths)
     return SearchSpace(keep, weight_bits, activation_bits, pairs)
 
 
-def keep_choices(group: ChannelGroup, device: DeviceProfile, spec: SpaceSpec) -> tuple[int, ...]:
+def keep_choices(
+    group: ChannelGroup, device: DeviceProfile, spec: SpaceSpec, weight_bits: Iterable[int] = (8,)
+) -> tuple[int, ...]:
     """Return the legal numbers of kept channels of `group`, full width first.
 
-    Counts are rounded to the device's channel multiple where the group is wide enough to have a choice left.
+    Besides the full width only multiples count that suit the device at all `weight_bits` of the layers concerned: the
+    one next below an odd width is always among them, and a group as narrow as the multiple keeps all its channels.
     """
     if group.frozen is not None or not spec.prune or _matches(spec.freeze, [group.id, *group.producers]):
         return (group.channels,)
-    multiple = device.channel_multiple_for(8)
-    if group.channels < 2 * multiple:
-        multiple = 1
+    multiple = math.lcm(*(device.channel_multiple_for(bits) for bits in weight_bits))
     floor = max(1, math.ceil(spec.min_keep * group.channels))
     counts = {max(multiple, round(ratio * group.channels / multiple) * multiple) for ratio in KEEP_RATIOS}
+    counts.add(group.channels // multiple * multiple)
     legal = {count for count in counts if floor <= count <= group.channels}
     return _descending(legal | {group.channels})
+
+
+def multiple_violations(graph: ModelGraph, assignment: Assignment, device: DeviceProfile) -> list[str]:
+    """Return, for each layer that makes or reads a group cut to a count its device would pad, what is wrong.
+
+    A group that keeps its full width breaks nothing: the multiple is for what is removed.
+    """
+    found = []
+    for group in graph.groups:
+        kept = assignment.keep[group.id]
+        for name in (*group.producers, *group.consumers) if kept != group.channels else ():
+            multiple = device.channel_multiple_for(assignment.weight_bits[name])
+            if kept % multiple:
+                bits = assignment.weight_bits[name]
+                found.append(
+                    f"{name}: {kept} channels of group {group.id!r} are no multiple of {multiple} ({bits}-bit weights)"
+                )
+    return found
 
 
 def widest(graph: ModelGraph, bits: int) -> Assignment:

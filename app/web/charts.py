@@ -14,6 +14,14 @@ Figure = dict[str, Any]
 BLUE, VERMILION, GREEN, ORANGE = "#1F83C9", "#D55E00", "#009E73", "#E69F00"
 BITS_COLOURS = {2: "#440154", 3: "#443983", 4: "#31688E", 5: "#21918C", 6: "#35B779", 7: "#7AD151", 8: "#5EC962"}
 WIDE_COLOUR = "#B8BDC6"
+PART_COLOURS = {
+    "compute": BLUE,
+    "memory": GREEN,
+    "padding": ORANGE,
+    "boundary": VERMILION,
+    "overhead": "#B8BDC6",
+    "fallback": "#CC79A7",
+}
 AXES = ("latency_ms", "weight_bytes", "bops")
 
 
@@ -125,6 +133,28 @@ def layers(bars: Sequence[Bar]) -> Figure:
     layout["yaxis2"] = {"domain": [0.0, 0.46], "title": {"text": "bits"}, "range": [0, top * 1.18], "dtick": 2}
     layout["barmode"], layout["bargap"] = "overlay", 0.3
     return {"data": traces, "layout": layout}
+
+
+def times(why: Mapping[str, Any]) -> Figure:
+    """Return milliseconds per operation, stacked by cause, in the order of the answer; parts that are nowhere are left
+    out."""
+    rows = [*why.get("operations", ())]
+    if rows and sum(why["network"].values()) > 0:
+        rows.append({"name": "whole network", "parts": why["network"]})
+    traces = [
+        {
+            "type": "bar",
+            "name": part,
+            "x": [row["name"] for row in rows],
+            "y": [row["parts"][part] for row in rows],
+            "marker": {"color": colour},
+            "hovertemplate": f"%{{x}}: %{{y:.4g}} ms {part}<extra></extra>",
+        }
+        for part, colour in PART_COLOURS.items()
+        if any(row["parts"][part] for row in rows)
+    ]
+    axis = {"type": "category", "tickangle": -40}
+    return {"data": traces, "layout": {**_layout(axis, {"title": {"text": "ms, modelled"}}), "barmode": "stack"}}
 
 
 def axis_title(metric: str) -> str:

@@ -171,7 +171,14 @@ def candidate(id: str, read: Read) -> Response:
         rows=view.candidate_layers(found),
         checks=view.check_facts(found.get("report") or {}),
         notes=view.check_notes(found.get("report") or {}),
+        why=read.why(id),
     )
+
+
+@router.get("/web/candidates/{id}/why.json")
+def candidate_why(id: str, read: Read) -> Response:
+    """Return the figure of what each operation's time goes to."""
+    return JSONResponse(charts.times(read.why(id) or {}))
 
 
 @router.get("/web/candidates/{id}/layers.json")

@@ -11,6 +11,7 @@ from fastapi import Request
 from app.actions import Service
 from app.api import shapes
 from app.commands.words import amount
+from app.explaining import why
 from app.problems import Problem
 from app.store import query
 from app.store.tables import Candidate, Dataset, Device, Model, Schedule, Search, now
@@ -77,6 +78,13 @@ class Reader:
         row = self._one(Candidate, id)
         with self._database.reading() as session:
             return shapes.candidate(row, query.artefacts(session, id))
+
+    def why(self, id: str) -> Json | None:
+        """Return what a candidate's time goes to (None where its network was deleted)."""
+        try:
+            return why(self._service, id)
+        except Problem:
+            return None
 
     def model_name(self, id: str) -> str:
         """Return a model's name, or its id where it was deleted."""

@@ -19,8 +19,10 @@ from typer.testing import CliRunner
 
 from app.cli import app
 from app.client import ApiProblem, Client
+from app.commands.words import amount
 from app.main import create_app
 from app.settings import Settings
+from tests.app.web.test_pages import seed
 from worker.graph.errors import unsupported
 from worker.job import problem
 
@@ -258,3 +260,16 @@ def test_schedule_when_the_cron_expression_is_wrong_then_refused_by_name(run: An
     options = ["--model", "net", "--data", "set", "--device", "generic-npu", "--limit", "bops<=1/8"]
     result = run("schedule", "create", *options, "--cron", "61 * * * *")
     assert (result.exit_code, json.loads(result.stdout)["problem"]["slug"]) == (1, "invalid-schedule")
+
+
+def test_candidate_why_when_asked_then_verdict_operations_and_savings(run: Any, service: Any) -> None:
+    with service.database.writing() as session:
+        seed(session)
+    told = json.loads(run("candidate", "why", "cnd_1").stdout)
+    assert told["bound"] == "overhead"
+    assert {op["name"] for op in told["operations"]} == {"stem", "mean", "head"}
+    assert sum(told["parts"].values()) == pytest.approx(told["latency_ms"])
+    said = CliRunner().invoke(app, ["candidate", "why", "cnd_1", "--most", "1"]).stdout
+    assert "of its time is overhead" in " ".join(said.split())
+    for change in told["changes"]:
+        assert f"saves {amount('latency_ms', change['saving_ms'])}: {change['text'][:20]}" in said

@@ -30,7 +30,7 @@ def enriched_manifest(
         "assignment_digest": assignment.digest,
         "device": device.name,
         "costs": costs,
-        "budget": [row.to_json() for row in table(budget, costs, {})],
+        "budget": [row.to_json() for row in table(budget, costs, {}, device)],
         "versions": versions(),
     }
 

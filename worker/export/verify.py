@@ -18,6 +18,7 @@ from app.domain.cost import METRICS, count
 from app.domain.device import DeviceProfile, Evidence
 from app.domain.graph import ModelGraph
 from app.domain.lifecycle import Verification
+from app.domain.space import multiple_violations
 from worker.data import RoleData
 from worker.export.agreement import Agreement, Array, accuracy, agreement
 from worker.export.audit import differences, fused_ops, site_sqnr
@@ -225,6 +226,8 @@ def _same_layer(layer: Any, stored: Any) -> bool:
 def _count(report: VerificationReport, subject: Subject, files: Files) -> None:
     report.recount = recount(files.checkpoint, subject.device)
     modelled = count(subject.graph, subject.network.assignment, subject.device)
+    for violation in multiple_violations(subject.graph, subject.network.assignment, subject.device):
+        _fail(report, "channel-multiple", violation)
     for metric, value in report.recount.totals().items():
         if value != modelled.value(metric):
             _fail(

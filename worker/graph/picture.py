@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from app.domain.graph import Activation, Layer, LayerKind, ModelGraph, Port
+from app.domain.graph import Activation, Buffer, Layer, LayerKind, ModelGraph, Port
 from worker.graph.extents import outputs_of, shapes_of, total, values_of
 from worker.graph.groups import ChannelPlan
 from worker.graph.leaves import Recurrent
@@ -21,11 +21,12 @@ from worker.graph.steps import draw_steps
 
 
 def draw(module: fx.GraphModule, plan: ChannelPlan) -> ModelGraph:
-    """Return the picture. An activation lives from the first op of its fused chain to its last reader; values passed on
-    (pooled by maximum, flattened) count as their producer, at its full size: the peak is never underestimated."""
+    """Return the picture. An activation lives from the first op of its fused chain to the last reader of its values, in
+    whatever order or shape they are passed on; what a pooling by maximum makes of it is a buffer of its own."""
     drawing = _Drawing(module, plan)
     values = values_of(module)
     inputs = tuple(drawing.input(node, values[node.name]) for node in module.graph.nodes if node.op == "placeholder")
+    steps = draw_steps(module, plan, drawing.sites, drawing.shapes)
     outputs = tuple(_port(node.name, values[node.name], plan) for node in outputs_of(module))
     return ModelGraph(
         layers=tuple(layer for node in module.graph.nodes for layer in drawing.layers(node)),
@@ -37,7 +38,8 @@ def draw(module: fx.GraphModule, plan: ChannelPlan) -> ModelGraph:
         op_counts=dict(Counter(op.name for node in module.graph.nodes if (op := op_of(module, node)) is not None)),
         inputs=inputs,
         outputs=outputs,
-        steps=draw_steps(module, plan, drawing.sites, drawing.shapes),
+        steps=steps,
+        buffers=drawing.buffers({step.name for step in steps}),
     )
 
 
@@ -124,6 +126,27 @@ class _Drawing:
             role=site.role,
             unsigned=site.unsigned,
         )
+
+    def buffers(self, kernels: set[str]) -> tuple[Buffer, ...]:
+        """Return every tensor in memory: of each fused chain, and of each kernel that passes its input's grid on."""
+        owner: dict[str, str] = {}
+        last: dict[str, int] = {}
+        heads = {site.id: site.head for site in self.sites.sites}
+        for step, node in enumerate(self.module.graph.nodes):
+            for source in operands(node):
+                if source.name in owner:
+                    last[owner[source.name]] = step
+            site = self.sites.of.get(node.name)
+            if site is not None:
+                own = node.name == site or node.name in kernels
+                owner[node.name] = node.name if own else owner[operands(node)[0].name]
+        return tuple(self._buffer(name, heads.get(name, name), last) for name in dict.fromkeys(owner.values()))
+
+    def _buffer(self, name: str, head: str, last: dict[str, int]) -> Buffer:
+        dim = self.plan.dims[(name, "value")]
+        positions = total(self.shapes[name]) // len(dim.channel)
+        first = self.steps[head]
+        return Buffer(self.sites.of[name], dim.width, positions, first, last.get(name, first))
 
     def _last_readers(self) -> dict[str, int]:
         """Return by site the step of the last node that reads its value, or one it was passed on to."""

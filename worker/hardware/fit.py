@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from scipy.optimize import nnls
 from app.domain.latency import LatencyTable, Work, variants
 
 OVERHEAD = ("", "overhead_ms")
-PRIOR = 3e-3
+PRIOR, CORRECTION_PRIOR = 1e-3, 0.1
 Column = tuple[str, str]
 
 
@@ -50,18 +50,47 @@ def fit(samples: Sequence[Sample], prior: float = PRIOR) -> LatencyTable:
     """
     rows = [features(sample.works) for sample in samples]
     columns = sorted({column for row in rows for column in row})
-    scale = np.array([max(row.get(column, 0.0) / sample.ms for row, sample in zip(rows, samples, strict=True)) for column in columns])
+    scale = np.array(
+        [max(row.get(column, 0.0) / sample.ms for row, sample in zip(rows, samples, strict=True)) for column in columns]
+    )
     scale[scale == 0] = 1.0
-    matrix = np.array(
-        [
-            [row.get(column, 0.0) / sample.ms * sample.weight for column in columns]
-            for row, sample in zip(rows, samples, strict=True)
-        ]
-    ) / scale
+    matrix = (
+        np.array(
+            [
+                [row.get(column, 0.0) / sample.ms * sample.weight for column in columns]
+                for row, sample in zip(rows, samples, strict=True)
+            ]
+        )
+        / scale
+    )
     wanted = np.array([sample.weight for sample in samples])
     ridge = prior * math.sqrt(len(samples)) * np.eye(len(columns))
-    found, _ = nnls(np.vstack([matrix, ridge]), np.concatenate([wanted, np.zeros(len(columns))]), maxiter=50 * len(columns))
+    found, _ = nnls(
+        np.vstack([matrix, ridge]), np.concatenate([wanted, np.zeros(len(columns))]), maxiter=50 * len(columns)
+    )
     return _table(columns, found / scale)
+
+
+def corrected(table: LatencyTable, samples: Sequence[Sample], prior: float = CORRECTION_PRIOR) -> LatencyTable:
+    """Return the table with a slope per precision and an overhead fitted on whole networks, both held near what is.
+
+    Nothing changes where there are no samples.
+    """
+    if not samples:
+        return table
+    names = sorted({work.precision for sample in samples for work in sample.works})
+    rows = []
+    for sample in samples:
+        spent = dict.fromkeys(names, 0.0)
+        for work in sample.works:
+            spent[work.precision] += table.kernel_ms(work)
+        rows.append([table.overhead_ms / sample.ms, *(spent[name] / sample.ms for name in names)])
+    ridge = prior * math.sqrt(len(samples)) * np.eye(len(names) + 1)
+    found, _ = nnls(np.vstack([rows, ridge]), np.concatenate([np.ones(len(rows)), ridge.sum(1)]))
+    slopes = {
+        name: table.correction.get(name, 1.0) * float(slope) for name, slope in zip(names, found[1:], strict=True)
+    }
+    return replace(table, correction={**slopes, "overhead_ms": table.overhead_ms * float(found[0])})
 
 
 def _table(columns: Sequence[Column], values: NDArray[Any]) -> LatencyTable:

@@ -140,11 +140,9 @@ class _Builder:
             self.conv(max(1, ins // 2), 3)
         else:
             self.conv(width, 3)
-        inner = self.shape
         self.conv(ins, 3 if not wide else 1, relu=False)
         if self.shape[0] == ins:
             self.add("Relu", [self.add("Add", [self.value, start])])
-        del inner
 
     def inverted(self, factor: int, stride: int, rng: random.Random) -> None:
         start, ins, extent = self.value, self.shape[0], self.shape[1]
@@ -182,7 +180,7 @@ class _Builder:
 
     def head(self, rng: random.Random) -> bytes:
         """Pool to one position, or leave a few, and add a linear layer."""
-        while self.shape[1] > 8 or rng.random() < 0.3 and self.shape[1] > 3:
+        while self.shape[1] > 8 or (rng.random() < 0.3 and self.shape[1] > 3):
             if rng.random() < 0.6:
                 break
             self.pool()

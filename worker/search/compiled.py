@@ -88,6 +88,9 @@ class CompiledCosts:
         self._bias = np.array([BIAS_BYTES * layer.bias for layer in layers], float)
         self._tables = np.array([step.table * TABLE_BYTES for step in steps], float)
         self._act_positions = np.array([item.positions for item in activations], float)
+        self._buf, self._buf_fixed = self._widths(item.width for item in self.graph.tensors)
+        self._buf_positions = np.array([item.positions for item in self.graph.tensors], float)
+        self.buffer_site: Ints = np.array([site[item.activation] for item in self.graph.tensors], dtype=np.intp)
 
     def _compile_device(self) -> None:
         device = self.device
@@ -162,6 +165,13 @@ class CompiledCosts:
         found: Floats = np.ceil(elements * bits / 8)
         return found
 
+    def buffer_bytes(self, values: Floats) -> Floats:
+        """Return the bytes of every buffer: (n, buffers)."""
+        kept, bits = values[:, : self.groups], values[:, self.groups + self.layers :][:, self.buffer_site]
+        elements = (kept @ self._buf.T + self._buf_fixed) * self._buf_positions
+        found: Floats = np.ceil(elements * bits / 8)
+        return found
+
     def op_costs(self, values: Floats, metrics: Sequence[str]) -> Floats:
         """Return additive metrics per layer and step: (n, ops, metrics). Overheads per inference are not in it."""
         kept = values[:, : self.groups]
@@ -205,11 +215,11 @@ class CompiledCosts:
         }
 
     def live_sets(self) -> Floats:
-        """Return which activations are alive together: (steps, activations) of 0/1, dominated steps left out."""
-        spans = [(item.first_step, item.last_step) for item in self.graph.activations]
+        """Return which buffers are alive together: (steps, buffers) of 0/1, dominated steps left out."""
+        spans = [(item.first_step, item.last_step) for item in self.graph.tensors]
         sets = {frozenset(i for i, (a, b) in enumerate(spans) if a <= start <= b) for start, _ in spans}
         maximal = [item for item in sets if not any(item < other for other in sets)]
-        rows = [[float(index in item) for index in range(self.sites)] for item in sorted(maximal, key=sorted)]
+        rows = [[float(index in item) for index in range(len(spans))] for item in sorted(maximal, key=sorted)]
         return np.array(rows)
 
     def costs(self, states: Ints) -> dict[str, Floats]:
@@ -219,5 +229,5 @@ class CompiledCosts:
         sums = self.op_costs(values, names).sum(axis=1)
         total = {name: sums[:, index] + self.overhead.get(name, 0.0) for index, name in enumerate(names)}
         found = {metric: np.max([total[row] for row in self.rows_of(metric)], axis=0) for metric in ADDITIVE}
-        found["peak_activation_bytes"] = (self.activation_bytes(values) @ self.live_sets().T).max(axis=1)
+        found["peak_activation_bytes"] = (self.buffer_bytes(values) @ self.live_sets().T).max(axis=1)
         return found

@@ -88,7 +88,7 @@ class Descent:
         """Return cost / limit of every row for states (n, coordinates): (n, rows). Kept when at most 1."""
         values = self.costs.values(states)
         ops = self.costs.op_costs(values, self.metrics).sum(axis=1)
-        live = self.costs.activation_bytes(values) @ self._live.T if len(self._live) else np.zeros((len(states), 0))
+        live = self.costs.buffer_bytes(values) @ self._live.T if len(self._live) else np.zeros((len(states), 0))
         found: Floats = np.concatenate([ops, live], axis=1) / self._limits
         return found
 
@@ -122,7 +122,9 @@ class Descent:
         ops = self.costs.op_costs(values, self.metrics) @ prices[: self._op_rows]
         if not len(self._live):
             return ops, np.zeros((len(states), self.costs.sites))
-        return ops, self.costs.activation_bytes(values) * (prices[self._op_rows :] @ self._live)
+        priced = self.costs.buffer_bytes(values) * (prices[self._op_rows :] @ self._live)
+        sites = np.arange(self.costs.sites)[None, :] == self.costs.buffer_site[:, None]
+        return ops, priced @ sites.astype(float)
 
     def _move_groups(self, state: Ints, colour: Ints, prices: Floats) -> None:
         depth = int(self.costs.sizes[colour].max())

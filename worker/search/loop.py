@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from app.domain import pareto
-from app.domain.budget import Budget
+from app.domain.budget import Budget, capacities
 from app.domain.candidate import Measurement
 from app.domain.cost import METRICS, Costs, count
 from app.domain.space import Assignment, widest
@@ -182,10 +182,11 @@ class SearchLoop:
         return [] if assignment is None else [(kind, params, assignment)]
 
     def _scaled(self, scale: float, target: Assignment) -> Budget:
-        """Return the budget with its binding limit tightened, or with every limit loosened."""
+        """Return the budget with its binding limit tightened, or every limit loosened (never the device's room)."""
         limits, costs = self.goal.budget.limits, self.costs(target)
         if scale >= 1 or not limits:
-            return Budget({metric: limit * scale for metric, limit in limits.items()})
+            room = capacities(self.goal.device)
+            return Budget({metric: min(limit * scale, room.get(metric, math.inf)) for metric, limit in limits.items()})
         binding = max(limits, key=lambda metric: costs.value(metric) / max(limits[metric], 1e-12))
         return Budget({**limits, binding: limits[binding] * scale})
 

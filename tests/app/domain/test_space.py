@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.graph import ChannelGroup
-from app.domain.space import Assignment, SpaceSpec, build_space, cheapest, keep_choices, widest
+from app.domain.space import Assignment, SpaceSpec, build_space, cheapest, keep_choices, multiple_violations, widest
 from tests.app.domain.drawings import PAIRS, profile, skip, two_convs
+from tests.app.domain.random_graphs import assignments, devices, networks
 
 
 @given(st.integers(1, 600), st.sampled_from([1, 2, 4, 8, 16, 32]), st.floats(0.05, 1.0))
@@ -22,8 +24,9 @@ def test_keep_choices_when_drawn_then_descending_within_bounds_and_on_the_multip
     assert found[0] == channels
     assert list(found) == sorted(set(found), reverse=True)
     assert all(1 <= count <= channels and count >= floor * channels - 1e-9 for count in found)
-    if channels >= 2 * multiple:
-        assert all(count % multiple == 0 for count in found[1:])
+    assert all(count % multiple == 0 for count in found[1:])
+    below = channels // multiple * multiple
+    assert below in found or below < max(1, floor * channels)
 
 
 @pytest.mark.parametrize("spec", [SpaceSpec(prune=False), SpaceSpec(freeze=("conv*",)), SpaceSpec(freeze=("g[12]",))])
@@ -93,3 +96,30 @@ def test_digest_when_keys_are_ordered_otherwise_then_equal_and_otherwise_differe
     assert one.digest == same.digest != other.digest
     assert len(one.digest) == 64
     assert Assignment.from_json(json.loads(json.dumps(one.to_json()))) == one
+
+
+def test_keep_choices_when_the_multiple_depends_on_bits_then_it_suits_all_of_them() -> None:
+    device = profile(channel_multiple={"default": 8, "w4": 16, "w2": 24})
+    group = ChannelGroup("g", 65, ("p",), ())
+    assert keep_choices(group, device, SpaceSpec(), (8, 4)) == (65, 64, 48, 32, 16)
+    assert keep_choices(group, device, SpaceSpec(), (8, 4, 2)) == (65, 48)
+    assert keep_choices(ChannelGroup("g", 12, ("p",), ()), device, SpaceSpec(), (4,)) == (12,)
+
+
+def test_violations_when_a_group_is_cut_between_multiples_then_its_layers_are_named() -> None:
+    graph, device = two_convs(), profile(channel_multiple={"default": 4, "w2": 16})
+    full = widest(graph, 8)
+    assert multiple_violations(graph, full, device) == []
+    cut = replace(full, keep={"g1": 12, "g2": 30}, weight_bits={"conv1": 8, "conv2": 2})
+    assert multiple_violations(graph, cut, device) == [
+        "conv2: 12 channels of group 'g1' are no multiple of 16 (2-bit weights)",
+        "conv2: 30 channels of group 'g2' are no multiple of 16 (2-bit weights)",
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_violations_when_any_point_of_a_space_is_taken_then_none(data: st.DataObject) -> None:
+    (graph, _), device = data.draw(networks()), data.draw(devices())
+    one = data.draw(assignments(build_space(graph, device)))
+    assert multiple_violations(graph, one, device) == []

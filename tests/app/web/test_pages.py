@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,22 +19,46 @@ from worker.graph.errors import unsupported
 from worker.job import problem
 
 WEB = Path(__file__).resolve().parents[3] / "app" / "web"
-GRAPH = {
+STEM, HEAD = ({"terms": [[group, 1]], "fixed": 0} for group in ("stem", "head"))
+GRAPH: dict[str, Any] = {
     "layers": [
-        {"name": "stem", "kind": "conv", "weight_shape": [4, 1, 3, 3], "positions": 64, "groups": 1},
-        {"name": "head", "kind": "linear", "weight_shape": [10, 4], "positions": 1, "groups": 1},
+        {
+            "name": "stem", "kind": "conv", "weight_shape": [4, 1, 3, 3], "positions": 64, "groups": 1, "step": 1,
+            "in_width": {"terms": [], "fixed": 1}, "out_width": STEM, "input": "x", "output": "stem",
+        },
+        {
+            "name": "head", "kind": "linear", "weight_shape": [10, 4], "positions": 1, "groups": 1, "step": 3,
+            "in_width": STEM, "out_width": HEAD, "input": "mean", "output": "head",
+        },
     ],
     "groups": [
         {"id": "stem", "channels": 4, "producers": ["stem"], "consumers": ["head"], "frozen": None},
         {"id": "head", "channels": 10, "producers": ["head"], "consumers": [], "frozen": "network output"},
     ],
-    "activations": [],
+    "activations": [
+        {"id": "x", "width": {"terms": [], "fixed": 1}, "positions": 64, "first_step": 0, "last_step": 1},
+        {"id": "stem", "width": STEM, "positions": 64, "first_step": 1, "last_step": 2},
+        {"id": "mean", "width": STEM, "positions": 1, "first_step": 2, "last_step": 3},
+        {"id": "head", "width": HEAD, "positions": 1, "first_step": 3, "last_step": 3},
+    ],
+    "steps": [
+        {
+            "name": "mean", "kind": "mean", "inputs": ["stem"], "output": "mean", "width": STEM, "positions": 1,
+            "window": 64, "step": 2,
+        },
+    ],
     "input_shape": [1, 8, 8],
     "output_shape": [10],
     "parameters": 90,
     "op_counts": {},
+}  # fmt: skip
+CHOSEN = {
+    "keep": {"stem": 3, "head": 10},
+    "weight_bits": {"stem": 4, "head": 8},
+    "activation_bits": {"x": 8, "stem": 8, "mean": 8, "head": 32},
 }
 COSTS = {"macs": 1, "bops": 1000, "weight_bytes": 500, "peak_activation_bytes": 1, "latency_ms": 0.5, "energy_mj": 0}
+DEVICE = json.loads((WEB.parent / "devices" / "generic-npu.json").read_text())
 HOSTILE = '<script>alert("x")</script>'
 
 
@@ -72,8 +97,9 @@ def seed(session: Any) -> None:
     session.flush()
     session.add(
         tables.Search(
-            id="srh_1", name="nightly", model_id="mdl_1", dataset={"all": "dst_1"}, device_id="generic-npu", device={},
-            spec={}, limits={"bops": 2000.0}, state="completed", outcome="feasible", progress_done=2, progress_total=2,
+            id="srh_1", name="nightly", model_id="mdl_1", dataset={"all": "dst_1"}, device_id="generic-npu",
+            device=DEVICE, spec={}, limits={"bops": 2000.0}, state="completed", outcome="feasible",
+            progress_done=2, progress_total=2,
             baseline={"metrics": {"accuracy": 0.9}, "holdout": {"accuracy": 0.88}, "costs": COSTS},
         )
     )  # fmt: skip
@@ -98,7 +124,7 @@ def seed(session: Any) -> None:
     metrics = {"evaluation": {"accuracy": 0.85, "kl": 0.1}, "holdout": {"accuracy": 0.84, "kl": 0.1}}
     session.add(
         tables.Candidate(
-            id="cnd_1", search_id="srh_1", trial_idx=1, rank=1, assignment={}, costs=COSTS, metrics=metrics,
+            id="cnd_1", search_id="srh_1", trial_idx=1, rank=1, assignment=CHOSEN, costs=COSTS, metrics=metrics,
             layers=[layer], budget=[row], feasible=True,
         )
     )  # fmt: skip
@@ -221,6 +247,26 @@ def test_candidate_page_when_opened_then_tells_change_from_the_float_network(web
     assert "3 / 4" in text
     figure = web.get("/web/candidates/cnd_1/layers.json").json()
     assert figure["data"][1]["y"] == [1]
+
+
+def test_candidate_page_when_opened_then_shows_where_the_time_goes_and_what_would_save_most(web: TestClient) -> None:
+    text = web.get("/candidates/cnd_1").text
+    assert "of its time is overhead: fixed times per inference and operation dominate" in text
+    assert "Single changes that would save most" in text
+    figure = web.get("/web/candidates/cnd_1/why.json").json()
+    assert figure["layout"]["barmode"] == "stack"
+    assert {trace["name"] for trace in figure["data"]} >= {"compute", "overhead"}
+    assert figure["data"][0]["x"][-1] == "whole network"
+    overhead = next(trace for trace in figure["data"] if trace["name"] == "overhead")
+    assert overhead["y"] == pytest.approx([0.002, 0.002, 0.002, 0.02])
+    told = web.get("/v1/candidates/cnd_1/why").json()
+    assert {op["name"] for op in told["operations"]} == {"stem", "mean", "head"}
+    assert sum(sum(trace["y"]) for trace in figure["data"]) == pytest.approx(told["latency_ms"])
+
+
+def test_candidate_why_when_there_is_none_then_not_found(web: TestClient) -> None:
+    answer = web.get("/v1/candidates/cnd_none/why")
+    assert (answer.status_code, answer.json()["type"]) == (404, "/problems/not-found")
 
 
 def test_page_when_the_id_is_unknown_then_a_page_says_so(web: TestClient) -> None:

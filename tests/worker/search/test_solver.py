@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 
 from app.domain.budget import Budget, Limit, reach, resolve
 from app.domain.cost import METRICS, count
+from app.domain.device import MemoryPool, Power
 from app.domain.graph import ModelGraph
-from app.domain.space import Assignment, SearchSpace, SpaceSpec, build_space, cheapest
-from tests.worker.search.pictures import PAIRS, chain, device, random_table, resnet, skipped
+from app.domain.space import Assignment, SearchSpace, SpaceSpec, build_space, cheapest, multiple_violations, widest
+from tests.app.domain.random_graphs import BUILT_IN, built_in, devices, networks
+from tests.worker.search.pictures import PAIRS, Drawing, chain, device, random_table, resnet, skipped
 from worker.search.descent import Descent
 from worker.search.sensitivity import SensitivityTable
 from worker.search.solver import Solver, allocate
@@ -159,3 +162,76 @@ def test_allocation_when_four_limits_bind_then_takes_little_time(blocks: int, se
         assert solver.solve(budget, table) is not None
         spent.append(time.process_time() - start)
     assert min(spent) < seconds * 2  # twice the target: the machine may be shared
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_allocation_when_the_device_has_multiples_then_none_is_broken_and_every_limit_kept(data: st.DataObject) -> None:
+    (graph, _), profile = data.draw(networks()), data.draw(devices())
+    space = build_space(graph, profile)
+    solver = Solver(graph, space, profile)
+    low, high = count(graph, cheapest(graph, space), profile), count(graph, widest(graph, 8), profile)
+    height = data.draw(st.floats(0.05, 0.9))
+    names = data.draw(st.sets(st.sampled_from(METRICS), min_size=1))
+    budget = Budget({n: low.value(n) + height * max(0.0, high.value(n) - low.value(n)) for n in names})
+    for one in (solver.solve(budget, random_table(space)), solver.least_violating(budget, random_table(space))):
+        assert one is None or multiple_violations(graph, one, profile) == []
+    found = solver.solve(budget, random_table(space))
+    assert found is None or budget.is_met(count(graph, found, profile))
+
+
+def odd(widths: tuple[int, ...] = (33, 17, 65)) -> ModelGraph:
+    draw = Drawing(3, 16)
+    last = "input"
+    for index, width in enumerate(widths):
+        last = draw.conv(f"conv{index}", last, (f"g{index}", width), 16)
+    return draw.finish(draw.linear("head", last, ("g_head", 10)), frozen=("g_head",))
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_allocation_when_channels_are_odd_then_not_modelled_slower_than_before(name: str) -> None:
+    graph, profile = odd(), built_in(name)
+    space = build_space(graph, profile)
+    table, whole = random_table(space), {group.id: group.channels for group in graph.groups}
+    for limit in (Limit("latency_ms", relative=0.95), Limit("macs", relative=0.8), Limit("weight_bytes", relative=0.8)):
+        found = Solver(graph, space, profile).solve(resolve((limit,), graph, profile), table)
+        assert found is not None, limit
+        unpruned = count(graph, replace(found, keep=whole), profile)
+        assert count(graph, found, profile).latency_ms <= unpruned.latency_ms, limit
+        if limit.metric == "latency_ms":
+            assert count(graph, found, profile).latency_ms <= 0.95 * count(graph, widest(graph, 8), profile).latency_ms
+
+
+def cached(seed: int) -> tuple[Solver, Budget, SensitivityTable]:
+    """Draw a small network on a device whose weight cache holds some of its allocations, limited in time."""
+    rng = np.random.default_rng(seed)
+    graph = chain((8, 12))
+    space = thinned(build_space(graph, device(), SpaceSpec(min_keep=0.25)))
+    sizes = [count(graph, one, device()).weight_bytes for one in (cheapest(graph, space), widest(graph, 8))]
+    room = int(rng.uniform(*sizes))
+    profile = replace(
+        device(), weight_store=MemoryPool(None, 0.002, room, 2.0), power=Power({"8x8": 1.0}, 1.0, idle_mw=9.0)
+    )
+    solver = Solver(graph, space, profile)
+    low, high = (count(graph, one, profile) for one in (cheapest(graph, space), widest(graph, 8)))
+    share = rng.uniform(0.05, 0.8)
+    limits = {m: low.value(m) + share * (high.value(m) - low.value(m)) for m in ("latency_ms", "energy_mj")}
+    return (
+        solver,
+        Budget(limits if rng.random() < 0.5 else {"latency_ms": limits["latency_ms"]}),
+        random_table(space, seed),
+    )
+
+
+def test_allocation_when_weights_may_overflow_a_cache_then_near_brute_force_with_both_sums_kept() -> None:
+    gaps = []
+    for seed in range(12):
+        solver, budget, table = cached(seed)
+        descent = Descent(solver.costs, budget, table, {})
+        assert descent.rows == 2 * len(budget.limits)
+        best, found = brute_force(descent), solver.solve(budget, table)
+        assert found is not None and best is not None
+        assert budget.is_met(count(solver.costs.graph, found, solver.costs.device))
+        gaps.append(float(descent.loss(solver.costs.state(found)[None])[0]) / max(best, 1e-3) - 1)
+    assert min(gaps) > -1e-9
+    assert float(np.mean(gaps)) < 0.05

@@ -1,0 +1,75 @@
+"""The least any assignment of a space can cost: a bound below every metric, whether or not one assignment reaches all.
+
+Fewer channels never cost more at given bits, but fewer bits may: a boundary of precisions, a wider channel multiple, a
+runtime that is slower at fewer bits. So every operation takes the cheapest of its own choices of bits, for each metric
+by itself, boundaries left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from app.domain.cost import Costs, LayerCost, StepCost, layer_cost, peak_activation_bytes, step_cost
+from app.domain.device import DeviceProfile
+from app.domain.graph import Layer, ModelGraph, Step
+from app.domain.roofline import crossings, fixed_ms, streamed_ms
+from app.domain.space import Assignment, SearchSpace, cheapest
+
+
+def least(graph: ModelGraph, space: SearchSpace, device: DeviceProfile) -> Costs:
+    """Return a lower bound of each metric over all legal assignments of `space`."""
+    bottom = cheapest(graph, space)
+    plain = replace(device, overheads=replace(device.overheads, boundary_us=0.0, boundary_ns_per_element=0.0))
+    moves = crossings(graph, plain)
+    layers = [list(_layer_choices(graph, layer, (space, bottom), plain, moves)) for layer in graph.layers]
+    steps = [list(_step_choices(graph, step, (space, bottom), plain, moves)) for step in graph.steps]
+    rows: list[Sequence[LayerCost | StepCost]] = [*layers, *steps]
+    stored = sum(min(item.weight_bytes for item in options) for options in layers)
+    fixed = fixed_ms(plain) + streamed_ms(stored, plain)
+    return Costs(
+        macs=sum(min(item.macs for item in options) for options in layers),
+        bops=sum(min(item.bops for item in options) for options in layers),
+        weight_bytes=stored + sum(options[0].weight_bytes for options in steps),
+        peak_activation_bytes=peak_activation_bytes(graph, bottom),
+        latency_ms=fixed + sum(min(item.latency_ms for item in options) for options in rows),
+        energy_mj=plain.power.idle_mw * fixed * 1e-3 + sum(min(item.energy_mj for item in options) for options in rows),
+    )
+
+
+def _layer_choices(
+    graph: ModelGraph,
+    layer: Layer,
+    choices: tuple[SearchSpace, Assignment],
+    device: DeviceProfile,
+    moves: Mapping[str, int],
+) -> Iterable[LayerCost]:
+    space, bottom = choices
+    for w in space.weight_bits[layer.name]:
+        for a in space.activation_bits[layer.input]:
+            if (w, a) in space.pairs[layer.name]:
+                yield layer_cost(graph, layer, _with(bottom, layer.input, a, {layer.name: w}), device, moves)
+
+
+def _step_choices(
+    graph: ModelGraph,
+    step: Step,
+    choices: tuple[SearchSpace, Assignment],
+    device: DeviceProfile,
+    moves: Mapping[str, int],
+) -> Iterable[StepCost]:
+    space, bottom = choices
+    site = step.inputs[0] if step.inputs else step.output
+    if site is None:
+        yield step_cost(graph, step, bottom, device, moves)
+        return
+    for a in space.activation_bits[site]:
+        yield step_cost(graph, step, _with(bottom, site, a, {}), device, moves)
+
+
+def _with(bottom: Assignment, site: str, bits: int, weights: Mapping[str, int]) -> Assignment:
+    return replace(
+        bottom,
+        activation_bits={**bottom.activation_bits, site: bits},
+        weight_bits={**bottom.weight_bits, **weights},
+    )

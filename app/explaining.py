@@ -1,0 +1,43 @@
+"""Explaining a stored candidate: the picture, profile and space it was searched with, put to `app.domain.explain`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.actions import Service, space_spec
+from app.domain.device import DeviceProfile
+from app.domain.explain import explain
+from app.domain.graph import ModelGraph
+from app.domain.space import Assignment, build_space
+from app.problems import Problem
+from app.store.tables import Candidate, Model, Search
+
+Json = dict[str, Any]
+
+
+def why(service: Service, candidate_id: str) -> Json:
+    """Return why a candidate is not faster on its search's device: see `app.domain.explain.Why.to_json`.
+
+    `measured` holds the times of both files from its export's verification, where there was one. Raises Problem
+    not-found for a candidate, or one whose network was deleted.
+    """
+    with service.database.reading() as session:
+        row = session.get(Candidate, candidate_id)
+        search = None if row is None else session.get(Search, row.search_id)
+        model = None if search is None else session.get(Model, search.model_id)
+    if row is None or search is None or model is None or not model.graph:
+        raise Problem("not-found", f"no candidate {candidate_id!r} whose network is still there")
+    graph, device = ModelGraph.from_json(model.graph), DeviceProfile.from_json(search.device)
+    space = build_space(graph, device, space_spec(search.spec))
+    found = explain(graph, Assignment.from_json(row.assignment), device, space).to_json()
+    return {"candidate_id": row.id, "device": device.name, **found, "measured": _measured(row.report or {})}
+
+
+def _measured(report: Json) -> Json | None:
+    """Return milliseconds of the float and the compressed file on the worker's host (None: never exported)."""
+    times = report.get("latency") or {}
+    if not {"float", "compressed"} <= set(times):
+        return None
+    found = {name: float(times[name]["min_ms"]) for name in ("float", "compressed")}
+    slower = found["compressed"] >= found["float"]
+    return {"float_ms": found["float"], "compressed_ms": found["compressed"], "is_slower": slower}
