@@ -19,8 +19,9 @@ from app.domain.space import Assignment, SearchSpace, widest
 
 HOST_PROFILE = "onnxruntime-cpu"
 MARGIN = 0.03  # a file must be this much below its limit, so that it keeps the limit when it is timed again
-NEAREST = 5
-LADDER = (1.0, 0.5, 0.25)
+NEAREST, NEARNESS = 6, 0.05
+SLOPES = (0.4, 2.5)
+LADDER = (1.0, 0.5, 0.25, 0.125)
 STATS: Mapping[str, str] = {"min": "min_ms", "p50": "median_ms", "p95": "p95_ms"}
 
 Stat = Literal["min", "p50", "p95"]
@@ -87,22 +88,51 @@ class Standard:
         """Tell whether a timing keeps the limit with the margin."""
         return self.value_ms(timing) <= self.limit_ms * (1 - MARGIN)
 
-    def factor(self, timings: Iterable[Timing], near_ms: float | None = None) -> float:
-        """Return measured / modelled: the median over the timings whose value lies nearest to the limit."""
-        goal = math.log(near_ms or self.limit_ms)
-        ordered = sorted(timings, key=lambda item: (abs(math.log(self.value_ms(item)) - goal), item.digest))
-        return statistics.median(self.value_ms(item) / item.modelled_ms for item in ordered[:NEAREST])
+    def line(self, timings: Iterable[Timing]) -> Line:
+        """Return log measured over log modelled, fitted to the timings nearest to the limit, the nearer the closer."""
+        goal = math.log(self.limit_ms)
+        points = [(math.log(item.modelled_ms), math.log(self.value_ms(item)), item.digest) for item in timings]
+        near = sorted(points, key=lambda point: (abs(point[1] - goal), point[2]))[:NEAREST]
+        weights = [1 / (NEARNESS + abs(y - goal)) for _, y, _ in near]
+        return _fitted([point[0] for point in near], [point[1] for point in near], weights)
 
     def aim_ms(self, timings: Iterable[Timing]) -> float:
         """Return the modelled limit at which the measured one, less its margin, is expected to be kept."""
-        return self.limit_ms * (1 - MARGIN) / self.factor(timings)
+        return self.line(timings).modelled_ms(self.limit_ms * (1 - MARGIN))
+
+
+@dataclass(frozen=True)
+class Line:
+    """log(measured) = offset + slope * log(modelled), in milliseconds."""
+
+    offset: float
+    slope: float
+
+    def measured_ms(self, modelled_ms: float) -> float:
+        """Return the latency to expect of a modelled one."""
+        return math.exp(self.offset + self.slope * math.log(modelled_ms))
+
+    def modelled_ms(self, measured_ms: float) -> float:
+        """Return the modelled latency to aim at for a measured one."""
+        return math.exp((math.log(measured_ms) - self.offset) / self.slope)
+
+
+def _fitted(xs: Sequence[float], ys: Sequence[float], weights: Sequence[float]) -> Line:
+    """Return the weighted least squares line; its slope stays within `SLOPES`, 1 where one point gives none."""
+    total = sum(weights)
+    x = sum(w * value for w, value in zip(weights, xs, strict=True)) / total
+    y = sum(w * value for w, value in zip(weights, ys, strict=True)) / total
+    spread = sum(w * (value - x) ** 2 for w, value in zip(weights, xs, strict=True))
+    shared = sum(w * (a - x) * (b - y) for w, a, b in zip(weights, xs, ys, strict=True))
+    slope = 1.0 if spread < 1e-9 * total else min(max(shared / spread, SLOPES[0]), SLOPES[1])
+    return Line(y - slope * x, slope)
 
 
 def demand_of(request: Mapping[str, Any]) -> Demand | None:
     """Return the measured latency limit of a request (None: it has none)."""
     for item in request.get("limits") or ():
         if item.get("evidence") == "measured":
-            base = item.get("relative_to") or "float"
+            base: Literal["float", "w8a8"] = "w8a8" if item.get("relative_to", "w8a8") == "w8a8" else "float"
             return Demand(item.get("max"), item.get("relative"), base, item.get("stat") or "min")
     return None
 
@@ -113,7 +143,7 @@ def is_host(device_name: str) -> bool:
 
 
 def ladder(graph: ModelGraph, space: SearchSpace, bits: int) -> tuple[Assignment, ...]:
-    """Return uniform assignments with `bits` everywhere at full, half and quarter width: what a model is corrected by."""
+    """Return uniform assignments with `bits` everywhere, from full to an eighth of the width, to correct a model by."""
     whole, found = widest(graph, bits), {}
     for ratio in LADDER:
         keep = {
@@ -132,8 +162,10 @@ def integers_slower_by(floats: Sequence[Timing], integers: Sequence[Timing]) -> 
 
 
 def float_only(device: DeviceProfile) -> DeviceProfile:
-    """Return the device as one that runs floats alone: for searches where 8 bits were measured to be slower."""
-    return replace(device, pairs={"default": ((32, 32),)}, input_bits=32, output_bits=32)
+    """Return the device as one that runs floats alone, in any width: for searches where 8 bits proved to be slower."""
+    return replace(
+        device, pairs={"default": ((32, 32),)}, input_bits=32, output_bits=32, channel_multiple={"default": 1}
+    )
 
 
 def runs_floats(device: DeviceProfile) -> bool:

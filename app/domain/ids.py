@@ -16,6 +16,7 @@ PREFIXES = {
     "artefact": "art",
     "schedule": "sch",
     "key": "key",
+    "timing": "tmg",
 }
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from app.domain.budget import Budget, BudgetRow, table
+from app.domain.budget import Budget, BudgetRow, table, with_measured
 from app.domain.cost import METRICS, count
 from app.domain.device import DeviceProfile, Evidence
 from app.domain.graph import ModelGraph
@@ -50,6 +50,7 @@ class Subject:
     evaluation: RoleData
     device: DeviceProfile
     budget: Budget
+    measured: Mapping[str, Any] | None = None  #: what a measured latency limit came to before the export
 
 
 @dataclass(frozen=True)
@@ -258,11 +259,13 @@ def _fill_budget(report: VerificationReport, subject: Subject) -> None:
     report.costs = {metric: modelled.value(metric) for metric in METRICS}
     report.evidence = dict.fromkeys(METRICS, "modelled")
     found: dict[str, float] = {} if report.recount is None else dict(report.recount.totals())
-    if host.is_host(subject.device.name) and report.latency:
+    if subject.measured is not None:
+        found["latency_ms"] = subject.measured["value_ms"]
+    elif host.is_host(subject.device.name) and report.latency:
         found["latency_ms"] = report.latency["compressed"].min_ms
     report.costs.update(found)
     report.evidence.update(_measured(found))
-    report.budget = table(subject.budget, report.costs, report.evidence)
+    report.budget = with_measured(table(subject.budget, report.costs, report.evidence), subject.measured)
 
 
 def _measured(metrics: Mapping[str, float]) -> dict[str, Evidence]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -128,7 +127,7 @@ class _Running:
 
 def latency(runs: Sequence[float]) -> Latency:
     """Return the figures of one network's runs in milliseconds."""
-    return Latency(min(runs), statistics.median(runs), len(runs))
+    return Latency.of(runs)
 
 
 def kernel_times(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
