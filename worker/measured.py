@@ -41,6 +41,7 @@ TIMED = 8
 ROUNDS = 60
 MAX_EXTRA = 3
 NEAR = 1.05  # trials are timed whose expected latency is at most this share of the limit
+SAME, TIGHTER = 0.02, 0.93
 USED = 0.85  # a round that reaches this share of the limit needs no looser one after it
 WRITE_S, TIME_S = 1200.0, 600.0
 
@@ -62,7 +63,7 @@ class Measured:
         self.demand: Demand = job.demand
         self._timer = timer or self._time_here
         self._float, self._eight = widest(job.goal.graph, 32), widest(job.goal.graph, 8)
-        graph = job.goal.graph
+        graph, self._profile = job.goal.graph, job.goal.device
         self._plain = build_space(graph, float_only(job.goal.device), SpaceSpec(prune=space_spec(job.spec).prune))
         self._read()
 
@@ -86,7 +87,17 @@ class Measured:
         if self.notes["floats_only"]:
             device = float_only(goal.device)
             goal = Goal(goal.graph, build_space(goal.graph, device, space_spec(self.job.spec)), device, goal.budget)
-        self.job = replace(self.job, goal=replace(goal, budget=self._budget(goal.budget, self.notes["aims_ms"][0])))
+        aims = self.notes["aims_ms"]
+        if not aims:
+            rungs = [
+                replace(self.timings[item.digest], modelled_ms=count(goal.graph, item, goal.device).latency_ms)
+                for item in ladders[32 if self.notes["floats_only"] else 8]
+            ]
+            aims = [self.standard.aim_ms(rungs)]
+            self._note({**self.notes, "aims_ms": aims})
+        if self.notes["floats_only"]:  # the child prunes and verifies by the same rules
+            self.job = replace(self.job, opening={**self.job.opening, "device": goal.device.to_json()})
+        self.job = replace(self.job, goal=replace(goal, budget=self._budget(goal.budget, aims[0])))
         return self.job
 
     def _ladder(self, bits: int) -> tuple[Assignment, ...]:
@@ -118,7 +129,7 @@ class Measured:
                 "integers_slower_by": slower,
                 "floats_only": floats,
                 "starts": [],
-                "aims_ms": [standard.aim_ms(timed[32 if floats else 8])],
+                "aims_ms": [],
             }
         )
 
@@ -149,10 +160,10 @@ class Measured:
         if used >= USED or len(aims) > MAX_EXTRA:
             return False
         aim = self.standard.aim_ms(self._near(loop))
-        if met and aim <= aims[-1] * 1.02:  # what is faster than it need be, is so for another limit's sake
-            return False
-        if not met and aim >= aims[-1] * 0.98:
-            aim = aims[-1] * 0.93
+        if abs(aim / aims[-1] - 1) < SAME:
+            if met:  # what is faster than it need be, is so for another limit's sake
+                return False
+            aim = aims[-1] * TIGHTER
         goal, budget = self.job.goal, self._budget(self.job.goal.budget, aim)
         if not reach(goal.graph, goal.space, goal.device, budget).feasible:
             return False
@@ -179,10 +190,11 @@ class Measured:
 
     def _near(self, loop: SearchLoop) -> list[Timing]:
         """Return the timings that the model is corrected by: the trials' and the references'."""
-        own = [self.timings[row.assignment.digest] for row in self._timed(loop)]
+        own = [row.assignment for row in self._timed(loop)]
         bits = 32 if self.notes["floats_only"] else 8
         rungs = self._ladder(bits)
-        return own + [self.timings[item.digest] for item in rungs if item.digest in self.timings]
+        known = [item for item in (*own, *rungs) if item.digest in self.timings]
+        return [replace(self.timings[item.digest], modelled_ms=self._model(item)) for item in known]
 
     # what was found
 
@@ -241,6 +253,10 @@ class Measured:
     def _model(self, assignment: Assignment) -> float:
         return count(self.job.goal.graph, assignment, self.job.goal.device).latency_ms
 
+    def _predicted(self, assignment: Assignment) -> float:
+        """Return what the device's own profile says, whatever this search makes of it."""
+        return count(self.job.goal.graph, assignment, self._profile).latency_ms
+
     def _budget(self, budget: Budget, aim: float) -> Budget:
         return Budget({**budget.limits, LATENCY: aim})
 
@@ -267,7 +283,7 @@ class Measured:
     def _keep(self, found: dict[str, Json], assignments: dict[str, Assignment]) -> None:
         beside = found[self._float.digest]
         fresh = [
-            Timing(digest, self._model(assignments[digest]), latency, beside)
+            Timing(digest, self._predicted(assignments[digest]), latency, beside)
             for digest, latency in found.items()
             if digest not in self.timings
         ]

@@ -70,7 +70,7 @@ class Runner:
             return "finished"
         try:
             measured = self._measured(job)
-            job = job if measured is None else measured.prepare()
+            job = job if measured is None else self._prepared(job, measured)
             loop = self._loop(job)
             if not self._searched(job, loop, measured, deadline):
                 return "again"
@@ -121,6 +121,13 @@ class Runner:
     def _measured(self, job: Job) -> Measured | None:
         """Return the measured side of a search whose latency limit demands measured evidence."""
         return None if job.demand is None else Measured(self.site, job, self._call)
+
+    def _prepared(self, job: Job, measured: Measured) -> Job:
+        """Time the references; a child that was opened for another device's rules is closed."""
+        prepared = measured.prepare()
+        if prepared.opening != job.opening:
+            self.close()
+        return prepared
 
     def _searched(self, job: Job, loop: SearchLoop, measured: Measured | None, deadline: float) -> bool:
         """Run the trials, and the rounds that measuring adds; return False where the slice ended first."""

@@ -185,7 +185,10 @@ class SearchLoop:
         if idx <= len(self._seeds):
             kind, params, assignment = self._seeds[idx - 1]
             return TrialPlan(idx, kind, params, assignment, self.settings.fidelity)
-        every = 1 if self._round(idx) else self.settings.feedback_every
+        found = self._round(idx)
+        if found is not None and idx == found.start:
+            return self._first_of(found) or self._sampled(idx)
+        every = self.settings.feedback_every
         if every and (idx - len(self._seeds) - 1) % every == 0:
             return self._fed_back(idx) or self._sampled(idx)
         return self._sampled(idx)
@@ -220,6 +223,13 @@ class SearchLoop:
             return Budget({metric: min(limit * scale, room.get(metric, math.inf)) for metric, limit in limits.items()})
         binding = max(limits, key=lambda metric: costs.value(metric) / max(limits[metric], 1e-12))
         return Budget({**limits, binding: limits[binding] * scale})
+
+    def _first_of(self, found: Round) -> TrialPlan | None:
+        """Return the allocation for a round's budget, where that is new."""
+        assignment = self._solver.solve(found.budget, self.table)
+        if assignment is None or (assignment.digest, None) in self._known(found.start):
+            return None
+        return TrialPlan(found.start, "seed", {"round": found.start}, assignment, self.settings.fidelity)
 
     def _fed_back(self, idx: int) -> TrialPlan | None:
         """Solve the refitted table; where that is known already, tables drawn from its posterior."""
