@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -78,20 +78,46 @@ def _inspecting(service: Service, session: Session, row: Upload, workflow: str) 
     return row
 
 
-def create_device(service: Service, profile: Json) -> Device:
-    """Store a device profile; a known name gets its next revision."""
+def push_device(service: Service, profile: Json) -> tuple[Device, bool]:
+    """Store a checked device profile; return its revision and whether it is new.
+
+    A known name gets its next revision, unless the newest one says the same. Raises Problem invalid-device-profile for
+    the name of a built-in profile.
+    """
     with service.database.writing() as session:
         before = query.device(session, profile["name"])
-        if before is not None and before.builtin:
+        if before is None:
+            return _add_revision(session, profile, 1), True
+        if before.builtin:
             detail = f"{profile['name']!r} is a built-in profile; give yours another name"
             raise Problem("invalid-device-profile", detail, [field_error("/name", detail)])
-        revision = 1 if before is None else before.revision + 1
-        row = Device(
-            id=ids.new_id("device"), name=profile["name"], revision=revision, profile=profile, created_at=now()
-        )
-        row.builtin = False
-        session.add(row)
-        return row
+        if _same_profile(before.profile, profile):
+            return before, False
+        return _add_revision(session, profile, before.revision + 1), True
+
+
+def ensure_devices(service: Service, profiles: Iterable[Json]) -> None:
+    """Store the built-in profiles under their names; one that changed becomes the next revision."""
+    with service.database.writing() as session:
+        for profile in profiles:
+            before = query.device(session, profile["name"])
+            if before is None:
+                _add_revision(session, profile, 1, profile["name"])
+            elif before.builtin and not _same_profile(before.profile, profile):
+                revision = before.revision + 1
+                _add_revision(session, profile, revision, f"{profile['name']}@{revision}")
+
+
+def _add_revision(session: Session, profile: Json, revision: int, builtin_id: str | None = None) -> Device:
+    row = Device(id=builtin_id or ids.new_id("device"), name=profile["name"], revision=revision, profile=profile)
+    row.builtin, row.created_at = builtin_id is not None, now()
+    session.add(row)
+    return row
+
+
+def _same_profile(one: Json, other: Json) -> bool:
+    """Tell whether two records say the same (defaults that only one of them writes out are no difference)."""
+    return DeviceProfile.from_json(one) == DeviceProfile.from_json(other)
 
 
 def delete_upload(service: Service, table: type[Model] | type[Dataset], key: str) -> None:

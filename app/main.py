@@ -20,15 +20,14 @@ from starlette.routing import Match
 
 from app import actions, queue
 from app.actions import Service
-from app.api import admin, resources, searches
+from app.api import admin, agents, calibrations, devices, resources, searches
 from app.api.auth import Attempts, ensure_admin_key
+from app.api.device_schema import Json, checked_profile
 from app.problems import Problem, field_error
 from app.settings import Settings
-from app.store import query
 from app.store.blobs import Blobs
 from app.store.engine import connect
 from app.store.migrate import upgrade
-from app.store.tables import Device, now
 
 log = logging.getLogger("tightfit.api")
 MAX_PATH = 512
@@ -49,7 +48,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = chosen
     app.state.stopping = threading.Event()
     app.state.attempts = Attempts(chosen.failed_logins_per_minute)
-    for router in (resources.router, searches.router, admin.router):
+    for router in (
+        resources.router,
+        devices.router,
+        searches.router,
+        agents.router,
+        calibrations.router,
+        admin.router,
+    ):
         app.include_router(router)
     _add_web(app)
     app.add_exception_handler(Problem, _problem)
@@ -77,23 +83,14 @@ def start(settings: Settings) -> Service:
     database = connect(settings.database_url)
     service = Service(settings, database, Blobs(settings.blob_dir), queue.client(database))
     ensure_admin_key(service)
-    ensure_devices(service)
+    actions.ensure_devices(service, builtin_profiles())
     actions.ensure_schedules(service)
     return service
 
 
-def ensure_devices(service: Service) -> None:
-    """Store the built-in profiles under their names; a changed one replaces its former figures."""
-    with service.database.writing() as session:
-        for file in sorted(DEVICES.glob("*.json")):
-            profile = json.loads(file.read_text())
-            row = query.device(session, profile["name"])
-            if row is None:
-                row = Device(id=profile["name"], name=profile["name"], revision=1, created_at=now())
-                row.builtin, row.profile = True, profile
-                session.add(row)
-            elif row.builtin and row.profile != profile:
-                row.profile, row.revision = profile, row.revision + 1
+def builtin_profiles() -> list[Json]:
+    """Return the records of the built-in device profiles, checked as users' are."""
+    return [checked_profile(json.loads(file.read_text())) for file in sorted(DEVICES.glob("*.json"))]
 
 
 def _add_web(app: FastAPI) -> None:

@@ -20,6 +20,7 @@ class Kind:
 
 PROBLEMS: dict[str, Kind] = {
     "malformed-json": Kind(400, "Malformed JSON", "The body is not UTF-8 JSON, or is nested too deeply."),
+    "malformed-yaml": Kind(400, "Malformed YAML", "The body is not UTF-8 YAML that JSON could say, or has anchors."),
     "duplicate-json-key": Kind(400, "Duplicate JSON key", "An object names the same key twice."),
     "invalid-number": Kind(422, "Invalid number", "NaN, infinity or a number too large for a float."),
     "unknown-field": Kind(422, "Unknown field", "A field the request may not have."),
@@ -96,6 +97,16 @@ PROBLEMS: dict[str, Kind] = {
     "trials-keep-failing": Kind(409, "Trials keep failing", "Three trials in a row ended the same bad way."),
     "search-failed": Kind(409, "Search failed", "The search ended on a fault; its record says which."),
     "export-failed": Kind(409, "Export failed", "The export could not be made."),
+    "invalid-enrolment-code": Kind(403, "Invalid enrolment code", "The code is not one that the service made."),
+    "enrolment-code-expired": Kind(410, "Enrolment code expired", "A code enrols an agent within 15 minutes."),
+    "enrolment-code-used": Kind(409, "Enrolment code used", "A code enrols one agent, once."),
+    "agent-gone": Kind(410, "Agent gone", "The agent was removed; its token works no more."),
+    "wrong-agent": Kind(403, "Wrong agent", "The token, or the measurement, is another agent's."),
+    "lease-lost": Kind(409, "Lease lost", "The measurement has ended, or another process of the agent works on it."),
+    "agent-silent": Kind(409, "Agent silent", "The agent was not heard of for a minute."),
+    "agent-required": Kind(422, "Agent required", "The device is not the worker's host: an agent must measure on it."),
+    "measuring-failed": Kind(409, "Measuring failed", "The agent could not measure a network."),
+    "calibration-failed": Kind(409, "Calibration failed", "The device could not be calibrated; the detail says why."),
 }
 
 

@@ -18,6 +18,7 @@ APPLICATION_VERSION = "1"
 CONTROL, TRIALS = "control", "trials"
 INSPECT_MODEL, INSPECT_DATASET = "inspect_model", "inspect_dataset"
 RUN_SEARCH, EXPORT_CANDIDATE, FIRE_SCHEDULE = "run_search", "export_candidate", "fire_schedule"
+CALIBRATE = "calibrate"
 
 
 def client(database: Database) -> DBOSClient:

@@ -43,15 +43,25 @@ Filter = Annotated[str | None, Query(pattern=r"^[\x21-\x7e]{1,64}$")]
 
 async def strict_json(request: Request, limit: int) -> Any:
     """Return a request's JSON: UTF-8 only, no duplicate keys, no NaN, bounded in size and depth."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    kind = content_type(request)
     if kind != "application/json":
         raise Problem("unsupported-media-type", f"Content-Type {kind or 'missing'!r}; application/json is needed")
+    return parse_json(await read_raw(request, limit))
+
+
+def content_type(request: Request) -> str:
+    """Return a request's media type in lower case, without parameters."""
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+async def read_raw(request: Request, limit: int) -> bytes:
+    """Return a request's body. Raises Problem body-too-large beyond `limit` bytes."""
     raw = bytearray()
     async for chunk in request.stream():
         raw += chunk
         if len(raw) > limit:
             raise Problem("body-too-large", f"more than {limit} bytes")
-    return parse_json(bytes(raw))
+    return bytes(raw)
 
 
 def parse_json(raw: bytes) -> Any:

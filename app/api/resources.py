@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import unicodedata
 from typing import Any
@@ -15,12 +14,12 @@ from app import actions
 from app.actions import Service
 from app.api import shapes
 from app.api.auth import require
-from app.api.deps import Filter, Json, KeyDep, PagingDep, ServiceDep, body, idempotent, paged, parse_json, validated
-from app.api.schemas import DatasetSpecIn, DeviceIn
+from app.api.deps import Filter, Json, KeyDep, PagingDep, ServiceDep, idempotent, paged, parse_json, validated
+from app.api.schemas import DatasetSpecIn
 from app.api.uploads import receive
 from app.problems import Problem, field_error
 from app.store import query
-from app.store.tables import Dataset, Device, Model
+from app.store.tables import Dataset, Model
 
 router = APIRouter(prefix="/v1")
 MAX_NAME = 200
@@ -162,34 +161,3 @@ def delete_dataset(id: str, service: ServiceDep, key: KeyDep) -> Response:
     require(key, "models:write")
     actions.delete_upload(service, Dataset, id)
     return Response(status_code=204)
-
-
-@router.post("/devices", status_code=201, tags=["devices"])
-async def create_device(request: Request, service: ServiceDep, key: KeyDep) -> Response:
-    """Store a device profile; a known name gets its next revision."""
-    require(key, "searches:write")
-    profile = (await body(request, DeviceIn, "invalid-device-profile")).model_dump()
-    fingerprint = hashlib.sha256(json.dumps(profile, sort_keys=True).encode()).digest()
-
-    def act() -> JSONResponse:
-        row = actions.create_device(service, profile)
-        return accepted(shapes.device(row), f"/v1/devices/{row.id}", 201)
-
-    return await run_in_threadpool(idempotent, request, key, fingerprint, act)
-
-
-@router.get("/devices", tags=["devices"])
-def list_devices(request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep) -> Json:
-    """List device profiles: built-in ones under their names, users' revisions newest first."""
-    rows, size, last = listing(service, Device, paging)
-    return paged(request, [shapes.device(row) for row in rows], size, last)
-
-
-@router.get("/devices/{id}", tags=["devices"])
-def get_device(id: str, service: ServiceDep, key: KeyDep) -> Json:
-    """Return a device profile by id, or the newest revision of a name."""
-    with service.database.reading() as session:
-        row = query.device(session, id) if is_id_like(id) else None
-    if row is None:
-        raise Problem("not-found", f"no device {id[:64]!r}")
-    return shapes.device(row)

@@ -20,6 +20,7 @@ Name = Annotated[
 ]
 Metric = Literal["macs", "bops", "weight_bytes", "peak_activation_bytes", "latency_ms", "energy_mj"]
 Ident = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,64}$")]
+DeviceRef = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,64}(@[0-9]{1,9})?$")]
 Bits = Annotated[int, Field(ge=2, le=32)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 
@@ -84,7 +85,7 @@ class SearchIn(Strict):
     name: Name
     model_id: Ident
     dataset: dict[Literal["all", "calibration", "evaluation", "holdout"], Ident]
-    device_id: Ident
+    device_id: DeviceRef
     limits: list[LimitIn]
     agent: Ident | None = None
     space: SpaceIn = SpaceIn()
@@ -133,92 +134,3 @@ class KeyIn(Strict):
         "searches:write",
         "artefacts:read",
     ]
-
-
-class ComputeIn(Strict):
-    """Throughput of one bit pair."""
-
-    w: Bits
-    a: Bits
-    gmacs: Positive
-    eff: dict[str, Annotated[FiniteFloat, Field(gt=0, le=1)]] = {}
-
-
-class PoolIn(Strict):
-    """A memory pool."""
-
-    bytes: Annotated[int, Field(gt=0)] | None = None
-    gbps: Positive
-
-
-class MemoryIn(Strict):
-    """The device's memories."""
-
-    activation_pool: PoolIn
-    weight_store: PoolIn
-
-
-class ForcedIn(Strict):
-    """Widths of the network's input and output."""
-
-    input: Bits = 8
-    output: Bits = 32
-
-
-class RulesIn(Strict):
-    """What the device may run."""
-
-    pairs: Annotated[
-        dict[Literal["conv", "depthwise", "linear", "default"], list[tuple[Bits, Bits]]], Field(min_length=1)
-    ]
-    per_channel_weights: list[Literal["conv", "depthwise", "linear"]] = ["conv", "depthwise", "linear"]
-    channel_multiple: dict[
-        Annotated[str, StringConstraints(pattern=r"^(default|w\d+)$")], Annotated[int, Field(ge=1, le=1024)]
-    ] = {"default": 1}
-    storage_bits: dict[Annotated[str, StringConstraints(pattern=r"^\d+$")], Bits] = {}
-    forced_bits: ForcedIn = ForcedIn()
-
-    @model_validator(mode="after")
-    def _legal_bits(self) -> Self:
-        empty = [kind for kind, pairs in self.pairs.items() if not pairs]
-        if empty:
-            raise ValueError(f"no legal (weight, activation) bit pair for {empty}")
-        missing = {"conv", "depthwise", "linear"} - set(self.pairs)
-        if missing and "default" not in self.pairs:
-            raise ValueError(f"no bit pairs for {sorted(missing)} and no default")
-        return self
-
-
-class OverheadsIn(Strict):
-    """Fixed times."""
-
-    per_inference_us: Annotated[FiniteFloat, Field(ge=0)] = 0.0
-    per_layer_us: Annotated[FiniteFloat, Field(ge=0)] = 0.0
-    requant_ns_per_elem: Annotated[FiniteFloat, Field(ge=0)] = 0.0
-
-
-class PowerIn(Strict):
-    """Energy figures."""
-
-    pj_per_mac: dict[str, Annotated[FiniteFloat, Field(ge=0)]] = {}
-    pj_per_byte: Annotated[FiniteFloat, Field(ge=0)] = 0.0
-
-
-class EvidenceIn(Strict):
-    """Where the figures come from."""
-
-    kind: str = "datasheet"
-    sources: list[str] = []
-
-
-class DeviceIn(Strict):
-    """A device profile record."""
-
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-    unit: Literal["cpu", "gpu", "npu", "mcu", "dsp"] = "cpu"
-    compute: Annotated[list[ComputeIn], Field(min_length=1, max_length=64)]
-    memory: MemoryIn
-    rules: RulesIn
-    overheads: OverheadsIn = OverheadsIn()
-    power: PowerIn = PowerIn()
-    evidence: EvidenceIn = EvidenceIn()

@@ -62,8 +62,13 @@ def device(row: Device) -> Json:
         "builtin": row.builtin,
         "profile": row.profile,
         "created_at": moment(row.created_at),
-        "links": {"self": f"/v1/devices/{row.id}"},
+        "links": {"self": device_address(row)},
     }
+
+
+def device_address(row: Device) -> str:
+    """Return the address of one revision of a device profile."""
+    return f"/v1/devices/{row.name}@{row.revision}"
 
 
 def search(row: Search) -> Json:

@@ -153,13 +153,14 @@ def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
 
 
 def resolve(client: Client, names: _Names) -> dict[str, Any]:
-    """Return the body of POST /v1/searches: names looked up, ids in their place."""
+    """Return the body of POST /v1/searches: names looked up, ids in their place (of a device, its revision)."""
     data = names.data if isinstance(names.data, Mapping) else {"all": names.data}
+    device = client.find("devices", names.device)
     return {
         **names.rest,
         "model_id": client.find("models", names.model)["id"],
         "dataset": {role: client.find("datasets", str(name))["id"] for role, name in data.items()},
-        "device_id": client.find("devices", names.device)["id"],
+        "device_id": f"{device['name']}@{device['revision']}",
     }
 
 

@@ -15,16 +15,15 @@ from typing import Literal, get_args
 
 from app.domain.device import DeviceProfile
 from app.domain.graph import Activation, Layer, ModelGraph, Step
-from app.domain.latency import Work
 from app.domain.roofline import (
     FLOAT_BITS,
     Load,
     Parts,
+    Setting,
     added,
-    crossings,
     energy_mj,
     fixed_ms,
-    precision,
+    setting,
     streamed_ms,
     time_of,
 )
@@ -132,11 +131,11 @@ def count(graph: ModelGraph, assignment: Assignment, device: DeviceProfile) -> C
 
 def breakdown(graph: ModelGraph, assignment: Assignment, device: DeviceProfile) -> Breakdown:
     """Count every layer and step, each with its time in parts."""
-    moves = crossings(graph, device)
-    layers = tuple(layer_cost(graph, layer, assignment, device, moves) for layer in graph.layers)
-    steps = tuple(step_cost(graph, step, assignment, device, moves) for step in graph.steps)
+    around = setting(graph, assignment, device)
+    layers = tuple(layer_cost(graph, layer, assignment, device, around) for layer in graph.layers)
+    steps = tuple(step_cost(graph, step, assignment, device, around) for step in graph.steps)
     streamed = streamed_ms(sum(layer.weight_bytes for layer in layers), device)
-    return Breakdown(layers, steps, Parts(memory=streamed, overhead=fixed_ms(device)))
+    return Breakdown(layers, steps, Parts(memory=streamed, overhead=fixed_ms(device, around.kernels.get("", ()))))
 
 
 def layer_costs(graph: ModelGraph, assignment: Assignment, device: DeviceProfile) -> tuple[LayerCost, ...]:
@@ -145,9 +144,9 @@ def layer_costs(graph: ModelGraph, assignment: Assignment, device: DeviceProfile
 
 
 def layer_cost(
-    graph: ModelGraph, layer: Layer, assignment: Assignment, device: DeviceProfile, moves: Mapping[str, int]
+    graph: ModelGraph, layer: Layer, assignment: Assignment, device: DeviceProfile, around: Setting
 ) -> LayerCost:
-    """Count one layer under an assignment; `moves` is what `crossings` found."""
+    """Count one layer under an assignment."""
     outs, ins = layer.out_width.kept(assignment.keep), layer.in_width.kept(assignment.keep)
     w, a = assignment.weight_bits[layer.name], assignment.activation_bits[layer.input]
     columns = layer.columns(ins)
@@ -160,7 +159,7 @@ def layer_cost(
         moved += activation_bytes(graph.activation[layer.output], assignment)
         written = assignment.activation_bits[layer.output]
     load = Load(
-        work=layer_work(layer, (columns, outs), (w, a)),
+        kind=layer.kind,
         bits=(w, a),
         macs=macs,
         padded_macs=rows * padded_columns * layer.kernel_size * layer.positions,
@@ -169,7 +168,8 @@ def layer_cost(
         requantized=outs * layer.positions,
         padded_requantized=rows * layer.positions,
         converted=outs * layer.positions if written != a else None,
-        crossings=moves.get(layer.name, 0),
+        crossings=around.crossings.get(layer.name, 0),
+        works=around.kernels.get(layer.name, ()),
     )
     parts = time_of(load, device)
     return LayerCost(
@@ -188,7 +188,7 @@ def layer_cost(
 
 
 def step_cost(
-    graph: ModelGraph, step: Step, assignment: Assignment, device: DeviceProfile, moves: Mapping[str, int]
+    graph: ModelGraph, step: Step, assignment: Assignment, device: DeviceProfile, around: Setting
 ) -> StepCost:
     """Count one step: its elements times its window, and the bytes it reads and writes; a step is never padded."""
     outs = step.width.kept(assignment.keep)
@@ -199,29 +199,19 @@ def step_cost(
     moved = math.ceil(elements * written / 8)
     moved += sum(activation_bytes(graph.activation[name], assignment) for name in step.inputs)
     load = Load(
-        work=step_work(step, outs, (width, width)),
+        kind=step.kind,
         bits=(width, width),
         macs=elements * step.window,
         padded_macs=elements * step.window,
         activation_bytes=moved,
         weight_bytes=elements * TABLE_BYTES if step.table else 0,
         converted=elements if any(bits != written for bits in read) else None,
-        crossings=moves.get(step.name, 0),
+        crossings=around.crossings.get(step.name, 0),
+        works=around.kernels.get(step.name, ()),
     )
     parts = time_of(load, device)
     table = step.table * outs * TABLE_BYTES
     return StepCost(step.name, step.kind, elements, table, parts, energy_mj(load, parts.total, device))
-
-
-def layer_work(layer: Layer, channels: tuple[float, float], bits: tuple[int, int]) -> Work:
-    """Return a layer as a latency table knows it; `channels` are the columns one output reads, and the outputs."""
-    stride = math.prod(layer.stride)
-    return Work(layer.kind, precision(bits), *channels, layer.kernel_size, layer.positions, stride)
-
-
-def step_work(step: Step, outs: float, bits: tuple[int, int]) -> Work:
-    """Return a step as a latency table knows it."""
-    return Work(step.kind, precision(bits), 1, outs, step.window, step.positions)
 
 
 def padded_channels(layer: Layer, channels: tuple[int, int], multiple: int) -> tuple[int, int]:

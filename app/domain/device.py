@@ -17,6 +17,17 @@ Pair = tuple[int, int]
 Evidence = Literal["modelled", "interpolated", "measured"]
 Scheme = Literal["symmetric", "asymmetric"]
 
+_NAMES = """
+    abs add amax amin argmax argmin attention avg_pool1d avg_pool2d avg_pool3d batch_norm cast channel_pad clamp
+    concat conv conv_transpose cos cumsum div elu embedding eq erf exp expand expand_batch flatten floor ge gelu
+    group_norm gt hardsigmoid hardswish layer_norm le leaky_relu linear local_response_norm log log_softmax
+    logical_and logical_not logical_or lt matmul max_pool1d max_pool2d max_pool3d maximum mean minimum mish mul
+    ne neg pad permute pixel_shuffle pixel_unshuffle pow prelu reciprocal recurrent relu reshape resize rms_norm
+    rsqrt selu sigmoid sign silu sin slice softmax softplus softsign sqrt sub sum take tanh trunc where
+"""
+OPERATIONS = frozenset(_NAMES.split())
+"""Names of the op table, which efficiencies and fallbacks may be given for besides the kinds of layers."""
+
 
 @dataclass(frozen=True)
 class Throughput:
@@ -261,6 +272,15 @@ class DeviceProfile:
             error_p90=evidence.get("error_p90"),
             table=LatencyTable.from_json(data["latency_table"]) if data.get("latency_table") else None,
         )
+
+
+def figure_of(figures: Mapping[str, Any], pointer: str) -> Any:
+    """Return the entry of `figures` that covers a JSON pointer, the longest prefix of it; None where none does."""
+    while pointer:
+        if pointer in figures:
+            return figures[pointer]
+        pointer = pointer.rpartition("/")[0]
+    return None
 
 
 def _pool(data: Mapping[str, Any]) -> MemoryPool:

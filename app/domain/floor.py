@@ -10,30 +10,40 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from app.domain.cost import Costs, LayerCost, StepCost, layer_cost, peak_activation_bytes, step_cost
+from app.domain.cost import Costs, LayerCost, StepCost, layer_cost, padded, peak_activation_bytes, step_cost
 from app.domain.device import DeviceProfile
 from app.domain.graph import Layer, ModelGraph, Step
-from app.domain.roofline import crossings, fixed_ms, streamed_ms
+from app.domain.kernels import arithmetic, layer_work
+from app.domain.latency import BLOCK, QUAD, LatencyTable
+from app.domain.roofline import FLOAT_BITS, Setting, crossings, fixed_ms, streamed_ms
 from app.domain.space import Assignment, SearchSpace, cheapest
 
 
 def least(graph: ModelGraph, space: SearchSpace, device: DeviceProfile) -> Costs:
     """Return a lower bound of each metric over all legal assignments of `space`."""
     bottom = cheapest(graph, space)
-    plain = replace(device, overheads=replace(device.overheads, boundary_us=0.0, boundary_ns_per_element=0.0))
-    moves = crossings(graph, plain)
-    layers = [list(_layer_choices(graph, layer, (space, bottom), plain, moves)) for layer in graph.layers]
-    steps = [list(_step_choices(graph, step, (space, bottom), plain, moves)) for step in graph.steps]
+    over = replace(device.overheads, boundary_us=0.0, boundary_ns_per_element=0.0)
+    plain = replace(device, overheads=over, table=None)
+    if device.table is not None:
+        plain = replace(plain, power=replace(device.power, idle_mw=0.0))
+    around = Setting(crossings(graph, plain), {})
+    layers = [list(_layer_choices(graph, layer, (space, bottom), plain, around)) for layer in graph.layers]
+    steps = [list(_step_choices(graph, step, (space, bottom), plain, around)) for step in graph.steps]
     rows: list[Sequence[LayerCost | StepCost]] = [*layers, *steps]
     stored = sum(min(item.weight_bytes for item in options) for options in layers)
     fixed = fixed_ms(plain) + streamed_ms(stored, plain)
+    latency = fixed + sum(min(item.latency_ms for item in options) for options in rows)
+    energy = plain.power.idle_mw * fixed * 1e-3 + sum(min(item.energy_mj for item in options) for options in rows)
+    if device.table is not None:
+        latency = _tabled(graph, space, bottom, device.table)
+        energy += device.power.idle_mw * latency * 1e-3
     return Costs(
         macs=sum(min(item.macs for item in options) for options in layers),
         bops=sum(min(item.bops for item in options) for options in layers),
         weight_bytes=stored + sum(options[0].weight_bytes for options in steps),
         peak_activation_bytes=peak_activation_bytes(graph, bottom),
-        latency_ms=fixed + sum(min(item.latency_ms for item in options) for options in rows),
-        energy_mj=plain.power.idle_mw * fixed * 1e-3 + sum(min(item.energy_mj for item in options) for options in rows),
+        latency_ms=latency,
+        energy_mj=energy,
     )
 
 
@@ -42,13 +52,13 @@ def _layer_choices(
     layer: Layer,
     choices: tuple[SearchSpace, Assignment],
     device: DeviceProfile,
-    moves: Mapping[str, int],
+    around: Setting,
 ) -> Iterable[LayerCost]:
     space, bottom = choices
     for w in space.weight_bits[layer.name]:
         for a in space.activation_bits[layer.input]:
             if (w, a) in space.pairs[layer.name]:
-                yield layer_cost(graph, layer, _with(bottom, layer.input, a, {layer.name: w}), device, moves)
+                yield layer_cost(graph, layer, _with(bottom, layer.input, a, {layer.name: w}), device, around)
 
 
 def _step_choices(
@@ -56,15 +66,34 @@ def _step_choices(
     step: Step,
     choices: tuple[SearchSpace, Assignment],
     device: DeviceProfile,
-    moves: Mapping[str, int],
+    around: Setting,
 ) -> Iterable[StepCost]:
     space, bottom = choices
     site = step.inputs[0] if step.inputs else step.output
     if site is None:
-        yield step_cost(graph, step, bottom, device, moves)
+        yield step_cost(graph, step, bottom, device, around)
         return
     for a in space.activation_bits[site]:
-        yield step_cost(graph, step, _with(bottom, site, a, {}), device, moves)
+        yield step_cost(graph, step, _with(bottom, site, a, {}), device, around)
+
+
+def _tabled(graph: ModelGraph, space: SearchSpace, bottom: Assignment, table: LatencyTable) -> float:
+    """Return a bound below a latency table's times: every layer's own kernel in its fastest arithmetic and alignment.
+
+    Within an alignment times grow with the channels, so that the next multiples above the narrowest are tried.
+    """
+    total = table.overhead_ms
+    for layer in graph.layers:
+        ins, outs = layer.in_width.kept(bottom.keep), layer.out_width.kept(bottom.keep)
+        written = (FLOAT_BITS,) if layer.output is None else space.activation_bits[layer.output]
+        ways = {arithmetic(layer.kind, w, a, out) for w, a in space.pairs[layer.name] for out in written}
+        works = (layer_work(layer, i, o, way) for way in ways for i in _aligned(ins) for o in _aligned(outs))
+        total += min(table.kernel_ms(work) for work in works)
+    return total
+
+
+def _aligned(channels: int) -> set[int]:
+    return {channels, padded(channels, QUAD), padded(channels, BLOCK), max(BLOCK, padded(channels, QUAD))}
 
 
 def _with(bottom: Assignment, site: str, bits: int, weights: Mapping[str, int]) -> Assignment:

@@ -17,6 +17,9 @@ PREFIXES = {
     "schedule": "sch",
     "key": "key",
     "timing": "tmg",
+    "agent": "agt",
+    "measuring": "msr",
+    "calibration": "cal",
 }
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32

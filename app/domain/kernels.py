@@ -27,7 +27,7 @@ class _Value:
     """A tensor in memory: what its codes are, its size, and the layouts in which it is there."""
 
     precision: str
-    channels: int
+    channels: float
     positions: int
     layouts: set[str]
     fusable: bool = False
@@ -71,7 +71,7 @@ class _Run:
 
     def bring(self, value: _Value, layout: str) -> None:
         """Lay a tensor out as its reader wants it, unless it already was for another reader."""
-        if layout in value.layouts or (value.positions == 1 and BLOCKS not in (*value.layouts, layout)):
+        if layout in value.layouts:
             return
         self.emit("reorder" if BLOCKS in (*value.layouts, layout) else "transpose", value.precision, value)
         value.layouts.add(layout)
@@ -87,17 +87,18 @@ class _Run:
         work = layer_work(layer, layer.in_width.kept(keep), layer.out_width.kept(keep), self.arithmetic(layer))
         value = self.values[layer.input]
         if work.precision in ("int8", "uint8"):
-            self.bring(value, PLAIN if layer.kind == "linear" else LAST)
+            layout = PLAIN if layer.kind == "linear" else LAST
+            self.bring(value, layout)
             self.works.append(work)
-            self.result(layer.output, work, LAST)
+            self.result(layer.output, work, layout)
             return
         self.dequantize(value)
         if work.precision == "float" and value.precision != "float":
             self.emit("kept_float", "float", value)
         blocked = layer.kind != "linear" and is_blocked(work)
         if value.precision == "float":
-            self.bring(value, BLOCKS if blocked and work.ins >= BLOCK else PLAIN)
-        elif blocked and work.ins >= BLOCK:
+            self.bring(value, BLOCKS if blocked else PLAIN)
+        elif blocked:
             self.emit("reorder", "float", value)
         self.works.append(work)
         self.result(layer.output, work, BLOCKS if blocked or _direct(work) else PLAIN)
@@ -111,7 +112,7 @@ class _Run:
         if activation is None:
             return
         precision = self.precision(activation)
-        value = _Value(precision, int(work.outs), work.positions, {layout}, work.precision == precision == "float")
+        value = _Value(precision, work.outs, work.positions, {layout}, work.precision == precision == "float")
         self.values[activation] = value
         if precision != "float" and work.precision not in ("int8", "uint8"):
             self.leave_blocks(value)
@@ -221,4 +222,23 @@ def works_of(networks: Iterable[tuple[ModelGraph, Assignment]]) -> Mapping[Work,
     for graph, assignment in networks:
         for work in kernels(graph, assignment):
             found[work] = found.get(work, 0) + 1
+    return found
+
+
+AUXILIARY = frozenset({"quantize", "dequantize", "clip", "transpose", "reorder", "kept_float"})
+"""Kernels that compute nothing: they bring a tensor into the form that the next one reads."""
+
+
+def kernels_by_operation(graph: ModelGraph, assignment: Assignment) -> Mapping[str, tuple[Work, ...]]:
+    """Return the kernels by the layer or step they run for; "" stands for the network's inputs."""
+    run = _Run(graph, assignment)
+    run.start()
+    found = {"": tuple(run.works)}
+    for item in sorted(graph.ops, key=lambda item: item.step):
+        before = len(run.works)
+        if isinstance(item, Layer):
+            run.layer(item)
+        else:
+            run.step(item)
+        found[item.name] = tuple(run.works[before:])
     return found

@@ -9,12 +9,13 @@ table gives the time and the roofline only how it is shared out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Protocol, cast
+from dataclasses import dataclass, fields, replace
 
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
+from app.domain.kernels import AUXILIARY, kernels_by_operation
 from app.domain.latency import Work
+from app.domain.space import Assignment
 
 FLOAT_BITS = 32
 
@@ -72,7 +73,7 @@ class Load:
     `crossings` counts how often data moves between the device and its host because of this operation.
     """
 
-    work: Work
+    kind: str
     bits: tuple[int, int]
     macs: int
     padded_macs: int
@@ -82,41 +83,48 @@ class Load:
     padded_requantized: int = 0
     converted: int | None = None
     crossings: int = 0
+    works: tuple[Work, ...] = ()
 
 
-class Timer(Protocol):
-    """What a latency table answers: milliseconds of one kernel, and of everything that is no kernel."""
+@dataclass(frozen=True)
+class Setting:
+    """What an operation's time depends on besides itself: crossings to the host by operation (see `crossings`), and
+    with a latency table the kernels that run for it."""
 
-    @property
-    def overhead_ms(self) -> float: ...
-
-    def kernel_ms(self, work: Work) -> float: ...
-
-
-def timer(device: DeviceProfile) -> Timer | None:
-    """Return the device's latency table, or None where it was never calibrated."""
-    return cast("Timer | None", device.table)
+    crossings: Mapping[str, int]
+    kernels: Mapping[str, tuple[Work, ...]]
 
 
-def precision(bits: tuple[int, int]) -> str:
-    """Return what a runtime computes (weight, activation) bits in."""
-    if max(bits) >= FLOAT_BITS:
-        return "float"
-    return "int16" if max(bits) > 8 else "int8"
+def setting(graph: ModelGraph, assignment: Assignment, device: DeviceProfile) -> Setting:
+    """Return the setting of every operation under an assignment."""
+    works = {} if device.table is None else kernels_by_operation(graph, assignment)
+    return Setting(crossings(graph, device), works)
 
 
 def time_of(load: Load, device: DeviceProfile) -> Parts:
-    """Return the time of one operation in parts (milliseconds)."""
+    """Return the time of one operation in parts (milliseconds).
+
+    With a latency table, kernels that only bring tensors into another form are the boundary, and the time of the others
+    is shared out as the roofline has it.
+    """
     shares = _modelled(load, device)
-    table = timer(device)
-    return shares if table is None else shares.scaled(table.kernel_ms(load.work) / shares.total)
+    if device.table is None:
+        return shares
+    spent, moving = 0.0, 0.0
+    for work in load.works:
+        if work.op in AUXILIARY:
+            moving += device.table.kernel_ms(work)
+        else:
+            spent += device.table.kernel_ms(work)
+    plain = replace(shares, boundary=0.0)
+    return replace(plain.scaled(spent / plain.total), boundary=moving)
 
 
 def _modelled(load: Load, device: DeviceProfile) -> Parts:
     over, host = device.overheads, device.fallback
-    if load.work.op in host.ops:
+    if load.kind in host.ops:
         return Parts(fallback=load.macs / (host.gmacs * 1e6) + load.crossings * host.boundary_us / 1e3)
-    rate = device.throughput(*load.bits).rate(load.work.op) / 1e3
+    rate = device.throughput(*load.bits).rate(load.kind) / 1e3
     compute, padded = load.macs / rate, load.padded_macs / rate
     waiting = load.activation_bytes / (device.activation_pool.gbps * 1e6) + load.weight_bytes / weight_rate(device)
     busy = max(compute, waiting)
@@ -152,10 +160,12 @@ def streamed_ms(weight_bytes: int, device: DeviceProfile) -> float:
     return max(0, weight_bytes - store.cache_bytes) / (store.gbps * 1e6)
 
 
-def fixed_ms(device: DeviceProfile) -> float:
-    """Return what every inference takes besides its operations."""
-    table = timer(device)
-    return device.overheads.per_inference_us / 1e3 if table is None else table.overhead_ms
+def fixed_ms(device: DeviceProfile, works: Iterable[Work] = ()) -> float:
+    """Return what every inference takes besides its operations; `works` are the kernels that run for its inputs."""
+    table = device.table
+    if table is None:
+        return device.overheads.per_inference_us / 1e3
+    return table.overhead_ms + sum(table.kernel_ms(work) for work in works)
 
 
 def energy_mj(load: Load, latency_ms: float, device: DeviceProfile) -> float:

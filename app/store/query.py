@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.store.tables import Artefact, Candidate, Device, Schedule, Search, Trial, Worker
 
+MAX_DEVICE_KEY = 80
 LIVE = ("queued", "running", "cancelling")
 
 
@@ -24,12 +25,23 @@ def page(session: Session, table: Any, limit: int, before: str | None = None, **
     return session.scalars(query).all()
 
 
+def is_device_like(key: str) -> bool:
+    """Tell whether a text may name a device: PostgreSQL stores no NUL, and no name is long or exotic."""
+    return len(key) <= MAX_DEVICE_KEY and key.isascii() and key.isprintable()
+
+
 def device(session: Session, key: str) -> Device | None:
-    """Return a device by id, or the newest revision of a name."""
-    found = session.get(Device, key)
-    if found is not None:
-        return found
-    return session.scalar(sa.select(Device).where(Device.name == key).order_by(Device.revision.desc()).limit(1))
+    """Return the newest revision of a name, a certain one (`name@revision`), or a device by id."""
+    newest = sa.select(Device).order_by(Device.revision.desc()).limit(1)
+    name, at, revision = key.rpartition("@")
+    if at and revision.isascii() and revision.isdigit() and len(revision) <= 9:
+        return session.scalar(newest.where(Device.name == name, Device.revision == int(revision)))
+    return session.scalar(newest.where(Device.name == key)) or session.get(Device, key)
+
+
+def revisions(session: Session, name: str) -> Sequence[Device]:
+    """Return the revisions of a device profile, newest first."""
+    return session.scalars(sa.select(Device).where(Device.name == name).order_by(Device.revision.desc())).all()
 
 
 def candidates(session: Session, search_id: str) -> Sequence[Candidate]:

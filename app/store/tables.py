@@ -282,6 +282,77 @@ class Worker(Base):
     info: Mapped[Json]
 
 
+class Agent(Base):
+    """A program on another machine that measures there; only the SHA-256 of its token is kept."""
+
+    __tablename__ = "agent"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    name: Mapped[str]
+    sha256: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    state: Mapped[str] = mapped_column(sa.String(16), default="active")  #: active | removed
+    host: Mapped[Json]  #: processor, features, cores, runtime
+    enrolled_at: Mapped[datetime] = mapped_column(default=now)
+    last_seen_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Enrolment(Base):
+    """A one-time code that an agent enrols with; only its SHA-256 is kept."""
+
+    __tablename__ = "enrolment"
+    sha256: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    expires_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]
+
+
+class Measuring(Base):
+    """Networks to be measured by an agent, and what it has measured so far.
+
+    `items` are {id, sha256, inputs: [[shape, dtype], ...]}; `results` by item id are {latency}, {kernels} or {problem}.
+    Whoever holds `session` may add results until `lease_until`. `attempt` counts leases since the last result.
+    """
+
+    __tablename__ = "measuring"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    agent_id: Mapped[str] = mapped_column(sa.ForeignKey("agent.id"), index=True)
+    kind: Mapped[str] = mapped_column(sa.String(16))  #: time | kernels
+    items: Mapped[list[Any]]
+    rounds: Mapped[int]
+    state: Mapped[str] = mapped_column(sa.String(16), default="queued")  #: queued | leased | done | failed | cancelled
+    key: Mapped[str | None] = mapped_column(sa.String(64), unique=True)  #: of what may be asked for again
+    session: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    attempt: Mapped[int] = mapped_column(default=0)
+    results: Mapped[Json]
+    conditions: Mapped[Json | None]
+    problem: Mapped[Json | None]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    finished_at: Mapped[datetime | None]
+
+
+class Calibration(Base):
+    """Measuring a device to make the next revision of its profile; without an agent the worker's host is the device."""
+
+    __tablename__ = "calibration"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    device: Mapped[str]  #: the name of the profile
+    base_id: Mapped[str] = mapped_column(sa.String(64))  #: the revision that was calibrated
+    model_ids: Mapped[list[Any]]
+    agent_id: Mapped[str | None] = mapped_column(sa.ForeignKey("agent.id"), index=True)
+    state: Mapped[str] = mapped_column(sa.String(16), default="queued")  #: queued|running|done|failed|cancelled
+    desired: Mapped[str] = mapped_column(sa.String(8), default="run")
+    stage: Mapped[str | None]
+    progress_done: Mapped[int] = mapped_column(default=0)
+    progress_total: Mapped[int] = mapped_column(default=0)
+    table: Mapped[Json | None]
+    report: Mapped[Json | None]  #: per model: milliseconds by the former and the new profile
+    device_id: Mapped[str | None] = mapped_column(sa.String(64))  #: the new revision
+    problem: Mapped[Json | None]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
 class ApiKey(Base):
     """An API key; only the SHA-256 of its text is kept."""
 

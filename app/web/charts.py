@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.commands.words import amount, label, percent
+from app.domain.device import DeviceProfile, Throughput
 from app.domain.pareto import front
 
 Figure = dict[str, Any]
@@ -155,6 +156,59 @@ def times(why: Mapping[str, Any]) -> Figure:
     ]
     axis = {"type": "category", "tickangle": -40}
     return {"data": traces, "layout": {**_layout(axis, {"title": {"text": "ms, modelled"}}), "barmode": "stack"}}
+
+
+def roofline(device: DeviceProfile) -> Figure:
+    """Return attainable giga-MACs per second of dense convolutions over arithmetic intensity (MACs per byte moved): one
+    roof per compute entry at the activation memory's bandwidth, and the slope of weights that come from their store."""
+    served: dict[str, list[str]] = {}
+    for weight_bits, activation_bits in sorted({pair for pairs in device.pairs.values() for pair in pairs}):
+        entry = device.throughput(weight_bits, activation_bits)
+        served.setdefault(_pair(entry), []).append(f"w{weight_bits}a{activation_bits}")
+    top = max(entry.rate("conv") for entry in device.compute) / 1e9
+    slowest = min(device.activation_pool.gbps, device.weight_store.gbps)
+    xs = _spread(0.01, 10.0 * top / slowest)
+    traces = [_roof(entry, device, xs, served.get(_pair(entry), [])) for entry in device.compute]
+    slope = [x * device.weight_store.gbps for x in xs]
+    traces.append(
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "weights from the store",
+            "x": [x for x, y in zip(xs, slope, strict=True) if y <= top],
+            "y": [y for y in slope if y <= top],
+            "line": {"color": VERMILION, "dash": "dash", "width": 1.5},
+            "hovertemplate": "%{x:.3g} MACs per byte: %{y:.3g} GMAC/s<extra>weights from the store</extra>",
+        }
+    )
+    xaxis = {"title": {"text": "MACs per byte"}, "type": "log", "exponentformat": "SI"}
+    return {
+        "data": traces,
+        "layout": _layout(xaxis, {"title": {"text": "GMAC/s"}, "type": "log", "exponentformat": "SI"}),
+    }
+
+
+def _roof(entry: Throughput, device: DeviceProfile, xs: Sequence[float], served: Sequence[str]) -> Figure:
+    peak = entry.rate("conv") / 1e9
+    note = f"computes {', '.join(served)}" if served else "no legal pair of its own"
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": _pair(entry),
+        "x": list(xs),
+        "y": [min(peak, x * device.activation_pool.gbps) for x in xs],
+        "line": {"color": bits_colour(entry.weight_bits), "width": 2, "dash": "solid" if served else "dot"},
+        "hovertemplate": f"%{{x:.3g}} MACs per byte: %{{y:.3g}} GMAC/s<extra>{note}</extra>",
+    }
+
+
+def _pair(entry: Throughput) -> str:
+    return f"w{entry.weight_bits}a{entry.activation_bits}"
+
+
+def _spread(low: float, high: float, steps: int = 121) -> list[float]:
+    """Return `steps` numbers from `low` to `high`, each by the same factor larger."""
+    return [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
 
 
 def axis_title(metric: str) -> str:

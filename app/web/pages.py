@@ -9,7 +9,9 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
+from app.commands import devicesheet
 from app.domain.cost import METRICS
+from app.domain.device import DeviceProfile
 from app.problems import PROBLEMS, Problem
 from app.web import charts, view
 from app.web.login import signed_in
@@ -95,6 +97,31 @@ def datasets_table(read: Read) -> Response:
 def devices(read: Read) -> Response:
     """Show the device profiles."""
     return page("devices.html", here="/devices", devices=read.devices())
+
+
+@router.get("/devices/{id}")
+def device(id: str, read: Read) -> Response:
+    """Show a device profile: rules, roofline, figures with their sources, revisions."""
+    found = read.device(id)
+    profile = found["profile"]
+    columns, rows = view.rules_grid(profile)
+    return page(
+        "device.html",
+        here="/devices",
+        device=found,
+        revisions=read.revisions(found["name"]),
+        facts=devicesheet.about(profile),
+        columns=columns,
+        rows=rows,
+        compute=devicesheet.compute_rows(profile),
+        figures=devicesheet.figure_rows(profile),
+    )
+
+
+@router.get("/web/devices/{id}/roofline.json")
+def device_roofline(id: str, read: Read) -> Response:
+    """Return the roofline figure."""
+    return JSONResponse(charts.roofline(DeviceProfile.from_json(read.device(id)["profile"])))
 
 
 @router.get("/searches")

@@ -47,9 +47,26 @@ class Reader:
         return [shapes.dataset(row) for row in self._page(Dataset)]
 
     def devices(self) -> list[Json]:
-        """Return the device profiles, built-in ones first."""
-        found = [shapes.device(row) for row in self._page(Device)]
-        return sorted(found, key=lambda item: (not item["builtin"], item["name"], -item["revision"]))
+        """Return the newest revision of each device profile, built-in ones first."""
+        newest: dict[str, Json] = {}
+        for row in self._page(Device):
+            known = newest.get(row.name)
+            if known is None or row.revision > known["revision"]:
+                newest[row.name] = shapes.device(row)
+        return sorted(newest.values(), key=lambda item: (not item["builtin"], item["name"]))
+
+    def device(self, key: str) -> Json:
+        """Return a device profile by name, `name@revision` or id."""
+        with self._database.reading() as session:
+            row = query.device(session, key) if query.is_device_like(key) else None
+        if row is None:
+            raise Problem("not-found", f"no device {key[:64]!r}")
+        return shapes.device(row)
+
+    def revisions(self, name: str) -> list[Json]:
+        """Return the revisions of a device profile, newest first."""
+        with self._database.reading() as session:
+            return [shapes.device(row) for row in query.revisions(session, name)]
 
     def searches(self) -> list[Json]:
         """Return the newest searches."""
@@ -96,7 +113,7 @@ class Reader:
         """Return the name and revision of a device profile."""
         with self._database.reading() as session:
             row = session.get(Device, id)
-        return id if row is None or row.builtin else f"{row.name} r{row.revision}"
+        return id if row is None else f"{row.name}@{row.revision}"
 
     def workers(self) -> list[Json]:
         """Return the workers, and whether each was heard of lately."""

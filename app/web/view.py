@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from app.commands.devicesheet import KINDS
 from app.commands.words import amount, percent
 from app.web.charts import Bar, Point
 
@@ -180,6 +181,21 @@ def check_notes(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return failures and remarks of a verification as (kind, text), failures first."""
     failures = [("bad", f"{item['code']}: {item['detail']}") for item in report.get("failures") or []]
     return failures + [("warn", str(note)) for note in report.get("notes") or []]
+
+
+def rules_grid(profile: Mapping[str, Any]) -> tuple[list[int], list[tuple[int, list[str]]]]:
+    """Return the activation widths (columns) and, by weight width, which kinds of layers each column is legal for."""
+    pairs = profile["rules"]["pairs"]
+    legal = {kind: {tuple(pair) for pair in pairs.get(kind) or pairs.get("default", [])} for kind in KINDS}
+    every = set[tuple[int, ...]]().union(*legal.values())
+    columns = sorted({a for _, a in every}, reverse=True)
+    rows = sorted({w for w, _ in every}, reverse=True)
+    return columns, [(w, [_kinds(legal, (w, a)) for a in columns]) for w in rows]
+
+
+def _kinds(legal: Mapping[str, set[tuple[int, ...]]], pair: tuple[int, int]) -> str:
+    found = [kind for kind, pairs in legal.items() if pair in pairs]
+    return "all" if len(found) == len(KINDS) else ", ".join(found)
 
 
 def moment(text: str | None, now: datetime | None = None) -> str:

@@ -61,12 +61,54 @@ def run(client: Client, monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda *arguments: CliRunner().invoke(app, [*arguments, "--json"])
 
 
-def test_device_when_pushed_twice_then_gets_its_next_revision(run: Any) -> None:
+def test_device_when_pushed_again_then_only_a_change_makes_a_revision(run: Any, tmp_path: Path) -> None:
     built_in = {item["id"] for item in json.loads(run("device", "list").stdout)}
     assert {"onnxruntime-cpu", "generic-npu"} <= built_in
-    revisions = [json.loads(run("device", "push", str(PROFILE)).stdout)["revision"] for _ in range(2)]
-    assert revisions == [1, 2]
+    changed = tmp_path / "changed.json"
+    changed.write_text(PROFILE.read_text().replace('per_inference_us": 5.0', 'per_inference_us": 6.0'))
+    files = (PROFILE, PROFILE, changed)
+    revisions = [json.loads(run("device", "push", str(file)).stdout)["revision"] for file in files]
+    assert revisions == [1, 1, 2]
     assert json.loads(run("device", "show", "demo-npu").stdout)["revision"] == 2
+    first = json.loads(run("device", "show", "demo-npu@1").stdout)
+    assert (first["revision"], first["profile"]["overheads"]["per_inference_us"]) == (1, 5.0)
+
+
+def test_device_list_when_filtered_then_leaves_those_that_fit(run: Any) -> None:
+    def names(*options: str) -> set[str]:
+        return {item["name"] for item in json.loads(run("device", "list", *options).stdout)}
+
+    assert names("--unit", "mcu") == {"esp32s3", "stm32h7"}
+    assert names("--bits", "2") >= {"imx500", "apple-a17-ane", "generic-npu"}
+    assert "ethos-u55-128" not in names("--bits", "2")
+    assert names("--max-memory", "384k") == {"ethos-u55-128", "ethos-u65-256", "demo-npu"} & names()
+    assert names("--unit", "gpu", "--max-memory", "16GiB") == {"jetson-orin-nano", "nvidia-t4"}
+    assert names("--unit", "fpga") == set()
+    assert run("device", "list", "--max-memory", "much").exit_code == 2
+
+
+def test_device_show_when_read_by_people_then_names_rules_figures_and_sources(client: Client, run: Any) -> None:
+    shown = CliRunner().invoke(app, ["device", "show", "coral-edgetpu@1"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0, shown.output
+    text = shown.stdout
+    assert "coral-edgetpu@1" in text
+    assert "cache 7.24 MB at 50 GB/s" in text
+    assert re.search(r"w8 +a8 +a8 +a8", text)
+    assert re.search(r"/compute/0/gmacs +2000 +high +coral.ai technology page", text)
+    assert re.search(r"/memory/weight_store/gbps +0.28 +medium +USB 3", text)
+    assert "edgetpu#60: weight cache (confidence: high)" in text
+
+
+def test_device_new_when_printed_then_ten_lines_that_can_be_pushed(client: Client, run: Any, tmp_path: Path) -> None:
+    template = CliRunner().invoke(app, ["device", "new", "my-new-board"]).stdout
+    assert len(template.splitlines()) == 10
+    (tmp_path / "board.yaml").write_text(template)
+    pushed = json.loads(run("device", "push", str(tmp_path / "board.yaml")).stdout)
+    assert (pushed["name"], pushed["revision"]) == ("my-new-board", 1)
+    record = json.loads(run("device", "new", "my-new-board").stdout)
+    (tmp_path / "board.json").write_text(json.dumps(record))
+    assert json.loads(run("device", "push", str(tmp_path / "board.json")).stdout)["id"] == pushed["id"]
+    assert run("device", "new", "My Board").exit_code == 2
 
 
 def test_device_when_a_figure_is_illegal_then_the_field_is_pointed_at(run: Any, tmp_path: Path) -> None:

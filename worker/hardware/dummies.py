@@ -17,7 +17,7 @@ from worker.quant.grids import ActivationGrid
 from worker.quant.network import CompressedNetwork, QuantizedLayer, is_float
 from worker.search.evaluate import Opened
 
-RANGE = 8.0
+RANGE = 4.0
 
 
 def dummy_bench(id: str, network: Opened, assignment: Assignment) -> Bench:

@@ -82,7 +82,7 @@ class LocalMeasurer:
                 name = benches[index].id
                 running[name].run_ms()  # the caches are the network's own again
                 times[name].append(running[name].run_ms())
-        return {name: latency(runs) for name, runs in times.items()}
+        return {name: Latency.of(runs) for name, runs in times.items()}
 
     def kernels(self, benches: Sequence[Bench]) -> dict[str, dict[str, float]]:
         """Return the minimum of each kernel's time over the profiled runs, as the runtime's profiler reports it."""
@@ -123,11 +123,6 @@ class _Running:
         start = time.perf_counter()
         self.session.run(None, self._feed)
         return (time.perf_counter() - start) * 1e3
-
-
-def latency(runs: Sequence[float]) -> Latency:
-    """Return the figures of one network's runs in milliseconds."""
-    return Latency.of(runs)
 
 
 def kernel_times(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:

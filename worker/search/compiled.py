@@ -18,6 +18,7 @@ from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph, Width
 from app.domain.roofline import fixed_ms
 from app.domain.space import Assignment, SearchSpace
+from worker.search.tabled import input_works
 from worker.search.timing import Asked, Ops, OpTimes
 
 Floats = NDArray[np.float64]
@@ -42,10 +43,14 @@ class Coordinate:
 
 
 class CompiledCosts:
-    """Counts states of one (graph, space, device) in batches; figures equal `app.domain.cost.count`."""
+    """Counts states of one (graph, space, device) in batches; figures equal `app.domain.cost.count`.
+
+    With a latency table, times and energies are estimates (`is_exact` is False): see `worker.search.tabled`.
+    """
 
     def __init__(self, graph: ModelGraph, space: SearchSpace, device: DeviceProfile) -> None:
         self.graph, self.space, self.device = graph, space, device
+        self.is_exact = device.table is None
         self.coordinates = (
             *(Coordinate("keep", group.id, space.keep[group.id]) for group in graph.groups),
             *(Coordinate("weight", layer.name, space.weight_bits[layer.name]) for layer in graph.layers),
@@ -100,7 +105,7 @@ class CompiledCosts:
         weights = {bits for item in self.space.weight_bits.values() for bits in item}
         rows = Ops(self.reads, self.out_site, self._kernel, self._positions)
         self._times = OpTimes(self.graph, device, rows, (weights, widths))
-        fixed, store = fixed_ms(device), device.weight_store
+        fixed, store = fixed_ms(device, input_works(self.graph) if device.table else ()), device.weight_store
         idle = device.power.idle_mw * 1e-3
         self.overhead = {"latency_ms": fixed, "energy_mj": idle * fixed}
         self.has_cache = store.cache_bytes > 0 and device.table is None
@@ -189,7 +194,7 @@ class CompiledCosts:
             needed["weight_bytes"] = np.hstack([stored, outs[:, self.layers :] * self._tables])
             if not _TIMED.isdisjoint(metrics):
                 sizes = self.activation_bytes(values)
-                needed |= self._timed(Asked(columns, outs, macs, bits, values[:, -self.sites :]), sizes, stored)
+                needed |= self._timed(Asked(columns, outs, macs, bits, values[:, -self.sites :], kept), sizes, stored)
         return np.stack([needed[metric] for metric in metrics], axis=2) if metrics else np.zeros((*macs.shape, 0))
 
     def _of_layers(self, values: Floats) -> Floats:

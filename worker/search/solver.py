@@ -2,7 +2,8 @@
 
 Prices on the limits (a Lagrangian) are found by bisection for one limit and by multiplicative updates for several;
 coordinate descent minimises under given prices; swaps then close the gap that prices alone leave. Where nothing is
-found so, the cheapest assignment is improved greedily: a feasible answer exists whenever that one is feasible.
+found so, the cheapest assignment is improved greedily: a feasible answer exists whenever that one is feasible. Where
+times are only estimates (a latency table), an answer that the exact count refuses tightens the limits for the next try.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from worker.search.swaps import improve
 _BISECTIONS = 11
 _UPDATES = 14
 _POLISHED = 3
+_CORRECTIONS = 5
+_CAUTION = 0.998
+TIMED = ("latency_ms", "energy_mj")
 
 
 class Solver:
@@ -40,14 +44,33 @@ class Solver:
 
         `multipliers` scale the losses of single dimensions, by "kind:name" (kind: keep, weight or activation).
         """
-        descent = Descent(self.costs, budget, table, multipliers or {})
+        asked = budget
+        for _ in range(1 if self.costs.is_exact else _CORRECTIONS):
+            states = self._states(asked, table, multipliers or {})
+            for assignment in map(self.costs.assignment, states):
+                if budget.is_met(count(self._graph, assignment, self._device)):
+                    return assignment
+            if not states:
+                break
+            asked = self._corrected(asked, budget, states[0])
+        return None
+
+    def _states(self, budget: Budget, table: SensitivityTable, multipliers: Mapping[str, float]) -> list[Ints]:
+        """Return the states that seem to keep `budget`, least loss first."""
+        descent = Descent(self.costs, budget, table, multipliers)
         found = _explore(descent) or _from_the_bottom(descent)
         polished = [improve(descent, state) for state in found[:_POLISHED]]
-        for state in sorted(polished, key=lambda item: float(descent.loss(item[None])[0])):
-            assignment = self.costs.assignment(state)
-            if budget.is_met(count(self._graph, assignment, self._device)):
-                return assignment
-        return None
+        return sorted(polished, key=lambda item: float(descent.loss(item[None])[0]))
+
+    def _corrected(self, asked: Budget, budget: Budget, state: Ints) -> Budget:
+        """Return limits on estimates that make up for what the exact count of `state` shows them to leave out."""
+        exact = count(self._graph, self.costs.assignment(state), self._device)
+        guessed = self.costs.costs(state[None])
+        limits = {
+            metric: min(asked.limits[metric], limit * float(guessed[metric][0]) / max(exact.value(metric), 1e-12))
+            for metric, limit in budget.limits.items()
+        }
+        return Budget({metric: limit * _CAUTION if metric in TIMED else limit for metric, limit in limits.items()})
 
     def least_violating(self, budget: Budget, table: SensitivityTable) -> Assignment:
         """Return an assignment that breaks the limits as little as the descent can manage."""

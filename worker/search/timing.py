@@ -1,18 +1,20 @@
-"""Time and energy of layers and steps in arrays: the formulas of `app.domain.roofline` for many assignments at once."""
+"""Time and energy of layers and steps in arrays: the formulas of `app.domain.roofline` for many assignments at once.
+
+With a latency table the time is an estimate, see `worker.search.tabled`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.cost import TABLE_BYTES, layer_work, step_work
+from app.domain.cost import TABLE_BYTES
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
-from app.domain.latency import Work
-from app.domain.roofline import FLOAT_BITS, Timer, crossings, mac_pj, precision, timer, weight_rate
+from app.domain.roofline import FLOAT_BITS, crossings, mac_pj, weight_rate
+from worker.search.tabled import TableTimes
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -34,13 +36,14 @@ class Ops:
 @dataclass(frozen=True)
 class Asked:
     """What n assignments ask: columns per output, outputs and MACs (n, ops), weight bits (n, layers), activation bits
-    (n, sites)."""
+    (n, sites), channels kept (n, groups)."""
 
     columns: Floats
     outs: Floats
     macs: Floats
     weight_bits: Floats
     activation_bits: Floats
+    kept: Floats
 
 
 class OpTimes:
@@ -49,6 +52,7 @@ class OpTimes:
     def __init__(self, graph: ModelGraph, device: DeviceProfile, ops: Ops, widths: tuple[set[int], set[int]]) -> None:
         self._graph, self._device, self._ops = graph, device, ops
         self._layers = len(graph.layers)
+        self._table = None if device.table is None else TableTimes(graph, device.table)
         items = graph.ops
         self._steps = np.arange(len(items)) >= self._layers
         self._kinds = sorted({item.kind for item in items})
@@ -99,9 +103,8 @@ class OpTimes:
         modelled += self._boundaries(asked, written, elements)
         host = asked.macs / (self._device.fallback.gmacs * 1e6) + self._crossing_ms
         latency = np.where(self._falls, host, modelled)
-        table = timer(self._device)
-        if table is not None:
-            latency = self._tabled(table, asked, (weight_bits, read))
+        if self._table is not None:
+            latency = self._table.of(asked.kept, weight_bits, read, written)
         power = self._device.power
         joules = self._pj[weight_bits, read] * asked.macs + power.pj_per_byte * moved + self._weight_pj * weights
         return latency, joules * 1e-9 + power.idle_mw * latency * 1e-3
@@ -142,21 +145,3 @@ class OpTimes:
         converts = (differs & self._ops.reads).any(axis=2)
         time: Floats = over.boundary_us / 1e3 + elements * over.boundary_ns_per_element * 1e-6
         return np.where(converts, time, 0.0)
-
-    def _tabled(self, table: Timer, asked: Asked, bits: tuple[Ints, Ints]) -> Floats:
-        """Return the table's times, asked once per operation and precision."""
-        found = np.zeros_like(asked.macs)
-        precisions = np.maximum(*bits)
-        for index, item in enumerate(self._graph.ops):
-            for name in ("int8", "int16", "float"):
-                chosen = np.flatnonzero([precision((int(b), int(b))) == name for b in precisions[:, index]])
-                if len(chosen):
-                    found[chosen, index] = table.kernel_ms(self._work(index, item, name, asked, chosen))
-        return found
-
-    def _work(self, index: int, item: Any, name: str, asked: Asked, chosen: Ints) -> Work:
-        bits = {"int8": (8, 8), "int16": (16, 16), "float": (FLOAT_BITS, FLOAT_BITS)}[name]
-        columns, outs = (part[chosen, index] for part in (asked.columns, asked.outs))
-        if index >= self._layers:
-            return step_work(item, outs, bits)
-        return layer_work(item, (columns, outs), bits)

@@ -64,13 +64,13 @@ def test_request_when_sent_twenty_times_at_once_then_one_resource_and_twenty_equ
 def test_request_when_the_service_dies_before_the_answer_then_a_repeat_makes_it_once(
     http: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = actions.create_device
+    made = actions.push_device
 
     def make_and_die(*given: Any) -> None:
         made(*given)
         raise RuntimeError("killed between the effect and the answer")
 
-    monkeypatch.setattr(actions, "create_device", make_and_die)
+    monkeypatch.setattr(actions, "push_device", make_and_die)
     assert push(http, "again").status_code == 500
     assert revisions(http, PROFILE["name"]) == []
     monkeypatch.undo()

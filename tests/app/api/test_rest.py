@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app import actions
 from app.actions import Service
 from app.problems import PROBLEMS
 
@@ -103,18 +104,107 @@ def profile(client: TestClient) -> Json:
     return {**body, "name": "mine"}
 
 
-def test_device_when_pushed_twice_then_the_revision_counts_up(client: TestClient) -> None:
-    first, second = (client.post("/v1/devices", json=profile(client)).json() for _ in range(2))
-    assert (first["revision"], second["revision"]) == (1, 2)
-    assert client.get("/v1/devices/mine").json()["id"] == second["id"]
+def test_device_when_pushed_again_then_only_a_change_makes_a_revision(client: TestClient) -> None:
+    body = profile(client)
+    first, same = (client.post("/v1/devices", json=body) for _ in range(2))
+    assert (first.status_code, same.status_code) == (201, 200)
+    assert same.json() == first.json()
+    body["memory"]["weight_store"]["gbps"] = 4.0
+    second = client.post("/v1/devices", json=body).json()
+    assert (first.json()["revision"], second["revision"]) == (1, 2)
+    assert client.get("/v1/devices/mine").json() == second
+    assert client.get("/v1/devices/mine@1").json() == first.json()
+    assert client.get("/v1/devices/mine@2").json() == second
+    assert [item["revision"] for item in client.get("/v1/devices?name=mine").json()["items"]] == [2, 1]
+    for unknown in ("mine@3", "mine@", "mine@x", "mine@01x", "mine@99999999999", "@1", "generic-npu@2"):
+        assert client.get(f"/v1/devices/{unknown}").status_code == 404, unknown
+
+
+def test_device_when_pushed_as_yaml_then_is_what_json_would_be(client: TestClient) -> None:
+    text = """
+name: yaml-board
+compute: [{w: 8, a: 8, gmacs: 4}]
+memory: {activation_pool: {bytes: 262144, gbps: 2.0}, weight_store: {gbps: 0.4}}
+rules: {pairs: {default: [[8, 8], [4, 8]]}, storage_bits: {4: 8}}
+"""
+    headers = {"Content-Type": "application/yaml; charset=utf-8"}
+    answer = client.post("/v1/devices", content=text, headers=headers)
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["profile"]["rules"]["storage_bits"] == {"4": 8}
+    assert client.post("/v1/devices", json=answer.json()["profile"]).json() == answer.json()
+
+
+@pytest.mark.parametrize(
+    ("text", "slug"),
+    [
+        (b"a: &x [1]\nb: *x", "malformed-yaml"),
+        (b"a: 1\na: 2", "malformed-yaml"),
+        (b"a: [", "malformed-yaml"),
+        (b"\xff", "malformed-yaml"),
+        (b"a: 2026-01-01", "malformed-yaml"),
+        (b"a: !!python/object:os.system x", "malformed-yaml"),
+        (b"[" * 3000, "malformed-yaml"),
+        (b"[" * 100 + b"]" * 100, "malformed-json"),
+        (b"a: .nan", "invalid-number"),
+        (b"#" * 70_000, "body-too-large"),
+        (b"name: x", "invalid-device-profile"),
+        (b"", "invalid-device-profile"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_yaml_when_hostile_or_wrong_then_refused(client: TestClient, text: bytes, slug: str) -> None:
+    answer = client.post("/v1/devices", content=text, headers={"Content-Type": "application/yaml"})
+    assert answer.json()["type"] == f"/problems/{slug}"
+
+
+def test_builtin_device_when_its_figures_change_then_the_former_revision_stays(
+    client: TestClient, service: Service
+) -> None:
+    before = client.get("/v1/devices/imx500").json()
+    record = copy.deepcopy(before["profile"])
+    record["compute"][0]["gmacs"] = 1234.0
+    for _ in range(2):
+        actions.ensure_devices(service, [record])
+    after = client.get("/v1/devices/imx500").json()
+    assert (after["revision"], after["builtin"], after["profile"]) == (2, True, record)
+    assert client.get("/v1/devices/imx500@1").json() == before
+    assert client.get(f"/v1/devices/{after['id']}").json() == after
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/devices.md"])
+def test_ten_line_profile_when_pushed_as_printed_then_a_search_can_be_planned_on_it(
+    client: TestClient, request_body: Json, page: str
+) -> None:
+    block = (ROOT / page).read_text().split("```yaml\nname: ")[1].split("```")[0]
+    text = "name: " + block
+    assert len(text.splitlines()) == 10
+    pushed = client.post("/v1/devices", content=text, headers={"Content-Type": "application/yaml"})
+    assert (pushed.json()["name"], pushed.json()["revision"]) == ("my-board", 1), pushed.text
+    limits = [{"metric": "latency_ms", "relative": 0.5}, {"metric": "bops", "relative": 0.5}]
+    wanted = {**request_body, "device_id": "my-board@1", "limits": limits}
+    plan = client.post("/v1/searches/preflight", json=wanted)
+    assert plan.status_code == 200, plan.text
+    assert plan.json()["feasible"] is True
+
+
+def test_search_when_a_revision_is_named_then_counts_on_that_revision(client: TestClient, request_body: Json) -> None:
+    body = {**profile(client), "name": "slow"}
+    first = client.post("/v1/devices", json=body).json()
+    body["overheads"]["per_inference_us"] = 5000.0
+    client.post("/v1/devices", json=body)
+    asked = [
+        client.post("/v1/searches/preflight", json={**request_body, "device_id": key}) for key in ("slow@1", "slow")
+    ]
+    assert [answer.status_code for answer in asked] == [200, 200], asked[0].text
+    assert client.post("/v1/searches", json={**request_body, "device_id": "slow@1"}).json()["device_id"] == first["id"]
 
 
 @pytest.mark.parametrize(
     ("path", "value", "pointer"),
     [
         (("rules", "pairs"), {}, "/rules/pairs"),
-        (("rules", "pairs"), {"default": []}, "/rules"),
-        (("rules", "pairs"), {"conv": [[8, 8]]}, "/rules"),
+        (("rules", "pairs"), {"default": []}, "/rules/pairs/default"),
+        (("rules", "pairs"), {"conv": [[8, 8]]}, "/rules/pairs"),
         (("rules", "pairs"), {"default": [[1, 64]]}, "/rules/pairs/default/0/0"),
         (("rules", "channel_multiple"), {"default": 0}, "/rules/channel_multiple/default"),
         (("compute",), [], "/compute"),

@@ -30,7 +30,7 @@ class Stopwatch(LatencyTable):
     overhead_ms = 0.07
 
     def kernel_ms(self, work: Work) -> float:
-        each = {"float": 3e-6, "int16": 2e-6, "int8": 1e-6}[work.precision]
+        each = {"float": 3e-6, "int16": 2e-6, "uint8": 1.5e-6, "int8": 1e-6}[work.precision]
         return 2e-3 + each * work.macs + 5e-6 * work.outs * work.positions  # type: ignore[no-any-return]
 
 

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from app.domain.cost import METRICS, Costs, breakdown, count, peak_activation_bytes
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
+from app.domain.kernels import kernels
 from app.domain.roofline import PARTS
 from app.domain.space import Assignment, SearchSpace, build_space
-from tests.app.domain.random_graphs import Call, assignments, devices, networks
+from tests.app.domain.random_graphs import TABLE, Call, assignments, devices, networks
 
 
 def smaller(data: st.DataObject, space: SearchSpace, one: Assignment, bits: bool) -> Assignment:
@@ -66,6 +67,7 @@ def test_costs_when_bits_and_channels_go_then_no_metric_rises_but_for_boundaries
     data: st.DataObject,
 ) -> None:
     graph, _, device, space, one = drawn(data)
+    assume(device.table is None)  # measured kernels: a Clip stands behind each tensor below 8 bits
     free = replace(device.overheads, boundary_us=0.0, boundary_ns_per_element=0.0)
     even = replace(device, overheads=free, channel_multiple={"default": device.channel_multiple_for(8)})
     assert_at_most(count(graph, smaller(data, space, one, bits=True), even), count(graph, one, even))
@@ -96,3 +98,12 @@ def executed_peak(graph: ModelGraph, program: Sequence[Call], one: Assignment) -
         unread = {name for later in program[index + 1 :] for name in later.reads}
         alive = {name: item for name, item in alive.items() if name in unread}
     return peak
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_latency_when_the_device_has_a_table_then_that_of_its_kernels(data: st.DataObject) -> None:
+    graph, _, device, _, one = drawn(data)
+    device = replace(device, table=TABLE)
+    found = count(graph, one, device).latency_ms
+    assert found == pytest.approx(TABLE.network_ms(kernels(graph, one)), rel=1e-9)

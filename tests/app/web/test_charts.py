@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from app.web.charts import BITS_COLOURS, Bar, Point, bits_colour, history, layers, pareto
+from app.web.charts import BITS_COLOURS, Bar, Point, bits_colour, history, layers, pareto, roofline
+from tests.app.domain.drawings import profile
 
 
 def costs(bops: float) -> dict[str, float]:
@@ -72,6 +73,19 @@ def test_layers_when_drawn_then_kept_and_removed_add_up_to_the_width() -> None:
     assert drawn["removed"]["base"] == [12, 10]
     assert drawn["weight bits"]["y"] == [8, 2]
     assert drawn["input bits"]["text"] == ["a8", "a4"]
+
+
+def test_roofline_when_drawn_then_rises_with_bandwidth_up_to_the_attained_peak() -> None:
+    figure = roofline(profile())  # 1 GB/s for activations, 0.5 for weights, half of 1 and 2 GMAC/s attained
+    drawn = traces(figure)
+    assert list(drawn) == ["w8a8", "w4a8", "weights from the store"]
+    for name, peak in (("w8a8", 0.5), ("w4a8", 1.0)):
+        points = zip(drawn[name]["x"], drawn[name]["y"], strict=True)
+        assert [y for _, y in points] == [min(peak, x) for x in drawn[name]["x"]]  # type: ignore[type-var]
+        assert max(drawn[name]["y"]) == peak  # type: ignore[type-var]
+    assert drawn["weights from the store"]["y"] == [0.5 * x for x in drawn["weights from the store"]["x"]]  # type: ignore[operator]
+    assert "computes w2a4, w2a8, w4a4, w4a8" in str(drawn["w4a8"]["hovertemplate"])
+    assert json.loads(json.dumps(figure)) == figure
 
 
 def test_bits_colours_when_compared_then_each_width_has_its_own() -> None:

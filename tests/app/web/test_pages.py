@@ -173,7 +173,8 @@ def test_login_when_told_to_go_elsewhere_then_stays_here(anonymous: TestClient, 
 
 @pytest.mark.parametrize(
     "path",
-    ["/searches", "/models", "/models/mdl_1", "/datasets", "/devices", "/system", "/searches/new", "/searches/srh_1",
+    ["/searches", "/models", "/models/mdl_1", "/datasets", "/devices",
+     "/devices/coral-edgetpu", "/devices/snapdragon-8gen3-htp@1", "/system", "/searches/new", "/searches/srh_1",
      "/candidates/cnd_1", "/web/models", "/web/datasets", "/web/searches", "/web/searches/srh_1/status",
      "/web/searches/srh_1/trials", "/web/models/mdl_1"],
 )  # fmt: skip
@@ -221,6 +222,38 @@ def test_model_page_when_operators_are_not_read_then_shows_type_count_and_nodes(
     assert cells(text) == [["Loop", "2", "/graph/nms_1, /graph/nms_2"], ["&lt;b&gt;", "1", "/graph/odd"]]
     assert "Loop (2x)" in text and "<b>" not in text
     assert "Drop the" not in text
+
+
+def test_device_page_when_opened_then_shows_rules_figures_sources_and_revisions(web: TestClient) -> None:
+    text = web.get("/devices/snapdragon-8gen3-htp").text
+    grid = [row for row in cells(text) if re.fullmatch(r"w\d+", row[0])]
+    assert grid == [["w16", "✓ all", "–"], ["w8", "✓ all", "✓ all"], ["w4", "✓ conv, linear", "✓ conv, linear"]]
+    figures = {row[0]: row[1:] for row in cells(text) if row[0].startswith("/")}
+    assert figures["/memory/weight_store/cache_bytes"] == [
+        "8388608",
+        "high",
+        "VTCM 8 MB: ExecuTorch&#39;s table for SM8650",
+    ]
+    assert figures["/compute/0/gmacs"][:2] == ["17000", "low"]
+    assert 'href="/devices/snapdragon-8gen3-htp@1"' in text
+    assert 'href="/devices/snapdragon-8gen3-htp@1"' in web.get("/devices").text
+    assert web.get("/devices/snapdragon-8gen3-htp@2").status_code == 404
+
+
+def test_device_page_when_there_are_revisions_then_lists_them_and_the_list_shows_the_newest(web: TestClient) -> None:
+    record = web.get("/v1/devices/generic-npu").json()["profile"]
+    for revision, rate in ((1, 32.0), (2, 48.0)):
+        changed = {**record, "name": "twice", "title": HOSTILE, "compute": [{**record["compute"][4], "gmacs": rate}]}
+        row = tables.Device(id=f"dev_{revision}", name="twice", revision=revision, profile=changed, builtin=False)
+        with web.app.state.service.database.writing() as session:  # type: ignore[attr-defined]
+            session.add(row)
+    text = web.get("/devices/twice").text
+    assert 'href="/devices/twice@1"' in text and 'href="/devices/twice@2"' in text
+    assert HOSTILE not in text
+    listed = web.get("/devices").text
+    assert 'href="/devices/twice@2"' in listed and 'href="/devices/twice@1"' not in listed
+    figure = web.get("/web/devices/twice@1/roofline.json").json()
+    assert max(figure["data"][0]["y"]) == 16.0
 
 
 def test_search_page_when_finished_then_shows_the_verdict_and_both_chips(web: TestClient) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from app.domain.cost import METRICS, count
 from app.domain.graph import ModelGraph
 from app.domain.space import SpaceSpec, build_space
-from tests.app.domain.random_graphs import BUILT_IN, assignments, built_in, devices, networks
+from tests.app.domain.random_graphs import BUILT_IN, TABLE, assignments, built_in, devices, networks
 from tests.worker.search.pictures import chain, device, resnet, skipped
 from worker.search.compiled import CompiledCosts
+from worker.search.tabled import reference
 
 
 @pytest.mark.parametrize("draw", [resnet, chain, skipped, lambda: resnet(blocks=3)])
@@ -40,9 +42,36 @@ def test_costs_when_a_random_network_has_steps_and_the_device_every_cost_then_eq
     space = build_space(graph, profile)
     compiled = CompiledCosts(graph, space, profile)
     one = data.draw(assignments(space))
+    assume(compiled.is_exact)
     found, expected = compiled.costs(compiled.state(one)[None]), count(graph, one, profile)
     for metric in METRICS:
         assert found[metric][0] == pytest.approx(expected.value(metric), rel=1e-11), metric
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_times_when_a_table_estimates_mixed_bits_then_close_to_the_exact_count(data: st.DataObject) -> None:
+    (graph, _), profile = data.draw(networks()), device(multiple=4)
+    profile = replace(profile, table=TABLE)
+    space = build_space(graph, profile)
+    compiled = CompiledCosts(graph, space, profile)
+    one = data.draw(assignments(space))
+    assert not compiled.is_exact
+    found, expected = compiled.costs(compiled.state(one)[None]), count(graph, one, profile)
+    assert found["latency_ms"][0] == pytest.approx(expected.latency_ms, rel=0.25)
+    assert found["macs"][0] == expected.macs
+
+
+@pytest.mark.parametrize("draw", [resnet, chain])
+def test_times_when_a_table_is_asked_for_a_network_of_eight_bits_then_exact(draw: Callable[[], ModelGraph]) -> None:
+    graph, profile = draw(), replace(device(multiple=4), table=TABLE)
+    compiled = CompiledCosts(graph, build_space(graph, profile), profile)
+    rng = np.random.default_rng(4)
+    for _ in range(12):
+        one = compiled.assignment(np.array([rng.integers(size) for size in compiled.sizes]))
+        one = replace(one, activation_bits=reference(graph, one.keep).activation_bits)
+        found = compiled.costs(compiled.state(one)[None])["latency_ms"][0]
+        assert found == pytest.approx(count(graph, one, profile).latency_ms, rel=1e-11)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -16,7 +16,7 @@ from app.domain.cost import METRICS, count
 from app.domain.device import MemoryPool, Power
 from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, SearchSpace, SpaceSpec, build_space, cheapest, multiple_violations, widest
-from tests.app.domain.random_graphs import BUILT_IN, built_in, devices, networks
+from tests.app.domain.random_graphs import BUILT_IN, TABLE, built_in, devices, networks
 from tests.worker.search.pictures import PAIRS, Drawing, chain, device, random_table, resnet, skipped
 from worker.search.descent import Descent
 from worker.search.sensitivity import SensitivityTable
@@ -235,3 +235,14 @@ def test_allocation_when_weights_may_overflow_a_cache_then_near_brute_force_with
         gaps.append(float(descent.loss(solver.costs.state(found)[None])[0]) / max(best, 1e-3) - 1)
     assert min(gaps) > -1e-9
     assert float(np.mean(gaps)) < 0.05
+
+
+@pytest.mark.parametrize("share", [0.35, 0.5, 0.8])
+def test_allocation_when_a_latency_table_limits_time_then_the_exact_count_keeps_it(share: float) -> None:
+    graph, profile = resnet(), replace(device(multiple=8), table=TABLE)
+    space = build_space(graph, profile)
+    low, high = count(graph, cheapest(graph, space), profile), count(graph, widest(graph, 8), profile)
+    limit = low.latency_ms + share * (high.latency_ms - low.latency_ms)
+    found = allocate(graph, space, profile, Budget({"latency_ms": limit}), random_table(space))
+    assert found is not None
+    assert 0.5 * limit < count(graph, found, profile).latency_ms <= limit
