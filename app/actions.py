@@ -11,7 +11,7 @@ from dbos import DBOSClient
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.domain import ids
+from app.domain import drift, ids
 from app.domain.budget import Budget, Limit, Reach, reach, resolve
 from app.domain.demand import demand_of, is_host
 from app.domain.device import DeviceProfile
@@ -24,7 +24,7 @@ from app.settings import Settings
 from app.store import blobs, events, query, timings
 from app.store.blobs import Blobs
 from app.store.engine import Database, afterwards
-from app.store.tables import Candidate, Dataset, Device, Model, Schedule, Search, now
+from app.store.tables import Agent, Candidate, Dataset, Device, Model, Schedule, Search, now
 
 Json = dict[str, Any]
 MIN_ROWS = 5  # two parts evaluation, two parts hold-out, one part calibration
@@ -118,6 +118,21 @@ def _add_revision(session: Session, profile: Json, revision: int, builtin_id: st
 def _same_profile(one: Json, other: Json) -> bool:
     """Tell whether two records say the same (defaults that only one of them writes out are no difference)."""
     return DeviceProfile.from_json(one) == DeviceProfile.from_json(other)
+
+
+def refit_device(service: Service, key: str) -> Device:
+    """Store the next revision of a profile, scaled to what was measured with this one.
+
+    Raises Problem: not-found, not-enough-measurements.
+    """
+    with service.database.writing() as session:
+        before = _device(session, key)
+        try:
+            profile = drift.refit(before.profile, timings.pairs(session, before.profile))
+        except ValueError as error:
+            raise Problem("not-enough-measurements", str(error)) from error
+        newest = query.device(session, before.name) or before
+        return _add_revision(session, profile, newest.revision + 1)
 
 
 def delete_upload(service: Service, table: type[Model] | type[Dataset], key: str) -> None:
@@ -368,7 +383,11 @@ def _check_measurable(session: Session, request: Json, profile: DeviceProfile) -
     if sum(item["metric"] == "latency_ms" for item in request["limits"]) > 1:
         detail = "a measured latency limit allows no other limit on latency_ms"
         raise Problem("invalid-budget", detail, [field_error("/limits", detail)])
-    if not is_host(profile.name) and not request.get("agent"):
+    agent = session.get(Agent, request["agent"]) if request.get("agent") else None
+    if request.get("agent") and (agent is None or agent.state != "active"):
+        detail = f"no active agent {request['agent']!r}"
+        raise Problem("device-not-measurable", detail, [field_error("/agent", detail)])
+    if not is_host(profile.name) and agent is None:
         detail = f"{profile.name!r} is not the machine of the workers, and the request names no agent that runs on it"
         raise Problem("device-not-measurable", detail, [field_error("/agent", detail)])
 

@@ -6,9 +6,10 @@ errors are relative: |measured / predicted - 1|.
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -100,3 +101,37 @@ def correction(pairs: Sequence[Pair]) -> float:
     if len(usable) < MIN_PAIRS:
         raise ValueError(f"{len(usable)} measured latencies; a refit needs at least {MIN_PAIRS}")
     return bias(usable)
+
+
+def refitted(profile: Mapping[str, Any], factor: float, residual: float, pairs: int) -> dict[str, Any]:
+    """Return a profile record whose every latency is `factor` times what it was; `residual` is its new error_p90.
+
+    Times grow by the factor, rates fall by it: compute, memory, fallback, overheads and a latency table's correction.
+    """
+    found: dict[str, Any] = json.loads(json.dumps(profile))
+    for entry in found["compute"]:
+        entry["gmacs"] /= factor
+    for pool in found["memory"].values():
+        for rate in ("gbps", "cache_gbps"):
+            pool.update({rate: pool[rate] / factor} if pool.get(rate) else {})
+    overheads = found.get("overheads") or {}
+    overheads.update({name: value * factor for name, value in overheads.items()})
+    fallback = found.get("fallback") or {}
+    if fallback.get("gmacs"):
+        fallback["gmacs"] /= factor
+    if fallback.get("boundary_us"):
+        fallback["boundary_us"] *= factor
+    correction = (found.get("latency_table") or {}).get("correction") or {}
+    correction.update({name: value * factor for name, value in correction.items()})
+    evidence = found.setdefault("evidence", {})
+    evidence["error_p90"] = residual
+    said = f"refitted by {factor:.4g} to {pairs} measured latencies"
+    evidence["sources"] = [*(evidence.get("sources") or []), said]
+    return found
+
+
+def refit(profile: Mapping[str, Any], pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Return the profile record scaled to the pairs. Raises ValueError for fewer than 5 usable pairs."""
+    factor = correction(pairs)
+    residual = p90(errors([(one * factor, other) for one, other in pairs if one > 0 and other > 0]))
+    return refitted(profile, factor, residual, len(pairs))

@@ -240,12 +240,24 @@ def _time(report: VerificationReport, subject: Subject, files: Files) -> None:
     row = [item.numpy() for item in subject.evaluation.head(1).inputs]
     report.latency = measure({"float": files.float_onnx, "compressed": files.onnx}, row)
     if report.ratio is not None and report.ratio < 1:
-        report.notes.append(f"slower than the float network on this machine: {report.ratio:.2f} times its speed")
+        report.notes.append(_why_slower(report))
     if not {"avx512_vnni", "avx_vnni"} & set(_features()):
         report.notes.append(
             "no integer dot product on this machine: 8-bit weights run at about two thirds of the "
             "speed of narrower ones"
         )
+
+
+def _why_slower(report: VerificationReport) -> str:
+    """Say that the compressed file is slower than the float one, and what of its kernels is to blame."""
+    assert report.ratio is not None
+    said = f"slower than the float network on this machine: {report.ratio:.2f} times its speed"
+    kernels = sum(report.operators.values())
+    turned = sum(report.operators.get(name, 0) for name in ("QuantizeLinear", "DequantizeLinear"))
+    if not turned:
+        return f"{said} (fixed overheads outweigh what integers save)"
+    share = f"{turned} of {kernels} kernels only turn floats into integers or back"
+    return f"{said} ({share}, and each kernel costs time whatever its size)"
 
 
 def _features() -> list[str]:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from app.domain.demand import Demand, Standard, Timing, demand_of, integers_slower_by, is_host
 
-FLOAT = Timing("float", 4.0, {"min_ms": 2.0, "median_ms": 2.2, "p95_ms": 3.0}, {"min_ms": 2.0, "median_ms": 2.2, "p95_ms": 3.0})  # fmt: skip
+FIGURES = {"min_ms": 2.0, "median_ms": 2.2, "p95_ms": 3.0}
+FLOAT = Timing("float", 4.0, FIGURES, FIGURES)
 
 
 def timing(modelled: float, measured: float, beside: float = 2.0) -> Timing:
