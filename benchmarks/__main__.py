@@ -6,8 +6,14 @@ import argparse
 
 from benchmarks import budgets, export, graph, large, latency, measured
 
-SUITES = {"budgets": budgets.run, "export": export.run, "graph": graph.run, "large": large.run,
-    "measured": measured.run, "latency": latency.run}
+SUITES = {
+    "budgets": budgets.run,
+    "export": export.run,
+    "graph": graph.run,
+    "large": large.run,
+    "measured": measured.run,
+    "latency": latency.run,
+}
 QUICK = {"latency": latency.run_quick}
 
 

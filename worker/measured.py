@@ -176,6 +176,7 @@ class Measured:
 
     def _time_finalists(self, loop: SearchLoop) -> None:
         """Time the best trials that are expected to keep the limit; with what that teaches, once more."""
+        hopeful: list[TrialRow] = []
         for _ in range(2):
             ceiling = self.standard.line(self._near(loop)).modelled_ms(self.standard.limit_ms * NEAR)
             hopeful = [
@@ -184,7 +185,7 @@ class Measured:
             self.time([(row.assignment, row.repair or "sequential") for row in hopeful[:TIMED]])
             if self.kept(loop):
                 return
-        if not self._timed(loop):  # nothing was hopeful: what comes closest tells how far away it is
+        if not hopeful:  # what comes closest tells how far away it is
             closest = sorted(loop.measurable(), key=self._modelled)[:2]
             self.time([(row.assignment, row.repair or "sequential") for row in closest])
 

@@ -20,7 +20,7 @@ from app.domain.space import Assignment, SearchSpace, widest
 HOST_PROFILE = "onnxruntime-cpu"
 MARGIN = 0.03  # a file must be this much below its limit, so that it keeps the limit when it is timed again
 NEAREST, NEARNESS = 6, 0.05
-SLOPES = (0.4, 2.5)
+SLOPES = (0.2, 2.5)
 FLOAT_MULTIPLE = 4  # channels that ONNX Runtime's float kernels take at once; odd widths run like wider ones
 LADDER = (1.0, 0.5, 0.25, 0.125)
 STATS: Mapping[str, str] = {"min": "min_ms", "p50": "median_ms", "p95": "p95_ms"}

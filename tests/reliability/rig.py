@@ -57,12 +57,13 @@ class Rig:
 
     def add_measured(self, trials: int, limit: dict[str, Any], device: DeviceProfile) -> str:
         """Store a queued search whose latency limit demands measured evidence, on a profile of this host."""
+        half = Limit("weight_bytes", relative=0.5, relative_to="float")
         asked = {"metric": "latency_ms", "evidence": "measured", "stat": "min", **limit}
         spec = {"search": {"trials": trials, "seed": 0}, "space": {}, "export_top": 1, "limits": [asked]}
         row = Search(
             id=ids.new_id("search"), name="digits", model_id=self.model_id, dataset={"all": self.dataset_id},
             device_id=device.name, device=device.to_json(), spec=spec,
-            limits={"latency_ms": 1.0},
+            limits={"latency_ms": 1.0, **resolve((half,), self.graph, device).limits},
         )  # fmt: skip
         with self.database.writing() as session:
             session.add(row)

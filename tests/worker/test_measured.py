@@ -20,7 +20,7 @@ from worker.runner import Runner
 TRIALS = 8
 FLOATS = Throughput(32, 32, 2.0, {"default": 0.5})
 HOST = dataclasses.replace(DEVICE, name="onnxruntime-cpu-bench", compute=(*DEVICE.compute, FLOATS))
-LOOSE = {"relative": 0.85, "relative_to": "float"}
+LOOSE = {"relative": 1.2, "relative_to": "float"}  # the limit on bytes asks for pruning, this one for timing
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +47,14 @@ def test_run_when_the_limit_can_be_kept_then_candidates_are_measured_to_keep_it(
     assert Runner(Site(rig.database, rig.blobs), search).run() == "finished"
     ended, found = rig.search(search), rig.candidates(search)
     assert (ended.state, ended.outcome, ended.error) == ("completed", "feasible", None)
-    (row,) = found[0].budget
+    row = next(row for row in found[0].budget if row["metric"] == "latency_ms")
+    assert all(candidate.feasible for candidate in found)
     assert (row["evidence"], row["met"]) == ("measured", True)
     assert row["value"] <= 0.97 * row["limit"]
     assert row["latency"]["min_ms"] <= row["latency"]["median_ms"] <= row["latency"]["p95_ms"]
-    assert row["limit"] == pytest.approx(0.85 * (ended.measured or {})["float_ms"])
+    assert row["limit"] == pytest.approx(1.2 * (ended.measured or {})["float_ms"])
     assert found[0].report is not None
-    assert found[0].report["budget"][0]["evidence"] == "measured"
-    assert found[0].report["budget"][0]["value"] == row["value"]
+    assert row in found[0].report["budget"]
 
 
 def test_run_when_no_network_is_fast_enough_then_best_effort_with_what_was_measured(rig: Rig) -> None:
@@ -62,7 +62,7 @@ def test_run_when_no_network_is_fast_enough_then_best_effort_with_what_was_measu
     assert Runner(Site(rig.database, rig.blobs), search).run() == "finished"
     ended, found = rig.search(search), rig.candidates(search)
     assert (ended.state, ended.outcome) == ("completed", "best_effort")
-    (row,) = found[0].budget
+    row = next(row for row in found[0].budget if row["metric"] == "latency_ms")
     assert (row["evidence"], row["met"], row["limit"]) == ("measured", False, 1e-5)
     assert row["value"] > 1e-4
 
@@ -89,9 +89,10 @@ def test_run_when_killed_between_measuring_and_finishing_then_nothing_is_measure
 
 
 def test_run_when_eight_bits_are_slower_than_floats_then_the_search_is_among_floats_and_says_so(rig: Rig) -> None:
-    search = rig.add_measured(4, {"relative": 0.95, "relative_to": "float"}, HOST)
+    search = rig.add_measured(4, LOOSE, HOST)
     assert Runner(Site(rig.database, rig.blobs), search).run() == "finished"
     facts = rig.search(search).measured or {}
+    assert facts["integers_slower_by"] > 0
     assert facts["floats_only"] == (facts["integers_slower_by"] > 1)
     bits = {bits for item in rig.candidates(search) for bits in item.assignment["weight_bits"].values()}
     assert (bits == {32}) == facts["floats_only"]

@@ -10,7 +10,7 @@ from app.domain.cost import count
 from app.domain.device import DeviceProfile
 from app.domain.drift import assess, bias, correction, p90, refit
 from app.domain.space import widest
-from tests.worker.digit_files import DEVICE
+from tests.app.domain.drawings import profile, two_convs
 
 FACTORS = st.lists(st.floats(0.2, 5.0), min_size=1, max_size=30)
 
@@ -82,10 +82,10 @@ def test_assess_when_refitted_by_its_own_bias_then_unbiased(factors: list[float]
 
 @given(st.floats(0.2, 5.0))
 def test_refit_when_every_latency_was_off_by_one_factor_then_the_next_revision_predicts_it(factor: float) -> None:
-    graph = picture()
+    graph, device = two_convs(), profile()
     assignment = widest(graph, 8)
-    before = count(graph, assignment, DEVICE).latency_ms
-    found = refit(DEVICE.to_json(), [(before, before * factor)] * 5)
+    before = count(graph, assignment, device).latency_ms
+    found = refit(device.to_json(), [(before, before * factor)] * 5)
     after = count(graph, assignment, DeviceProfile.from_json(found)).latency_ms
     assert after == pytest.approx(before * factor)
     assert found["evidence"]["error_p90"] == pytest.approx(0.0, abs=1e-9)
