@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.commands import candidates, data, devices, keys, models, schedules, searches
+from app.commands import agent, agents, calibrate, candidates, data, devices, keys, models, schedules, searches
 
 app = typer.Typer(
     name="tightfit",
@@ -17,12 +17,15 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="model")
 app.add_typer(data.app, name="data")
+calibrate.register(devices.app)
 app.add_typer(devices.app, name="device")
+app.add_typer(agents.app, name="agents")
 app.add_typer(searches.app, name="search")
 app.add_typer(candidates.app, name="candidate")
 app.add_typer(candidates.artefacts, name="artefact")
 app.add_typer(schedules.app, name="schedule")
 app.add_typer(keys.app, name="key")
+app.command("agent")(agent.agent)
 
 DataDir = Annotated[Path | None, typer.Option(help="Data folder (env TIGHTFIT_DATA_DIR).")]
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # torch is imported once the limits stand
     from app.domain.space import Assignment
     from app.domain.zip_laws import Buffer
     from worker.data import Dataset, Role, RoleData
+    from worker.hardware.calibrate import Planned
     from worker.search.evaluate import Evaluator, Opened
 
 Params = dict[str, Any]
@@ -37,6 +38,7 @@ class Session:
 
     network: Opened | None = None
     evaluator: Evaluator | None = None
+    calibrated: tuple[dict[str, Opened], tuple[Planned, ...]] | None = None
 
 
 class Refused(Exception):
@@ -157,6 +159,25 @@ def time_files(session: Session, params: Params) -> Params:
     return {name: found.to_json() for name, found in LocalMeasurer(params["rounds"]).time(benches).items()}
 
 
+def plan_calibration(session: Session, params: Params) -> Params:
+    """Read networks and write the files of a calibration's plan into a folder; return what is to be measured."""
+    from worker.hardware.plans import opened, planned_files
+
+    networks = opened(params["models"])
+    planned, items = planned_files(networks, params["effort"], Path(params["folder"]))
+    session.calibrated = (networks, planned)
+    return {"items": items}
+
+
+def fit_calibration(session: Session, params: Params) -> Params:
+    """Fit the latency table of the planned calibration to what was measured."""
+    from worker.hardware.plans import fitted
+
+    if session.calibrated is None:
+        raise Refused("invalid-request", "nothing is planned", [])
+    return fitted(*session.calibrated, params)
+
+
 METHODS: dict[str, Callable[[Session, Params], Params]] = {
     "inspect": inspect,
     "inspect_dataset": inspect_dataset,
@@ -165,6 +186,8 @@ METHODS: dict[str, Callable[[Session, Params], Params]] = {
     "export": export,
     "write": write,
     "time": time_files,
+    "plan_calibration": plan_calibration,
+    "fit_calibration": fit_calibration,
     "ping": lambda session, params: {"pong": True},
 }
 

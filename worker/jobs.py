@@ -1,5 +1,7 @@
-"""The durable workflows: inspect, search, export, fire a schedule. The only place in worker, with engine.py, that knows
-the engine. Arguments are ids; each workflow is idempotent, for it is run again after a kill."""
+"""The durable workflows: inspect, search, export, calibrate, fire a schedule; with engine.py all that knows the engine.
+
+Arguments are ids; each workflow is idempotent, for it is run again after a kill.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from app.store import runner as rows
 from app.store.blobs import Blobs
 from app.store.engine import Database
 from app.store.tables import Dataset, Model
+from worker.calibration import Calibrator
 from worker.job import GivenUp, LostTrial, Site, problem, weights_file
 from worker.runner import Runner
 from worker.sandbox import Child, ChildDied, ChildRefused, Limits
@@ -149,6 +152,17 @@ def export_one(candidate_id: str) -> None:
             rows.export_failed(session, candidate_id, reason.problem)
     finally:
         runner.close()
+
+
+@DBOS.workflow(name=queue.CALIBRATE)
+def calibrate(calibration_id: str) -> None:
+    """Measure a device and store what was learnt as the next revision of its profile."""
+    calibrator = Calibrator(context().site, calibration_id)
+    try:
+        calibrator.run()
+    except Exception as error:  # the engine does not run a failed workflow again: it must not seem to run
+        log.exception("calibration %s failed", calibration_id)
+        calibrator.fail(f"{type(error).__name__}: {error}")
 
 
 @DBOS.workflow(name=queue.FIRE_SCHEDULE)

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from app.domain.candidate import Measurement
@@ -17,7 +18,7 @@ from app.store import runner as rows
 from app.store.tables import Trial
 from worker.finish import Finisher, export_candidate
 from worker.job import Cancelled, GivenUp, Job, LostTrial, Site, load_job, problem
-from worker.measured import Measured
+from worker.measured import ROUNDS, Measured, Timer
 from worker.sandbox import Child, ChildDied, ChildRefused
 from worker.search.loop import SearchLoop
 from worker.search.rows import TrialPlan, TrialRow
@@ -120,7 +121,23 @@ class Runner:
 
     def _measured(self, job: Job) -> Measured | None:
         """Return the measured side of a search whose latency limit demands measured evidence."""
-        return None if job.demand is None else Measured(self.site, job, self._call)
+        if job.demand is None:
+            return None
+        agent = job.spec.get("agent")
+        return Measured(self.site, job, self._call, None if agent is None else self._remote(agent))
+
+    def _remote(self, agent: str) -> Timer:
+        """Return what times files on an agent's machine; after a restart it finds the jobs that were asked for."""
+        from worker.hardware.measuring import Bench  # the runtime is loaded only where an agent's answers are read
+        from worker.hardware.remote import RemoteMeasurer, Waiting
+
+        def timed(folder: Path, files: Sequence[str], inputs: Json) -> dict[str, Json]:
+            shapes = tuple((tuple(shape), dtype) for shape, dtype in inputs["inputs"])
+            benches = [Bench(name, (folder / name).read_bytes(), shapes) for name in files]
+            measurer = RemoteMeasurer(self.site, agent, ROUNDS, Waiting(self.search_id, self._is_cancelled))
+            return {name: found.to_json() for name, found in measurer.time(benches).items()}
+
+        return timed
 
     def _prepared(self, job: Job, measured: Measured) -> Job:
         """Time the references; a child that was opened for another device's rules is closed."""

@@ -129,7 +129,9 @@ class _Run:
         channels = step.width.kept(self.assignment.keep)
         target = self.precision(step.output)
         made = _Value(target, channels, step.positions, {PLAIN})
-        if values and step.kind in _INTEGER and all(x.precision == target == "int8" for x in values):
+        if step.kind == "pad" and values:
+            self.pad(values[0], made)
+        elif values and step.kind in _INTEGER and all(x.precision == target == "int8" for x in values):
             self.integer(step, values, made)
         else:
             self.floating(step, values, made)
@@ -137,6 +139,14 @@ class _Run:
             self.values[step.output] = made
             if step.output not in step.inputs:
                 self.clip(step.output)
+
+    def pad(self, value: _Value, made: _Value) -> None:
+        """Pad within the convolution behind (float), or between DequantizeLinear and QuantizeLinear in any layout."""
+        made.layouts = value.layouts
+        if value.precision != "float":
+            self.emit("dequantize", value.precision, value)
+            self.emit("pad", "float", made)
+            self.emit("quantize", value.precision, made)
 
     def integer(self, step: Step, values: Iterable[_Value], made: _Value) -> None:
         clipped = any(self.assignment.activation_bits[name] < 8 for name in step.inputs)

@@ -12,6 +12,7 @@ from typing import Any
 
 BLOCK, QUAD, OCTET = 16, 4, 8
 """Channels of a float block and of one integer vector; what channel counts must divide by for the fast kernels."""
+CACHE_BYTES = 1 << 20
 LAYERS = ("conv", "depthwise", "linear", "grouped")
 
 
@@ -79,7 +80,7 @@ class LatencyTable:
         return self.overhead_ms + sum(self.kernel_ms(work) for work in works)
 
     def covers(self, work: Work) -> bool:
-        """Tell whether kernels of this class were measured; others are estimated from the table's slowest class."""
+        """Tell whether kernels of this class were measured; others are estimated by the mean of their like."""
         return all(key in self.coefficients for key, weight, _ in variants(work) if weight)
 
     def missing(self, works: Iterable[Work]) -> tuple[str, ...]:
@@ -88,13 +89,13 @@ class LatencyTable:
         return tuple(sorted(keys - self.coefficients.keys()))
 
     def _fallback(self, work: Work) -> Mapping[str, float]:
-        """Return coefficients for a class never measured: per feature the largest of the classes alike."""
+        """Return coefficients for a class never measured: per feature the mean over the classes alike."""
         alike = [key for key in self.coefficients if _is_layer(key) == (work.op in LAYERS)]
         same = [key for key in alike if key.split(".")[1] == work.precision] or alike
         found: dict[str, float] = {}
         for key in same:
             for name, value in self.coefficients[key].items():
-                found[name] = max(value, found.get(name, 0.0))
+                found[name] = found.get(name, 0.0) + value / len(same)
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -137,7 +138,8 @@ def variants(work: Work) -> tuple[tuple[str, float, dict[str, float]], ...]:
     base = f"{work.op}.{work.precision}"
     if work.op not in LAYERS:
         elements = work.outs * work.positions
-        return ((base, 1.0, {"calls": 1.0, "elements": elements, "reads": elements * work.kernel}),)
+        features = {"calls": 1.0, "elements": elements, "reads": elements * work.kernel}
+        return ((base, 1.0, {**features, "spilled": spilled(work, elements)}),)
     if work.op == "linear":
         features = _products(work, work.ins * 1.0, padded(work.outs, BLOCK))
         return ((base, 1.0, features),)
@@ -177,6 +179,12 @@ def variants(work: Work) -> tuple[tuple[str, float, dict[str, float]], ...]:
     )
 
 
+def spilled(work: Work, elements: float) -> float:
+    """Return the bytes of activations beyond what stays in a core's cache between kernels."""
+    excess = elements * (4 if work.precision == "float" else 1) - CACHE_BYTES
+    return excess * (excess > 0)
+
+
 def _products(work: Work, depth: float, outs: float) -> dict[str, float]:
     weights = depth * outs
     return {
@@ -188,6 +196,7 @@ def _products(work: Work, depth: float, outs: float) -> dict[str, float]:
         "reads": depth * work.positions,
         "elements": outs * work.positions,
         "positions": 1.0 * work.kernel * work.positions,
+        "spilled": spilled(work, (work.ins * work.stride + work.outs) * work.positions),
     }
 
 
@@ -199,5 +208,6 @@ def _depthwise(work: Work, outs: float) -> dict[str, float]:
         "elements": outs * work.positions,
         "edge_macs": outs * work.kernel * work.positions**0.5,
         "positions": 1.0 * work.kernel * work.positions,
+        "spilled": spilled(work, (work.stride + 1) * work.outs * work.positions),
         "rest": (work.outs % OCTET) * work.kernel * work.positions,
     }

@@ -23,11 +23,11 @@ from worker.hardware.fit import Sample, corrected, fit
 from worker.hardware.measure import Latency
 from worker.hardware.measuring import Bench, Measurer
 from worker.hardware.microbench import micro_networks, shapes_in
+from worker.hardware.rounds import BATCH, steadily
 from worker.search.evaluate import Opened
 
 Progress = Callable[[int, int], None]
 """Called with the number of networks measured and the number of the whole plan."""
-BATCH, REPEATS, TOLERANCE = 24, 2, 1.03
 FLOAT_BITS, INPUT_BITS = 32, 8
 WEIGHT_BITS = ((8,), (8, 4, 2), (8, 6, 5, 4, 3, 2))
 ACTIVATION_BITS = ((8,), (8,), (8, 6, 4))
@@ -49,12 +49,13 @@ QUICK = Effort(micro=120, versions=8)
 
 @dataclass(frozen=True)
 class Planned:
-    """One network to measure: of which network it is a version, its kind, its kernels, its file."""
+    """One network to measure: of which network it is a version, its kind, its kernels, its file, and which version."""
 
     source: str
     kind: str
     works: tuple[Work, ...]
     bench: Bench
+    assignment: Assignment | None = None
 
 
 def calibrate(
@@ -144,21 +145,7 @@ def _versions(networks: Mapping[str, Opened], count: int, rng: random.Random) ->
         for index in range(count):
             chosen = random_version(network.graph, rng)
             bench = dummy_bench(f"{name}/{index}", network, chosen)
-            yield Planned(name, kind_of(chosen), kernels(network.graph, chosen), bench)
-
-
-def steadily(measurer: Measurer, benches: Sequence[Bench], best: list[float]) -> dict[str, Latency]:
-    """Time a batch, again where its reference (the first) was slower than it has been; keep the smaller times."""
-    found: dict[str, Latency] = {}
-    for _ in range(REPEATS):
-        timed = measurer.time(benches)
-        best.append(timed[benches[0].id].min_ms)
-        found = {
-            id: item if id not in found or item.min_ms < found[id].min_ms else found[id] for id, item in timed.items()
-        }
-        if best[-1] <= TOLERANCE * min(best):
-            break
-    return found
+            yield Planned(name, kind_of(chosen), kernels(network.graph, chosen), bench, chosen)
 
 
 def _errors(planned: Sequence[Planned], samples: Mapping[str, Sample]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from worker.search.evaluate import Opened, open_network
 MAX_MACS = 12e6
 WIDTHS = (4, 256)
 COLUMNS = (16, 2048)
+ONLY_WHERE_FOUND = ("avg_pool2d", "pad")
 OPSET, IR_VERSION = 21, 10
 
 
@@ -42,12 +43,13 @@ def shapes_in(graphs: Iterable[ModelGraph]) -> Shapes:
     found = list(graphs)
     convs = [layer for graph in found for layer in graph.layers if len(layer.weight_shape) == 4]
     kernels = {layer.weight_shape[-1] for layer in convs if layer.weight_shape[-1] == layer.weight_shape[-2]}
-    extents = {layer.extent[-1] for layer in convs if layer.extent and 4 <= layer.extent[-1] <= 64}
+    extents = {layer.extent[-1] for layer in convs if layer.extent and 4 <= layer.extent[-1] <= 256}
     inputs = {graph.input_shape[0] for graph in found if len(graph.input_shape) == 3 and graph.input_shape[0] < 16}
     return Shapes(
         tuple(sorted({*usual.kernels, *kernels})),
         tuple(sorted({*usual.extents, *extents})),
         tuple(sorted({*usual.inputs, *inputs})),
+        (*usual.blocks, *sorted({step.kind for graph in found for step in graph.steps} & set(ONLY_WHERE_FOUND))),
     )
 
 
@@ -130,6 +132,10 @@ class _Builder:
             self.inverted(rng.choice((2, 3, 4, 6)), stride, rng)
         elif kind == "branches":
             self.branches(width)
+        elif kind == "pad" and self.shape[-1] >= 4:
+            self.padded(width)
+        elif kind == "avg_pool2d" and self.shape[-1] >= 4:
+            self.pool("AveragePool")
         elif kind == "max_pool" and self.shape[-1] >= 4:
             self.pool()
 
@@ -162,8 +168,20 @@ class _Builder:
         self.add("Concat", values, axis=1)
         self.shape = (outs, *shape[1:])
 
-    def pool(self) -> None:
-        self.add("MaxPool", [self.value], kernel_shape=[2, 2], strides=[2, 2])
+    def padded(self, width: int) -> None:
+        """Pad behind alone, then a strided convolution without pads of its own (as TensorFlow's "same" does)."""
+        sizes = f"p{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.array([0, 0, 0, 0, 0, 0, 1, 1]), sizes))
+        self.add("Pad", [self.value, sizes])
+        channels, *extents = self.shape
+        outs = max(1, min(width, int(MAX_MACS / (channels * 9 * math.prod(extents) / 4))))
+        operands = [self.value, self.constant(outs, channels, 3, 3), self.constant(outs)]
+        self.add("Conv", operands, strides=[2, 2], kernel_shape=[3, 3])
+        self.shape = (outs, *((extent + 1 - 3) // 2 + 1 for extent in extents))
+        self.add("Relu", [self.value])
+
+    def pool(self, kind: str = "MaxPool") -> None:
+        self.add(kind, [self.value], kernel_shape=[2, 2], strides=[2, 2])
         self.shape = (self.shape[0], self.shape[1] // 2, self.shape[2] // 2)
 
     def gemm(self, outs: int, relu: bool) -> None:

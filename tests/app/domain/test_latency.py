@@ -89,7 +89,14 @@ def test_table_when_a_class_was_not_measured_then_named_and_estimated_from_its_l
     strange = Work("softmax", "int8", 1, 10)
     assert not table.covers(strange) and table.covers(Work("add", "int8", 1, 1))
     assert table.missing([strange, Work("add", "int8", 1, 1)]) == ("softmax.int8",)
-    assert table.kernel_ms(strange) == 3.0 * 10
+    assert table.kernel_ms(strange) == (2.0 + 3.0) / 2 * 10
+
+
+def test_kernel_when_activations_leave_the_cache_then_what_is_beyond_costs_extra() -> None:
+    table = LatencyTable({"add.float": {"spilled": 1.0}, "add.int8": {"spilled": 1.0}})
+    assert table.kernel_ms(Work("add", "float", 1, 64, positions=4096)) == 0.0
+    assert table.kernel_ms(Work("add", "float", 1, 65, positions=4096)) == 4096 * 4
+    assert table.kernel_ms(Work("add", "int8", 1, 65, positions=4096)) == 0.0
 
 
 def test_table_when_stored_and_loaded_then_equal() -> None:

@@ -36,6 +36,7 @@ def test_features_when_a_class_occurs_twice_then_added() -> None:
         ("add.int8", "calls"): 2.0,
         ("add.int8", "elements"): 64.0,
         ("add.int8", "reads"): 64.0,
+        ("add.int8", "spilled"): 0.0,
     }
 
 
