@@ -56,10 +56,10 @@ def show(found: dict[str, Any]) -> None:
     Console().print(f"8 bits take {found['integers_slower_by']:.2f} times as long as floats here")
 
 
-def measure(folder: Path) -> dict[str, Any]:
-    """Run the search on this host; latencies are shares of the float file's, both from the same rounds."""
+def measure(folder: Path, agent: str | None = None) -> dict[str, Any]:
+    """Run the search, files timed here or by an agent; latencies are shares of the float file's, both from the same rounds."""
     database, store = _database(folder), Blobs(folder / "blobs")
-    search, start = _queued(database, store, folder), time.perf_counter()
+    search, start = _queued(database, store, folder, agent), time.perf_counter()
     while Runner(Site(database, store), search).run() == "again":
         pass
     seconds = time.perf_counter() - start
@@ -94,7 +94,7 @@ def _database(folder: Path) -> Database:
     return connect(url)
 
 
-def _queued(database: Database, store: Blobs, folder: Path) -> str:
+def _queued(database: Database, store: Blobs, folder: Path, agent: str | None) -> str:
     """Store network, pictures and a queued search; return its id."""
     loaded, graph = arrays(NETWORKS[NAME]), network(NAME).graph
     mean, std = json.loads((SHARED / "models" / f"{NAME}.json").read_text())["norm"]
@@ -110,6 +110,7 @@ def _queued(database: Database, store: Blobs, folder: Path) -> str:
     row = Search(id=ids.new_id("search"), name=NAME, model_id=model.id, dataset={"all": data.id})
     row.device_id, row.device, row.limits = device["name"], device, {"latency_ms": 1.0}
     row.spec = {"search": {"trials": TRIALS, "seed": 0}, "space": {}, "export_top": 1, "limits": [asked]}
+    row.spec["agent"] = agent
     with database.writing() as session:
         for sha256, size in files:
             blobs.record(session, sha256, size)

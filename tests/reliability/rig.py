@@ -55,11 +55,17 @@ class Rig:
             session.add(row)
         return row.id
 
-    def add_measured(self, trials: int, limit: dict[str, Any], device: DeviceProfile) -> str:
+    def add_measured(self, trials: int, limit: dict[str, Any], device: DeviceProfile, agent: str | None = None) -> str:
         """Store a queued search whose latency limit demands measured evidence, on a profile of this host."""
         half = Limit("weight_bytes", relative=0.5, relative_to="float")
         asked = {"metric": "latency_ms", "evidence": "measured", "stat": "min", **limit}
-        spec = {"search": {"trials": trials, "seed": 0}, "space": {}, "export_top": 1, "limits": [asked]}
+        spec = {
+            "search": {"trials": trials, "seed": 0},
+            "space": {},
+            "export_top": 1,
+            "limits": [asked],
+            "agent": agent,
+        }
         row = Search(
             id=ids.new_id("search"), name="digits", model_id=self.model_id, dataset={"all": self.dataset_id},
             device_id=device.name, device=device.to_json(), spec=spec,
