@@ -11,8 +11,9 @@ from dbos import DBOSClient
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.domain import ids
+from app.domain import drift, ids
 from app.domain.budget import Budget, Limit, Reach, reach, resolve
+from app.domain.demand import demand_of, is_host
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
 from app.domain.inputs import mismatches
@@ -20,10 +21,10 @@ from app.domain.lifecycle import ModelState, SearchState
 from app.domain.space import SearchSpace, SpaceSpec, build_space
 from app.problems import Problem, field_error
 from app.settings import Settings
-from app.store import blobs, events, query
+from app.store import blobs, events, query, timings
 from app.store.blobs import Blobs
 from app.store.engine import Database, afterwards
-from app.store.tables import Candidate, Dataset, Device, Model, Schedule, Search, now
+from app.store.tables import Agent, Candidate, Dataset, Device, Model, Schedule, Search, now
 
 Json = dict[str, Any]
 MIN_ROWS = 5  # two parts evaluation, two parts hold-out, one part calibration
@@ -119,6 +120,21 @@ def _same_profile(one: Json, other: Json) -> bool:
     return DeviceProfile.from_json(one) == DeviceProfile.from_json(other)
 
 
+def refit_device(service: Service, key: str) -> Device:
+    """Store the next revision of a profile, scaled to what was measured with this one.
+
+    Raises Problem: not-found, not-enough-measurements.
+    """
+    with service.database.writing() as session:
+        before = _device(session, key)
+        try:
+            profile = drift.refit(before.profile, timings.pairs(session, before.profile))
+        except ValueError as error:
+            raise Problem("not-enough-measurements", str(error)) from error
+        newest = query.device(session, before.name) or before
+        return _add_revision(session, profile, newest.revision + 1)
+
+
 def delete_upload(service: Service, table: type[Model] | type[Dataset], key: str) -> None:
     """Delete a model or dataset that no search has used, nor a weights version was made from."""
     with service.database.writing() as session:
@@ -140,7 +156,7 @@ def create_search(service: Service, request: Json, schedule_id: str | None = Non
     """Check a request against model, data, device and budget, then queue the search.
 
     Raises Problem: not-found, model-not-ready, dataset-not-ready, invalid-dataset, invalid-search-space,
-    search-space-too-large, invalid-limits, invalid-budget, budget-unreachable.
+    search-space-too-large, invalid-limits, invalid-budget, budget-unreachable, device-not-measurable.
     """
     with service.database.writing() as session:
         model = _searchable(session, request["model_id"])
@@ -148,6 +164,7 @@ def create_search(service: Service, request: Json, schedule_id: str | None = Non
         _check_datasets(session, request["dataset"], graph)
         device = _device(session, request["device_id"])
         profile = DeviceProfile.from_json(device.profile)
+        _check_measurable(session, request, profile)
         limits = _checked_limits(service.settings, request, graph, profile)
         row = Search(
             id=ids.new_id("search"),
@@ -174,6 +191,8 @@ def preflight(service: Service, request: Json) -> Json:
     with service.database.reading() as session:
         model = _searchable(session, request["model_id"])
         device = _device(session, request["device_id"])
+        _check_measurable(session, request, DeviceProfile.from_json(device.profile))
+        accuracy = timings.accuracy(session, device.profile)
     graph, profile = ModelGraph.from_json(model.graph or {}), DeviceProfile.from_json(device.profile)
     space, budget, bound = _bounds(service.settings, request, graph, profile)
     return {
@@ -182,6 +201,8 @@ def preflight(service: Service, request: Json) -> Json:
         "binding": list(bound.unreachable),
         "feasible": bound.feasible,
         "space_log10": space.size_log10,
+        "latency_accuracy": accuracy.to_json(),
+        "warnings": ["profile-stale"] if accuracy.verdict == "stale" else [],
     }
 
 
@@ -355,6 +376,22 @@ def _checked_limits(settings: Settings, request: Json, graph: ModelGraph, profil
     return dict(budget.limits)
 
 
+def _check_measurable(session: Session, request: Json, profile: DeviceProfile) -> None:
+    """Raise Problem for a measured latency limit that stands beside another, or that nobody here could measure."""
+    if demand_of(request) is None:
+        return
+    if sum(item["metric"] == "latency_ms" for item in request["limits"]) > 1:
+        detail = "a measured latency limit allows no other limit on latency_ms"
+        raise Problem("invalid-budget", detail, [field_error("/limits", detail)])
+    agent = session.get(Agent, request["agent"]) if request.get("agent") else None
+    if request.get("agent") and (agent is None or agent.state != "active"):
+        detail = f"no active agent {request['agent']!r}"
+        raise Problem("device-not-measurable", detail, [field_error("/agent", detail)])
+    if not is_host(profile.name) and agent is None:
+        detail = f"{profile.name!r} is not the machine of the workers, and the request names no agent that runs on it"
+        raise Problem("device-not-measurable", detail, [field_error("/agent", detail)])
+
+
 def _device(session: Session, key: str) -> Device:
     row = query.device(session, key)
     if row is None:
@@ -368,7 +405,10 @@ def _bounds(
     """Return the space a request leaves, its absolute budget, and what of it can be reached."""
     space = _space(settings, request, graph, profile)
     budget = resolve(_limits(request), graph, profile)
-    return space, budget, reach(graph, space, profile, budget)
+    bound = reach(graph, space, profile, budget)
+    if demand_of(request) is not None:  # what the model says of a measured limit is no ground to refuse it
+        bound = Reach(bound.smallest, tuple(metric for metric in bound.unreachable if metric != "latency_ms"))
+    return space, budget, bound
 
 
 def _unreachable(limits: Mapping[str, float], smallest: Mapping[str, float], binding: Any) -> Problem:

@@ -203,6 +203,10 @@ class Client:
         dataset = self._upload("/v1/datasets", payload, {"name": name or default}, progress, headers)
         return self.wait_ready("datasets", dataset["id"]) if wait else dataset
 
+    def refit_device(self, device: str) -> Json:
+        """Store the next revision of a profile, scaled to what was measured with it, and return it."""
+        return self.post(f"/v1/devices/{device}:refit", {})
+
     def push_device(self, profile: Mapping[str, Any]) -> Json:
         """Store a device profile and return it with its id and revision."""
         return self.post("/v1/devices", profile)

@@ -70,6 +70,13 @@ PROBLEMS: dict[str, Kind] = {
     "dataset-too-large": Kind(422, "Dataset too large", "The dataset expands to more than the cap."),
     "calibration-required": Kind(422, "Calibration required", "A role has no dataset."),
     "invalid-device-profile": Kind(422, "Invalid device profile", "The profile has illegal or missing fields."),
+    "device-not-measurable": Kind(
+        422,
+        "Device not measurable",
+        "Measured evidence for a device that is neither the workers' machine nor an agent's.",
+    ),
+    "latency-not-measured": Kind(409, "Latency not measured", "The reference files could not be timed on the device."),
+    "not-enough-measurements": Kind(409, "Not enough measurements", "A refit needs five measured latencies or more."),
     "invalid-budget": Kind(422, "Invalid budget", "No limit, or a limit that is not a positive figure."),
     "budget-unreachable": Kind(
         422, "Budget unreachable", "No legal assignment keeps the limit; `reachable` says what could be kept."

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import budgets, export, graph, large, latency
+from benchmarks import budgets, export, graph, large, latency, measured
 
-SUITES = {"budgets": budgets.run, "export": export.run, "graph": graph.run, "large": large.run, "latency": latency.run}
+SUITES = {
+    "budgets": budgets.run,
+    "export": export.run,
+    "graph": graph.run,
+    "large": large.run,
+    "measured": measured.run,
+    "latency": latency.run,
+}
 QUICK = {"latency": latency.run_quick}
 
 

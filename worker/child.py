@@ -123,8 +123,40 @@ def export(session: Session, params: Params) -> Params:
         device=evaluator.compressor.device,
         budget=Budget(params["limits"]),
         manifest=params["manifest"],
+        measured=params.get("measured"),
     )
     return export_all(request, Path(params["folder"])).to_json()
+
+
+def write(session: Session, params: Params) -> Params:
+    """Write assignments as ONNX files, as they would be delivered, into a folder; return the inputs' shapes and types.
+
+    The whole float network is written as the float file.
+    """
+    from app.domain.space import Assignment
+    from worker.export.onnx_qdq import write_qdq
+    from worker.graph.write_onnx import write_float
+
+    evaluator = _evaluator(session)
+    for item in params["items"]:
+        assignment = Assignment.from_json(item["assignment"])
+        if evaluator.is_baseline(assignment):
+            content = write_float(evaluator.folded)
+        else:
+            content = write_qdq(evaluator.compress(assignment, item["repair"]))
+        (Path(params["folder"]) / item["id"]).write_bytes(content)
+    row = evaluator.pictures("full").head(1).inputs
+    return {"inputs": [[list(value.shape), str(value.numpy().dtype)] for value in row]}
+
+
+def time_files(session: Session, params: Params) -> Params:
+    """Time files that `write` wrote, against each other on this machine; return each one's latency."""
+    from worker.hardware.measuring import Bench, LocalMeasurer
+
+    inputs = tuple((tuple(shape), dtype) for shape, dtype in params["inputs"])
+    folder = Path(params["folder"])
+    benches = [Bench(name, (folder / name).read_bytes(), inputs) for name in params["files"]]
+    return {name: found.to_json() for name, found in LocalMeasurer(params["rounds"]).time(benches).items()}
 
 
 def plan_calibration(session: Session, params: Params) -> Params:
@@ -152,6 +184,8 @@ METHODS: dict[str, Callable[[Session, Params], Params]] = {
     "open": open_,
     "evaluate": evaluate,
     "export": export,
+    "write": write,
+    "time": time_files,
     "plan_calibration": plan_calibration,
     "fit_calibration": fit_calibration,
     "ping": lambda session, params: {"pong": True},

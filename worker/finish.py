@@ -9,12 +9,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from app.domain.budget import table
-from app.domain.cost import layer_costs
+from app.domain.budget import table, with_measured
+from app.domain.cost import count, layer_costs
+from app.domain.demand import Timing, is_host
 from app.domain.lifecycle import Outcome, Verification
 from app.domain.space import Assignment
 from app.store import runner as rows
+from app.store import timings
 from worker.job import Job, Site, problem
+from worker.measured import Measured
 from worker.sandbox import ChildDied
 from worker.search.loop import SearchLoop
 from worker.search.rows import Goal, TrialRow
@@ -32,15 +35,15 @@ PACKAGES = ("tightfit", "torch", "onnx", "onnxruntime", "optuna", "numpy", "scip
 class Finisher:
     """Turns the trials of a search into candidates and verified files."""
 
-    def __init__(self, site: Site, job: Job, loop: SearchLoop, measure: Measure, call: Call) -> None:
-        self.site, self.job, self.loop = site, job, loop
+    def __init__(
+        self, site: Site, job: Job, loop: SearchLoop, measure: Measure, call: Call, measured: Measured | None = None
+    ) -> None:
+        self.site, self.job, self.loop, self.measured = site, job, loop, measured
         self._measure, self._call = measure, call
 
     def run(self) -> Outcome:
         """Re-score, store, export and verify; return the outcome."""
-        finalists = self.loop.finalists(RESCORED)
-        feasible = bool(finalists)
-        chosen = finalists or self.loop.best_effort(1)
+        chosen, feasible = self._chosen()
         if not chosen:
             return Outcome.none
         ranked = self._ranked(chosen)
@@ -51,6 +54,15 @@ class Finisher:
                 break
             verified += self._export(candidate_id, row) is Verification.verified
         return Outcome.feasible if feasible else Outcome.best_effort
+
+    def _chosen(self) -> tuple[list[TrialRow], bool]:
+        """Return the finalists, or where there are none the trial that breaks the limits least; and which it is."""
+        loop, measured = self.loop, self.measured
+        if measured is not None:
+            finalists = measured.finalists(loop, RESCORED)
+            return finalists or measured.best_effort(loop, 1), bool(finalists)
+        finalists = loop.finalists(RESCORED)
+        return finalists or loop.best_effort(1), bool(finalists)
 
     def _ranked(self, chosen: list[TrialRow]) -> list[tuple[TrialRow, Json]]:
         """Measure on the hold-out set, the baseline too; order by accuracy there (where labelled), then by KL."""
@@ -87,8 +99,21 @@ class Finisher:
             "budget": [item.to_json() for item in table(goal.budget, costs.to_json(), {}, goal.device)],
             "feasible": goal.budget.is_met(costs),
         }
+        if self.measured is not None:
+            fields |= self._measured_fields(fields, row)
         with self.site.database.writing() as session:
             return rows.put_candidate(session, self.job.search_id, fields)
+
+    def _measured_fields(self, fields: Json, row: TrialRow) -> Json:
+        """Return what a measured latency changes in a candidate's record: its budget row, feasibility and metrics."""
+        assert self.measured is not None
+        facts, device = self.measured.facts(row.assignment), self.job.goal.device
+        found = with_measured(table(self.job.goal.budget, fields["costs"], {}, device), facts)
+        return {
+            "budget": [item.to_json() for item in found],
+            "feasible": all(item.met for item in found),
+            "metrics": {**fields["metrics"], "latency": facts},
+        }
 
     def _export(self, candidate_id: str, row: TrialRow) -> Verification:
         with self.site.database.writing() as session:
@@ -113,6 +138,7 @@ def export_candidate(
             "limits": dict(job.goal.budget.limits),
             "manifest": manifest,
             "folder": name,
+            "measured": row.metrics.get("latency"),
         }
         try:
             result = call(job, "export", params, EXPORT_S)
@@ -120,6 +146,7 @@ def export_candidate(
             with site.database.writing() as session:
                 rows.export_failed(session, candidate_id, problem("export-failed", f"{death.kind}: {death.detail}"))
             return Verification.failed
+        _note_latency(site, job, chosen[0], result["report"])
         return _stored(site, job, candidate_id, Path(name), result)
 
 
@@ -134,6 +161,17 @@ def _stored(site: Site, job: Job, candidate_id: str, folder: Path, result: Json)
     with site.database.writing() as session:
         rows.exported(session, candidate_id, files, outcome)
     return Verification(result["verification"])
+
+
+def _note_latency(site: Site, job: Job, assignment: Assignment, report: Json) -> None:
+    """Keep the latency that a verification measured on this host beside the model's, to tell drift by."""
+    latency = report.get("latency") or {}
+    if not is_host(job.goal.device.name) or "compressed" not in latency:
+        return
+    modelled = count(job.goal.graph, assignment, job.goal.device).latency_ms
+    found = Timing(assignment.digest, modelled, latency["compressed"], latency["float"])
+    with site.database.writing() as session:
+        timings.store(session, rows.search_of(session, job.search_id), [found])
 
 
 def layer_table(goal: Goal, assignment: Assignment) -> list[Json]:

@@ -11,6 +11,7 @@ from typing import Any
 from app.actions import space_spec
 from app.domain.budget import Budget
 from app.domain.cost import count
+from app.domain.demand import Demand, demand_of
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
 from app.domain.space import build_space, widest
@@ -89,6 +90,7 @@ class Job:
     wall_s: float | None
     export_top: int
     names: Json = field(default_factory=dict)
+    demand: Demand | None = None
 
 
 def pictures(macs: int) -> dict[str, int]:
@@ -140,6 +142,7 @@ def load_job(site: Site, search_id: str) -> Job:
             (spec.get("search") or {}).get("max_wall_s"),
             int(spec.get("export_top", 1)),
             names,
+            demand_of(spec),
         )
 
 

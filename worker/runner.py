@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from app.domain.candidate import Measurement
@@ -17,6 +18,7 @@ from app.store import runner as rows
 from app.store.tables import Trial
 from worker.finish import Finisher, export_candidate
 from worker.job import Cancelled, GivenUp, Job, LostTrial, Site, load_job, problem
+from worker.measured import ROUNDS, Measured, Timer
 from worker.sandbox import Child, ChildDied, ChildRefused
 from worker.search.loop import SearchLoop
 from worker.search.rows import TrialPlan, TrialRow
@@ -68,10 +70,12 @@ class Runner:
         if job is None:
             return "finished"
         try:
+            measured = self._measured(job)
+            job = job if measured is None else self._prepared(job, measured)
             loop = self._loop(job)
-            if not self._search(job, loop, deadline):
+            if not self._searched(job, loop, measured, deadline):
                 return "again"
-            self._conclude(job, loop)
+            self._conclude(job, loop, measured)
         except Cancelled:
             with self.site.database.writing() as session:
                 rows.cancelled(session, self.search_id)
@@ -114,6 +118,44 @@ class Runner:
         return SearchLoop.from_rows(job.goal, job.settings, past, known)
 
     # the stages
+
+    def _measured(self, job: Job) -> Measured | None:
+        """Return the measured side of a search whose latency limit demands measured evidence."""
+        if job.demand is None:
+            return None
+        agent = job.spec.get("agent")
+        return Measured(self.site, job, self._call, None if agent is None else self._remote(agent))
+
+    def _remote(self, agent: str) -> Timer:
+        """Return what times files on an agent's machine; after a restart it finds the jobs that were asked for."""
+        from worker.hardware.measuring import Bench  # the runtime is loaded only where an agent's answers are read
+        from worker.hardware.remote import RemoteMeasurer, Waiting
+
+        def timed(folder: Path, files: Sequence[str], inputs: Json) -> dict[str, Json]:
+            shapes = tuple((tuple(shape), dtype) for shape, dtype in inputs["inputs"])
+            benches = [Bench(name, (folder / name).read_bytes(), shapes) for name in files]
+            measurer = RemoteMeasurer(self.site, agent, ROUNDS, Waiting(self.search_id, self._is_cancelled))
+            return {name: found.to_json() for name, found in measurer.time(benches).items()}
+
+        return timed
+
+    def _prepared(self, job: Job, measured: Measured) -> Job:
+        """Time the references; a child that was opened for another device's rules is closed."""
+        prepared = measured.prepare()
+        if prepared.opening != job.opening:
+            self.close()
+        return prepared
+
+    def _searched(self, job: Job, loop: SearchLoop, measured: Measured | None, deadline: float) -> bool:
+        """Run the trials, and the rounds that measuring adds; return False where the slice ended first."""
+        if measured is None:
+            return self._search(job, loop, deadline)
+        measured.resume(loop)
+        while self._search(job, loop, deadline):
+            self._tell(job, loop, "latency")
+            if self._out_of_time(job) or not measured.next_round(loop):
+                return True
+        return False
 
     def _search(self, job: Job, loop: SearchLoop, deadline: float) -> bool:
         """Run baseline, probes and trials; return False where the slice ended first."""
@@ -223,12 +265,12 @@ class Runner:
             fields["best"] = {"trial_idx": best.idx, "metrics": dict(best.metrics), "costs": costs}
         return fields
 
-    def _conclude(self, job: Job, loop: SearchLoop) -> None:
+    def _conclude(self, job: Job, loop: SearchLoop, measured: Measured | None) -> None:
         """Re-score the best on the hold-out pictures, export and verify them, and end the search."""
         self._tell(job, loop, "holdout")
         with self.site.database.writing() as session:
             rows.progress(session, self.search_id, {"sensitivity": loop.table.to_json()})
-        outcome = Finisher(self.site, job, loop, self.measure, self._call).run()
+        outcome = Finisher(self.site, job, loop, self.measure, self._call, measured).run()
         with self.site.database.writing() as session:
             rows.complete(session, self.search_id, outcome)
 

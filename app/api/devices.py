@@ -29,7 +29,7 @@ from app.api.device_schema import checked_profile
 from app.api.resources import accepted, listing
 from app.api.yaml import MAX_YAML_BYTES, YAML_TYPES, parse_yaml
 from app.problems import Problem
-from app.store import query
+from app.store import query, timings
 from app.store.tables import Device
 
 router = APIRouter(prefix="/v1", tags=["devices"])
@@ -67,9 +67,21 @@ def get_device(id: str, service: ServiceDep, key: KeyDep) -> Json:
     """Return a device profile by id, the newest revision of a name, or a certain one (`name@revision`)."""
     with service.database.reading() as session:
         row = query.device(session, id) if query.is_device_like(id) else None
-    if row is None:
-        raise Problem("not-found", f"no device {id[:64]!r}")
-    return shapes.device(row)
+        if row is None:
+            raise Problem("not-found", f"no device {id[:64]!r}")
+        return {**shapes.device(row), "accuracy": timings.accuracy(session, row.profile).to_json()}
+
+
+@router.post("/devices/{id}:refit", status_code=201)
+def refit_device(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
+    """Store the profile's next revision, its latencies scaled to what was measured with this one."""
+    require(key, "searches:write")
+
+    def act() -> JSONResponse:
+        row = actions.refit_device(service, id)
+        return accepted(shapes.device(row), shapes.device_address(row), 201)
+
+    return idempotent(request, key, id.encode(), act)
 
 
 async def _record(request: Request, limit: int) -> Any:

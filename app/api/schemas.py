@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+    model_validator,
+)
 
 Name = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]+$")
@@ -22,6 +31,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+_MEASURED = ("evidence", "stat")
+
+
 class LimitIn(Strict):
     """One limit: absolute (`max`) or relative to the 8-bit or float network."""
 
@@ -29,11 +41,21 @@ class LimitIn(Strict):
     max: Positive | None = None
     relative: Positive | None = None
     relative_to: Literal["w8a8", "float"] = "w8a8"
+    evidence: Literal["modelled", "measured"] = "modelled"
+    stat: Literal["min", "p50", "p95"] = "min"
+
+    @model_serializer(mode="wrap")
+    def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what a modelled limit does not need to say: such requests read as they always did."""
+        found: dict[str, Any] = serialize(self)
+        return found if self.evidence == "measured" else {k: v for k, v in found.items() if k not in _MEASURED}
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
         if (self.max is None) == (self.relative is None):
             raise ValueError("give either max or relative")
+        if self.evidence == "measured" and self.metric != "latency_ms":
+            raise ValueError(f"{self.metric} can't be measured; only a limit on latency_ms may demand that")
         return self
 
 
@@ -65,9 +87,16 @@ class SearchIn(Strict):
     dataset: dict[Literal["all", "calibration", "evaluation", "holdout"], Ident]
     device_id: DeviceRef
     limits: list[LimitIn]
+    agent: Ident | None = None
     space: SpaceIn = SpaceIn()
     search: SearchOptionsIn = SearchOptionsIn()
     export_top: Annotated[int, Field(ge=0, le=8)] = 1
+
+    @model_serializer(mode="wrap")
+    def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out an agent that was not named."""
+        found: dict[str, Any] = serialize(self)
+        return {key: value for key, value in found.items() if key != "agent" or value is not None}
 
 
 class InputRuleIn(Strict):

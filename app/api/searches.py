@@ -21,10 +21,11 @@ from app.api.resources import accepted, listing, one
 from app.api.schemas import SearchIn
 from app.domain import pareto
 from app.domain.cost import METRICS
+from app.domain.drift import Accuracy
 from app.domain.lifecycle import SearchState
 from app.explaining import why
 from app.problems import Problem, field_error
-from app.store import events, query
+from app.store import events, query, timings
 from app.store.tables import Artefact, Candidate, Search, Trial
 
 router = APIRouter(prefix="/v1")
@@ -66,8 +67,11 @@ def list_searches(
 
 @router.get("/searches/{id}", tags=["searches"])
 def get_search(id: str, service: ServiceDep, key: KeyDep) -> Json:
-    """Return a search: state, stage, progress, outcome, best so far."""
-    return shapes.search(one(service, Search, id))
+    """Return a search: state, stage, progress, outcome, best so far; `warnings` says where its device drifts."""
+    row = one(service, Search, id)
+    with service.database.reading() as session:
+        stale = timings.accuracy(session, row.device).verdict == "stale"
+    return {**shapes.search(row), "warnings": ["profile-stale"] if stale else []}
 
 
 @router.post("/searches/{id}/cancel", status_code=202, tags=["searches"])
@@ -138,7 +142,19 @@ def get_candidate(id: str, service: ServiceDep, key: KeyDep) -> Json:
     """Return a candidate: assignment, costs, metrics, layers, budget table, verification, artefacts."""
     row = one(service, Candidate, id)
     with service.database.reading() as session:
-        return shapes.candidate(row, query.artefacts(session, id))
+        device = session.get_one(Search, row.search_id).device
+        found = shapes.candidate(row, query.artefacts(session, id))
+        return {**found, "latency": _latency(row, timings.accuracy(session, device))}
+
+
+def _latency(row: Candidate, accuracy: Accuracy) -> Json:
+    """Return a candidate's predicted latency with its interval, and the measured one where there is one."""
+    predicted = float(row.costs["latency_ms"])
+    low, high = accuracy.bounds(predicted)
+    measured = (row.metrics.get("latency") or {}).get("measured") or ((row.report or {}).get("latency") or {}).get(
+        "compressed"
+    )
+    return {"predicted_ms": predicted, "low_ms": low, "high_ms": high, "measured": measured}
 
 
 @router.get("/candidates/{id}/why", tags=["candidates"])

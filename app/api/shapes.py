@@ -89,6 +89,7 @@ def search(row: Search) -> Json:
         "budget": {"limits": row.limits},
         "baseline": row.baseline,
         "best": row.best,
+        "measured": row.measured,
         "request": row.spec,
         "error": row.error,
         "created_at": moment(row.created_at),

@@ -95,6 +95,18 @@ def new(session: Session, name: Annotated[str, typer.Argument(help="Name of the 
         typer.echo(text, nl=False)
 
 
+@verb(app, "refit")
+def refit(session: Session, device: Annotated[str, typer.Argument(help="Name, name@revision or id.")]) -> None:
+    """Scale a profile's latencies to what was measured with it; the result is its next revision."""
+    found = session.client.refit_device(session.client.find("devices", device)["id"])
+
+    def draw(console: Console) -> None:
+        error = 100 * found["profile"]["evidence"]["error_p90"]
+        console.print(f"{found['id']}  {found['name']}  revision {found['revision']}  error p90 {error:.0f} %")
+
+    session.answer(found, draw)
+
+
 @verb(app, "push")
 def push(session: Session, file: FileArgument) -> None:
     """Add a device profile from a JSON or YAML file."""

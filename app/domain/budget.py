@@ -59,6 +59,7 @@ class BudgetRow:
     evidence: Evidence
     met: bool
     origin: Origin = "request"
+    latency: Mapping[str, Any] | None = None
 
     @property
     def slack(self) -> float:
@@ -75,6 +76,7 @@ class BudgetRow:
             "evidence": self.evidence,
             "met": self.met,
             "origin": self.origin,
+            **({} if self.latency is None else {"latency": dict(self.latency)}),
         }
 
 
@@ -145,6 +147,19 @@ def table(
         )
         for metric, limit in budget.limits.items()
     )
+
+
+def with_measured(rows: tuple[BudgetRow, ...], found: Mapping[str, Any] | None) -> tuple[BudgetRow, ...]:
+    """Return a budget table whose latency row says what a limit that demands measurement came to.
+
+    `found` holds value_ms, limit_ms, met, and under `measured` the figures: min_ms, median_ms, p95_ms, runs.
+    """
+    if found is None:
+        return rows
+    measured = BudgetRow(
+        "latency_ms", found["limit_ms"], found["value_ms"], "measured", found["met"], "request", found["measured"]
+    )
+    return tuple(measured if row.metric == "latency_ms" else row for row in rows)
 
 
 def _absolute(limit: Limit, references: Mapping[str, Costs]) -> float:

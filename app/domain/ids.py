@@ -16,6 +16,7 @@ PREFIXES = {
     "artefact": "art",
     "schedule": "sch",
     "key": "key",
+    "timing": "tmg",
     "agent": "agt",
     "measuring": "msr",
     "calibration": "cal",

@@ -143,6 +143,7 @@ class Search(Base):
     baseline: Mapped[Json | None]
     best: Mapped[Json | None]
     sensitivity: Mapped[Json | None]
+    measured: Mapped[Json | None]  #: what a measured latency limit came to: milliseconds, aims, whether floats win
     desired: Mapped[str] = mapped_column(sa.String(8), default="run")
     error: Mapped[Json | None]
     slice: Mapped[int] = mapped_column(default=0)
@@ -183,6 +184,25 @@ class Evaluation(Base):
     __tablename__ = "evaluation"
     key: Mapped[str] = mapped_column(primary_key=True)
     measurement: Mapped[Json]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Timing(Base):
+    """One file of a search timed on its device, beside the float file in the same rounds, and what the model said.
+
+    `latency` and `beside` hold min_ms, median_ms, p95_ms and runs; `profile_sha` tells which revision predicted.
+    """
+
+    __tablename__ = "timing"
+    __table_args__ = (sa.UniqueConstraint("search_id", "digest"),)
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    search_id: Mapped[str] = mapped_column(sa.ForeignKey("search.id", ondelete="CASCADE"))
+    digest: Mapped[str] = mapped_column(sa.String(64))
+    device_id: Mapped[str] = mapped_column(sa.String(64))
+    profile_sha: Mapped[str] = mapped_column(sa.String(64), index=True)
+    modelled_ms: Mapped[float]
+    latency: Mapped[Json]
+    beside: Mapped[Json]
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 

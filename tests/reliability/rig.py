@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from app.domain import ids
 from app.domain.budget import Limit, resolve
+from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
 from app.store import blobs
 from app.store.blobs import Blobs
@@ -49,6 +50,26 @@ class Rig:
             id=ids.new_id("search"), name="digits", model_id=self.model_id, dataset={"all": self.dataset_id},
             device_id=DEVICE.name, device=DEVICE.to_json(), spec=spec,
             limits=dict(resolve(limits, self.graph, DEVICE).limits),
+        )  # fmt: skip
+        with self.database.writing() as session:
+            session.add(row)
+        return row.id
+
+    def add_measured(self, trials: int, limit: dict[str, Any], device: DeviceProfile, agent: str | None = None) -> str:
+        """Store a queued search whose latency limit demands measured evidence, on a profile of this host."""
+        half = Limit("weight_bytes", relative=0.5, relative_to="float")
+        asked = {"metric": "latency_ms", "evidence": "measured", "stat": "min", **limit}
+        spec = {
+            "search": {"trials": trials, "seed": 0},
+            "space": {},
+            "export_top": 1,
+            "limits": [asked],
+            "agent": agent,
+        }
+        row = Search(
+            id=ids.new_id("search"), name="digits", model_id=self.model_id, dataset={"all": self.dataset_id},
+            device_id=device.name, device=device.to_json(), spec=spec,
+            limits={"latency_ms": 1.0, **resolve((half,), self.graph, device).limits},
         )  # fmt: skip
         with self.database.writing() as session:
             session.add(row)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx
 
-from app.domain.budget import Budget
+from app.domain.budget import Budget, table, with_measured
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
 from worker.data import RoleData
@@ -36,6 +36,7 @@ class ExportRequest:
     device: DeviceProfile
     budget: Budget
     manifest: Mapping[str, Any]
+    measured: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,10 @@ def export_all(request: ExportRequest, folder: Path) -> ExportResult:
     """
     net = request.network
     manifest = enriched_manifest(request.manifest, request.graph, net.assignment, request.device, request.budget)
+    rows = table(request.budget, manifest["costs"], {}, request.device)
+    manifest["budget"] = [row.to_json() for row in with_measured(rows, request.measured)]
     files = Files(write_qdq(net), write_checkpoint(net, manifest), write_float(request.folded))
-    subject = Subject(net, request.graph, request.evaluation, request.device, request.budget)
+    subject = Subject(net, request.graph, request.evaluation, request.device, request.budget, request.measured)
     report = verify(subject, files)
     document = report_json(report, manifest, request.graph, request.device)
     text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False).encode()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from app.domain.budget import Budget, BudgetRow, table
+from app.domain.budget import Budget, BudgetRow, table, with_measured
 from app.domain.cost import METRICS, count
 from app.domain.device import DeviceProfile, Evidence
 from app.domain.graph import ModelGraph
@@ -50,6 +50,7 @@ class Subject:
     evaluation: RoleData
     device: DeviceProfile
     budget: Budget
+    measured: Mapping[str, Any] | None = None  #: what a measured latency limit came to before the export
 
 
 @dataclass(frozen=True)
@@ -239,12 +240,24 @@ def _time(report: VerificationReport, subject: Subject, files: Files) -> None:
     row = [item.numpy() for item in subject.evaluation.head(1).inputs]
     report.latency = measure({"float": files.float_onnx, "compressed": files.onnx}, row)
     if report.ratio is not None and report.ratio < 1:
-        report.notes.append(f"slower than the float network on this machine: {report.ratio:.2f} times its speed")
+        report.notes.append(_why_slower(report))
     if not {"avx512_vnni", "avx_vnni"} & set(_features()):
         report.notes.append(
             "no integer dot product on this machine: 8-bit weights run at about two thirds of the "
             "speed of narrower ones"
         )
+
+
+def _why_slower(report: VerificationReport) -> str:
+    """Say that the compressed file is slower than the float one, and what of its kernels is to blame."""
+    assert report.ratio is not None
+    said = f"slower than the float network on this machine: {report.ratio:.2f} times its speed"
+    kernels = sum(report.operators.values())
+    turned = sum(report.operators.get(name, 0) for name in ("QuantizeLinear", "DequantizeLinear"))
+    if not turned:
+        return f"{said} (fixed overheads outweigh what integers save)"
+    share = f"{turned} of {kernels} kernels only turn floats into integers or back"
+    return f"{said} ({share}, and each kernel costs time whatever its size)"
 
 
 def _features() -> list[str]:
@@ -258,11 +271,13 @@ def _fill_budget(report: VerificationReport, subject: Subject) -> None:
     report.costs = {metric: modelled.value(metric) for metric in METRICS}
     report.evidence = dict.fromkeys(METRICS, "modelled")
     found: dict[str, float] = {} if report.recount is None else dict(report.recount.totals())
-    if host.is_host(subject.device.name) and report.latency:
+    if subject.measured is not None:
+        found["latency_ms"] = subject.measured["value_ms"]
+    elif host.is_host(subject.device.name) and report.latency:
         found["latency_ms"] = report.latency["compressed"].min_ms
     report.costs.update(found)
     report.evidence.update(_measured(found))
-    report.budget = table(subject.budget, report.costs, report.evidence)
+    report.budget = with_measured(table(subject.budget, report.costs, report.evidence), subject.measured)
 
 
 def _measured(metrics: Mapping[str, float]) -> dict[str, Evidence]:

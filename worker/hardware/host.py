@@ -8,7 +8,8 @@ from pathlib import Path
 
 import onnxruntime
 
-HOST_PROFILE = "onnxruntime-cpu"
+from app.domain import demand
+
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
 
 
@@ -26,7 +27,7 @@ def describe() -> dict[str, object]:
 
 def is_host(device_name: str) -> bool:
     """Tell whether a device profile stands for the machine the worker runs on, so that its latency can be measured."""
-    return device_name == HOST_PROFILE
+    return demand.is_host(device_name)
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -92,7 +92,7 @@ class Evaluator:
         start = time.perf_counter()
         pictures = self._sets[fidelity]
         wanted = self.float_outputs(fidelity)
-        if self._is_baseline(assignment):
+        if self.is_baseline(assignment):
             outputs = wanted
         elif base is not None and self._can_branch(fidelity, repair):
             outputs = joined(self._trunk_of(base, fidelity, repair).outputs(assignment))
@@ -137,7 +137,8 @@ class Evaluator:
             self._trunk = key, Trunk(self.compressor, base, repair, batches)
         return self._trunk[1]
 
-    def _is_baseline(self, assignment: Assignment) -> bool:
+    def is_baseline(self, assignment: Assignment) -> bool:
+        """Tell whether an assignment is the float network itself."""
         bits = [*assignment.weight_bits.values(), *assignment.activation_bits.values()]
         whole = all(assignment.keep[group.id] == group.channels for group in self.graph.groups)
         return whole and all(is_float(width) for width in bits)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +28,21 @@ _ATTEMPTS = 4
 _OFFSETS: tuple[Mapping[str, float], ...] = ({}, {"keep": SPAN}, {"weight": SPAN, "activation": SPAN})
 _HIGHER_IS_BETTER = ("accuracy", "agreement")
 
+
+@dataclass(frozen=True)
+class Round:
+    """Trials from number `start` on that are allocated for `budget`."""
+
+    start: int
+    trials: int
+    budget: Budget
+
+    @property
+    def end(self) -> int:
+        """Return the number behind the last trial's."""
+        return self.start + self.trials
+
+
 Seed = tuple[TrialKind, dict[str, Any], Assignment]
 
 
@@ -42,6 +57,7 @@ class SearchLoop:
         self._measured: dict[str, float | None] = {}
         self._costs: dict[str, Costs] = {}
         self._probes = probes(goal.graph, goal.space, settings.max_probes)
+        self._rounds: list[Round] = []
 
     @classmethod
     def from_rows(
@@ -115,9 +131,15 @@ class SearchLoop:
         self._rows[idx] = replace(row, state=state, metrics=dict(result.metrics) if valid and result else {})
         return self._rows[idx]
 
+    def extend(self, budget: Budget, trials: int, start: int | None = None) -> None:
+        """Open a further round of trials, allocated for another budget (what measuring asks for)."""
+        self._rounds.append(Round(self.total if start is None else start, trials, budget))
+
     @property
     def total(self) -> int:
         """Return how many trials there will be, the baseline included."""
+        if self._rounds:
+            return self._rounds[-1].end
         if not self.pending_probes() and self._seeds[0][0] == "fallback":
             return 2
         return 1 + self.settings.trials
@@ -144,8 +166,17 @@ class SearchLoop:
         told = all(k in self._rows and self._rows[k].state != "running" for k in range(1, self._batch_start(idx)))
         return idx if told else None
 
+    def _round(self, idx: int) -> Round | None:
+        return next((item for item in self._rounds if item.start <= idx < item.end), None)
+
+    def _budget(self, idx: int) -> Budget:
+        """Return the budget that a trial is allocated for."""
+        found = self._round(idx)
+        return self.goal.budget if found is None else found.budget
+
     def _batch_start(self, idx: int) -> int:
-        first = 1 + len(self._seeds)
+        found = self._round(idx)
+        first = 1 + len(self._seeds) if found is None else found.start
         return 1 if idx < first else idx - (idx - first) % max(1, self.settings.batch)
 
     def _plan(self, idx: int) -> TrialPlan:
@@ -154,6 +185,9 @@ class SearchLoop:
         if idx <= len(self._seeds):
             kind, params, assignment = self._seeds[idx - 1]
             return TrialPlan(idx, kind, params, assignment, self.settings.fidelity)
+        found = self._round(idx)
+        if found is not None and idx == found.start:
+            return self._first_of(found) or self._sampled(idx)
         every = self.settings.feedback_every
         if every and (idx - len(self._seeds) - 1) % every == 0:
             return self._fed_back(idx) or self._sampled(idx)
@@ -190,6 +224,13 @@ class SearchLoop:
         binding = max(limits, key=lambda metric: costs.value(metric) / max(limits[metric], 1e-12))
         return Budget({**limits, binding: limits[binding] * scale})
 
+    def _first_of(self, found: Round) -> TrialPlan | None:
+        """Return the allocation for a round's budget, where that is new."""
+        assignment = self._solver.solve(found.budget, self.table)
+        if assignment is None or (assignment.digest, None) in self._known(found.start):
+            return None
+        return TrialPlan(found.start, "seed", {"round": found.start}, assignment, self.settings.fidelity)
+
     def _fed_back(self, idx: int) -> TrialPlan | None:
         """Solve the refitted table; where that is known already, tables drawn from its posterior."""
         start = self._batch_start(idx)
@@ -204,7 +245,7 @@ class SearchLoop:
         for attempt in range(_ATTEMPTS):
             seed = stable_seed(self.settings.seed, idx, "draw", attempt)
             table = posterior.draw(seed) if attempt else posterior.mean()
-            assignment = self._solver.solve(self.goal.budget, table)
+            assignment = self._solver.solve(self._budget(idx), table)
             if assignment is not None and (assignment.digest, None) not in known:
                 return TrialPlan(idx, "feedback", {"draw": attempt}, assignment, self.settings.fidelity)
         return None
@@ -215,17 +256,17 @@ class SearchLoop:
         for attempt in range(_ATTEMPTS):
             seed = stable_seed(self.settings.seed, idx, "ask", attempt)
             suggestion = suggest(past, self.projection, self.settings.sampler, seed)
-            assignment = self._allocated(suggestion)
+            assignment = self._allocated(suggestion, self._budget(idx))
             if (assignment.digest, suggestion.params.get(REPAIR)) not in known:
                 break
         return TrialPlan(idx, "sampled", suggestion.params, assignment, self.settings.fidelity, suggestion.sampler)
 
-    def _allocated(self, suggestion: Suggestion) -> Assignment:
+    def _allocated(self, suggestion: Suggestion, budget: Budget) -> Assignment:
         multipliers = self.projection.multipliers(suggestion.params)
         slack = suggestion.params[SLACK]
-        tightened = Budget({metric: limit * slack for metric, limit in self.goal.budget.limits.items()})
-        for budget in (tightened, self.goal.budget):
-            found = self._solver.solve(budget, self.table, multipliers)
+        tightened = Budget({metric: limit * slack for metric, limit in budget.limits.items()})
+        for limits in (tightened, budget):
+            found = self._solver.solve(limits, self.table, multipliers)
             if found is not None:
                 return found
         return self._seeds[0][2]
@@ -244,6 +285,10 @@ class SearchLoop:
         ]
 
     # results
+
+    def measurable(self) -> list[TrialRow]:
+        """Return the trials worth timing: done, with distinct assignments, lowest loss first."""
+        return _distinct(sorted(self._candidates(), key=_merit), len(self._rows))
 
     def costs(self, assignment: Assignment) -> Costs:
         """Return what an assignment costs on the goal's device (counted once)."""

@@ -1,0 +1,106 @@
+"""Searches that demand measured latency, with the real worker on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from app.domain.device import Throughput
+from app.store import tables
+from tests.reliability.rig import Rig, build
+from tests.worker.digit_files import DEVICE
+from worker.job import Site
+from worker.runner import Runner
+
+TRIALS = 8
+FLOATS = Throughput(32, 32, 2.0, {"default": 0.5})
+HOST = dataclasses.replace(DEVICE, name="onnxruntime-cpu-bench", compute=(*DEVICE.compute, FLOATS))
+LOOSE = {"relative": 1.2, "relative_to": "float"}  # the limit on bytes asks for pruning, this one for timing
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory, files: Path, picture: dict[str, Any]) -> Iterator[Rig]:
+    folder = tmp_path_factory.mktemp("measured")
+    made = build(f"sqlite:///{folder / 'app.db'}", folder, files, picture)
+    yield made
+    made.database.dispose()
+
+
+def timed(rig: Rig, search: str) -> dict[str, str]:
+    """Return the ids of a search's timings by digest."""
+    with rig.database.reading() as session:
+        query = sa.select(tables.Timing).where(tables.Timing.search_id == search)
+        return {row.digest: row.id for row in session.scalars(query)}
+
+
+class Killed(BaseException):
+    """What stands for a kill between two steps."""
+
+
+def test_run_when_the_limit_can_be_kept_then_candidates_are_measured_to_keep_it(rig: Rig) -> None:
+    search = rig.add_measured(TRIALS, LOOSE, HOST)
+    assert Runner(Site(rig.database, rig.blobs), search).run() == "finished"
+    ended, found = rig.search(search), rig.candidates(search)
+    assert (ended.state, ended.outcome, ended.error) == ("completed", "feasible", None)
+    row = next(row for row in found[0].budget if row["metric"] == "latency_ms")
+    assert all(candidate.feasible for candidate in found)
+    assert (row["evidence"], row["met"]) == ("measured", True)
+    assert row["value"] <= 0.97 * row["limit"]
+    assert row["latency"]["min_ms"] <= row["latency"]["median_ms"] <= row["latency"]["p95_ms"]
+    assert row["limit"] == pytest.approx(1.2 * (ended.measured or {})["float_ms"])
+    assert found[0].report is not None
+    assert row in found[0].report["budget"]
+
+
+def test_run_when_no_network_is_fast_enough_then_best_effort_with_what_was_measured(rig: Rig) -> None:
+    search = rig.add_measured(4, {"max": 1e-5}, HOST)
+    assert Runner(Site(rig.database, rig.blobs), search).run() == "finished"
+    ended, found = rig.search(search), rig.candidates(search)
+    assert (ended.state, ended.outcome) == ("completed", "best_effort")
+    row = next(row for row in found[0].budget if row["metric"] == "latency_ms")
+    assert (row["evidence"], row["met"], row["limit"]) == ("measured", False, 1e-5)
+    assert row["value"] > 1e-4
+
+
+def test_run_when_killed_between_measuring_and_finishing_then_nothing_is_measured_or_tried_twice(rig: Rig) -> None:
+    search = rig.add_measured(TRIALS, LOOSE, HOST)
+    runner = Runner(Site(rig.database, rig.blobs), search)
+
+    def killed(*arguments: Any) -> None:
+        raise Killed
+
+    runner._conclude = killed  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        runner.run()
+    before, tried = timed(rig, search), [(t.id, t.attempt, t.assignment) for t in rig.trials(search)]
+    settled = rig.search(search).measured
+    assert len(before) > 8
+    assert Runner(Site(rig.database, rig.blobs), search).run() == "finished"
+    after = timed(rig, search)
+    assert {digest: after[digest] for digest in before} == before
+    assert [(t.id, t.attempt, t.assignment) for t in rig.trials(search)] == tried
+    assert rig.search(search).measured == settled
+    assert rig.search(search).outcome == "feasible"
+
+
+def test_run_when_eight_bits_are_slower_than_floats_then_the_search_is_among_floats_and_says_so(rig: Rig) -> None:
+    search = rig.add_measured(4, LOOSE, HOST)
+    assert Runner(Site(rig.database, rig.blobs), search).run() == "finished"
+    facts = rig.search(search).measured or {}
+    assert facts["integers_slower_by"] > 0
+    assert facts["floats_only"] == (facts["integers_slower_by"] > 1)
+    bits = {bits for item in rig.candidates(search) for bits in item.assignment["weight_bits"].values()}
+    assert (bits == {32}) == facts["floats_only"]
+
+
+def test_run_when_no_measuring_is_demanded_then_nothing_is_timed(rig: Rig) -> None:
+    search = rig.add_search(2)
+    assert Runner(Site(rig.database, rig.blobs), search).run() == "finished"
+    assert timed(rig, search) == {}
+    assert rig.search(search).measured is None
+    assert "latency" not in rig.candidates(search)[0].metrics

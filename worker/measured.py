@@ -1,0 +1,317 @@
+"""Searches whose latency limit demands measured evidence: files are timed on the device, and the aim follows.
+
+What was timed lies in rows and is never timed again; what was decided from it lies in the search's `measured`. A killed
+worker's successor therefore aims where its predecessor did.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from app.actions import space_spec
+from app.domain.budget import Budget, reach
+from app.domain.cost import count
+from app.domain.demand import (
+    Demand,
+    Standard,
+    Timing,
+    float_only,
+    integers_slower_by,
+    ladder,
+    runs_floats,
+)
+from app.domain.space import Assignment, SpaceSpec, build_space, widest
+from app.store import runner as rows
+from app.store import timings
+from worker.job import GivenUp, Job, Site, problem
+from worker.sandbox import ChildDied
+from worker.search.loop import SearchLoop
+from worker.search.rows import Goal, TrialRow
+
+Json = dict[str, Any]
+Call = Callable[[Job, str, Json, float], Json]
+Item = tuple[Assignment, str]
+
+LATENCY = "latency_ms"
+TIMED = 8
+ROUNDS = 60
+MAX_EXTRA = 3
+NEAR = 1.05  # trials are timed whose expected latency is at most this share of the limit
+SAME, TIGHTER = 0.02, 0.93
+USED = 0.85  # a round that reaches this share of the limit needs no looser one after it
+WRITE_S, TIME_S = 1200.0, 600.0
+
+
+class Timer(Protocol):
+    """Whoever can time files that lie in a folder: the sandboxed child here, or an agent elsewhere."""
+
+    def __call__(self, folder: Path, files: Sequence[str], inputs: Json) -> dict[str, Json]:
+        """Return each file's latency as JSON, all timed against each other."""
+        ...
+
+
+class Measured:
+    """The measured side of one search."""
+
+    def __init__(self, site: Site, job: Job, call: Call, timer: Timer | None = None) -> None:
+        assert job.demand is not None, "a search without a measured limit times nothing"
+        self.site, self.job, self._call = site, job, call
+        self.demand: Demand = job.demand
+        self._timer = timer or self._time_here
+        self._float, self._eight = widest(job.goal.graph, 32), widest(job.goal.graph, 8)
+        graph, self._profile = job.goal.graph, job.goal.device
+        self._plain = build_space(graph, float_only(job.goal.device), SpaceSpec(prune=space_spec(job.spec).prune))
+        self._read()
+
+    def _read(self) -> None:
+        with self.site.database.reading() as session:
+            self.timings = timings.of_search(session, self.job.search_id)
+            self.notes: Json = rows.search_of(session, self.job.search_id).measured or {}
+
+    # before the trials
+
+    def prepare(self) -> Job:
+        """Time the references (once); return the job with its space and aim corrected by them."""
+        goal = self.job.goal
+        ladders = {bits: self._ladder(bits) for bits in (32, 8)}
+        rest = [item for bits in (8, 32) for item in ladders[bits]]
+        self.time([(item, "fast") for item in (self._eight, *rest)])
+        if any(item.digest not in self.timings for item in (self._float, self._eight, *rest)):
+            raise GivenUp(problem("latency-not-measured", "the reference files could not be timed on the device"))
+        if not self.notes:
+            self._decide(ladders)
+        if self.notes["floats_only"]:
+            device = float_only(goal.device)
+            goal = Goal(goal.graph, build_space(goal.graph, device, space_spec(self.job.spec)), device, goal.budget)
+        aims = self.notes["aims_ms"]
+        if not aims:
+            rungs = [
+                replace(self.timings[item.digest], modelled_ms=count(goal.graph, item, goal.device).latency_ms)
+                for item in ladders[32 if self.notes["floats_only"] else 8]
+            ]
+            aims = [self.standard.aim_ms(rungs)]
+            self._note({**self.notes, "aims_ms": aims})
+        if self.notes["floats_only"]:  # the child prunes and verifies by the same rules
+            self.job = replace(self.job, opening={**self.job.opening, "device": goal.device.to_json()})
+        self.job = replace(self.job, goal=replace(goal, budget=self._budget(goal.budget, aims[0])))
+        return self.job
+
+    def _ladder(self, bits: int) -> tuple[Assignment, ...]:
+        """Return uniform networks without regard to channel multiples: equal widths in both precisions."""
+        return ladder(self.job.goal.graph, self._plain, bits)
+
+    @property
+    def _reference(self) -> Assignment:
+        return self._eight if self.demand.relative_to == "w8a8" else self._float
+
+    @property
+    def standard(self) -> Standard:
+        """What timings are held against."""
+        return Standard(self.demand, self.timings[self._float.digest], self.timings[self._reference.digest])
+
+    def _decide(self, ladders: dict[int, tuple[Assignment, ...]]) -> None:
+        """Settle whether the search is one among floats, and its first aim."""
+        timed = {bits: [self.timings[item.digest] for item in rungs] for bits, rungs in ladders.items()}
+        slower = integers_slower_by(timed[32], timed[8])
+        floats = slower > 1 and self._floats_can_serve()
+        standard = self.standard
+        self._note(
+            {
+                "limit_ms": standard.limit_ms,
+                "float_ms": standard.float_file.ms(self.demand.stat),
+                "w8a8_ms": standard.value_ms(self.timings[self._eight.digest]),
+                "stat": self.demand.stat,
+                "where": self.job.spec.get("agent") or "here",
+                "integers_slower_by": slower,
+                "floats_only": floats,
+                "starts": [],
+                "aims_ms": [],
+            }
+        )
+
+    def _floats_can_serve(self) -> bool:
+        """Tell whether a network of floats alone is allowed by device and request, and can keep the other limits."""
+        goal, asked = self.job.goal, self.job.spec.get("space") or {}
+        if not runs_floats(goal.device) or any(
+            asked.get(key) for key in ("weight_bits", "activation_bits", "fixed_bits")
+        ):
+            return False
+        device = float_only(goal.device)
+        others = Budget({metric: limit for metric, limit in goal.budget.limits.items() if metric != LATENCY})
+        return reach(goal.graph, build_space(goal.graph, device, space_spec(self.job.spec)), device, others).feasible
+
+    # between the trials
+
+    def resume(self, loop: SearchLoop) -> None:
+        """Open the rounds that were decided before."""
+        for aim, start in zip(self.notes["aims_ms"][1:], self.notes["starts"], strict=True):
+            self._extend(loop, aim, start)
+
+    def next_round(self, loop: SearchLoop) -> bool:
+        """Time the finalists; where that asks for another round of trials, open it and return True."""
+        self._time_finalists(loop)
+        aims = self.notes["aims_ms"]
+        met = self.kept(loop)
+        used = max((self._value(row) / self.standard.limit_ms for row in met), default=0.0)
+        if used >= USED or len(aims) > MAX_EXTRA:
+            return False
+        aim = self.standard.aim_ms(self._near(loop))
+        if abs(aim / aims[-1] - 1) < SAME:
+            if met:  # what is faster than it need be, is so for another limit's sake
+                return False
+            aim = aims[-1] * TIGHTER
+        goal, budget = self.job.goal, self._budget(self.job.goal.budget, aim)
+        if not reach(goal.graph, goal.space, goal.device, budget).feasible:
+            return False
+        self._note({**self.notes, "aims_ms": [*aims, aim], "starts": [*self.notes["starts"], loop.total]})
+        self._extend(loop, aim, loop.total)
+        return True
+
+    def _extend(self, loop: SearchLoop, aim: float, start: int) -> None:
+        loop.extend(self._budget(self.job.goal.budget, aim), max(4, self.job.settings.trials // 4), start)
+
+    def _time_finalists(self, loop: SearchLoop) -> None:
+        """Time the best trials that are expected to keep the limit; with what that teaches, once more."""
+        hopeful: list[TrialRow] = []
+        for _ in range(2):
+            ceiling = self.standard.line(self._near(loop)).modelled_ms(self.standard.limit_ms * NEAR)
+            hopeful = [
+                row for row in loop.measurable() if self._others_kept(loop, row) and self._modelled(row) <= ceiling
+            ]
+            self.time([(row.assignment, row.repair or "sequential") for row in hopeful[:TIMED]])
+            if self.kept(loop):
+                return
+        if not hopeful:  # what comes closest tells how far away it is
+            closest = sorted(loop.measurable(), key=self._modelled)[:2]
+            self.time([(row.assignment, row.repair or "sequential") for row in closest])
+
+    def _near(self, loop: SearchLoop) -> list[Timing]:
+        """Return the timings that the model is corrected by: the trials' and the references'."""
+        own = [row.assignment for row in self._timed(loop)]
+        bits = 32 if self.notes["floats_only"] else 8
+        rungs = self._ladder(bits)
+        known = [item for item in (*own, *rungs) if item.digest in self.timings]
+        return [replace(self.timings[item.digest], modelled_ms=self._model(item)) for item in known]
+
+    # what was found
+
+    def finalists(self, loop: SearchLoop, k: int) -> list[TrialRow]:
+        """Return the best `k` trials that were measured to keep the limit, and keep the others."""
+        return self.kept(loop)[:k]
+
+    def best_effort(self, loop: SearchLoop, k: int) -> list[TrialRow]:
+        """Return the `k` timed trials that break the limits least."""
+        return sorted(self._timed(loop), key=lambda row: self._violation(loop, row))[:k]
+
+    def kept(self, loop: SearchLoop) -> list[TrialRow]:
+        """Return the timed trials that keep every limit, lowest loss first."""
+        standard = self.standard
+        return [
+            row
+            for row in self._timed(loop)
+            if self._others_kept(loop, row) and standard.is_met(self.timings[row.assignment.digest])
+        ]
+
+    def facts(self, assignment: Assignment) -> Json:
+        """Return what a candidate's record says of its measured latency. Raises KeyError where it was not timed."""
+        timing, standard = self.timings[assignment.digest], self.standard
+        return {
+            "value_ms": standard.value_ms(timing),
+            "limit_ms": standard.limit_ms,
+            "met": standard.is_met(timing),
+            "stat": self.demand.stat,
+            "predicted_ms": timing.modelled_ms,
+            "measured": dict(timing.latency),
+            "float": dict(timing.beside),
+            "where": self.notes["where"],
+            "integers_slower_by": self.notes["integers_slower_by"],
+            "floats_only": self.notes["floats_only"],
+        }
+
+    def _timed(self, loop: SearchLoop) -> list[TrialRow]:
+        return [row for row in loop.measurable() if row.assignment.digest in self.timings]
+
+    def _value(self, row: TrialRow) -> float:
+        return self.standard.value_ms(self.timings[row.assignment.digest])
+
+    def _violation(self, loop: SearchLoop, row: TrialRow) -> float:
+        excess = max(0.0, self._value(row) / self.standard.limit_ms - 1)
+        return excess + self._others().violation(loop.costs(row.assignment))
+
+    def _others_kept(self, loop: SearchLoop, row: TrialRow) -> bool:
+        return self._others().is_met(loop.costs(row.assignment))
+
+    def _others(self) -> Budget:
+        return Budget({metric: limit for metric, limit in self.job.goal.budget.limits.items() if metric != LATENCY})
+
+    def _modelled(self, row: TrialRow) -> float:
+        return self._model(row.assignment)
+
+    def _model(self, assignment: Assignment) -> float:
+        return count(self.job.goal.graph, assignment, self.job.goal.device).latency_ms
+
+    def _predicted(self, assignment: Assignment) -> float:
+        """Return what the device's own profile says, whatever this search makes of it."""
+        return count(self.job.goal.graph, assignment, self._profile).latency_ms
+
+    def _budget(self, budget: Budget, aim: float) -> Budget:
+        return Budget({**budget.limits, LATENCY: aim})
+
+    def _note(self, notes: Json) -> None:
+        with self.site.database.writing() as session:
+            timings.note(session, self.job.search_id, notes)
+        self.notes = notes
+
+    # timing
+
+    def time(self, items: Sequence[Item]) -> None:
+        """Time assignments not timed yet, beside the float file; store them. One that can't be written is left out."""
+        wanted = {item[0].digest: item for item in items if item[0].digest not in self.timings}
+        wanted.pop(self._float.digest, None)
+        if not wanted and self._float.digest in self.timings:
+            return
+        with tempfile.TemporaryDirectory(prefix="tightfit-timing-") as name:
+            inputs, files = self._written(Path(name), [(self._float, "fast"), *wanted.values()])
+            if self._float.digest not in files:
+                return
+            found = self._timer(Path(name), files, inputs)
+        self._keep(found, {self._float.digest: self._float, **{key: item[0] for key, item in wanted.items()}})
+
+    def _keep(self, found: dict[str, Json], assignments: dict[str, Assignment]) -> None:
+        beside = found[self._float.digest]
+        fresh = [
+            Timing(digest, self._predicted(assignments[digest]), latency, beside)
+            for digest, latency in found.items()
+            if digest not in self.timings
+        ]
+        with self.site.database.writing() as session:
+            timings.store(session, rows.search_of(session, self.job.search_id), fresh)
+            self.timings = timings.of_search(session, self.job.search_id)
+
+    def _written(self, folder: Path, items: Sequence[Item]) -> tuple[Json, list[str]]:
+        """Have the child write the files; where it dies of one of them, one by one. Return inputs and files."""
+        try:
+            return self._write(folder, items)
+        except ChildDied:
+            inputs: Json = {}
+            files: list[str] = []
+            for item in items:
+                try:
+                    inputs, one = self._write(folder, [item])
+                except ChildDied:
+                    continue
+                files += one
+            return inputs, files
+
+    def _write(self, folder: Path, items: Sequence[Item]) -> tuple[Json, list[str]]:
+        asked = [{"id": item.digest, "assignment": item.to_json(), "repair": repair} for item, repair in items]
+        answer = self._call(self.job, "write", {"folder": str(folder), "items": asked}, WRITE_S)
+        return answer, [item.digest for item, _ in items]
+
+    def _time_here(self, folder: Path, files: Sequence[str], inputs: Json) -> dict[str, Json]:
+        params = {**inputs, "folder": str(folder), "files": list(files), "rounds": ROUNDS}
+        return self._call(self.job, "time", params, TIME_S)
