@@ -57,7 +57,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def measure(folder: Path, agent: str | None = None) -> dict[str, Any]:
-    """Run the search, files timed here or by an agent; latencies are shares of the float file's, both from the same rounds."""
+    """Run the search, files timed here or by an agent; latencies are shares of the float file's in the same rounds."""
     database, store = _database(folder), Blobs(folder / "blobs")
     search, start = _queued(database, store, folder, agent), time.perf_counter()
     while Runner(Site(database, store), search).run() == "again":

@@ -21,7 +21,6 @@ from app.api.resources import accepted, listing, one
 from app.api.schemas import SearchIn
 from app.domain import pareto
 from app.domain.cost import METRICS
-from app.domain.drift import Accuracy
 from app.domain.lifecycle import SearchState
 from app.explaining import why
 from app.problems import Problem, field_error
@@ -144,17 +143,7 @@ def get_candidate(id: str, service: ServiceDep, key: KeyDep) -> Json:
     with service.database.reading() as session:
         device = session.get_one(Search, row.search_id).device
         found = shapes.candidate(row, query.artefacts(session, id))
-        return {**found, "latency": _latency(row, timings.accuracy(session, device))}
-
-
-def _latency(row: Candidate, accuracy: Accuracy) -> Json:
-    """Return a candidate's predicted latency with its interval, and the measured one where there is one."""
-    predicted = float(row.costs["latency_ms"])
-    low, high = accuracy.bounds(predicted)
-    measured = (row.metrics.get("latency") or {}).get("measured") or ((row.report or {}).get("latency") or {}).get(
-        "compressed"
-    )
-    return {"predicted_ms": predicted, "low_ms": low, "high_ms": high, "measured": measured}
+        return {**found, "latency": shapes.latency(row, timings.accuracy(session, device))}
 
 
 @router.get("/candidates/{id}/why", tags=["candidates"])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from app.domain.drift import Accuracy
 from app.store.tables import ApiKey, Artefact, Candidate, Dataset, Device, Model, Schedule, Search, Trial, Worker
 
 Json = dict[str, Any]
@@ -148,6 +149,15 @@ def candidate(row: Candidate, artefacts: Sequence[Artefact]) -> Json:
         "created_at": moment(row.created_at),
         "links": {"self": f"/v1/candidates/{row.id}", "search": f"/v1/searches/{row.search_id}"},
     }
+
+
+def latency(row: Candidate, accuracy: Accuracy) -> Json:
+    """Return a candidate's predicted latency with its interval, and the measured figures where there are some."""
+    predicted = float(row.costs["latency_ms"])
+    low, high = accuracy.bounds(predicted)
+    found = (row.metrics.get("latency") or {}).get("measured")
+    found = found or ((row.report or {}).get("latency") or {}).get("compressed")
+    return {"predicted_ms": predicted, "low_ms": low, "high_ms": high, "measured": found}
 
 
 def artefact(row: Artefact) -> Json:

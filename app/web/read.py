@@ -13,7 +13,7 @@ from app.api import shapes
 from app.commands.words import amount
 from app.explaining import why
 from app.problems import Problem
-from app.store import query
+from app.store import query, timings
 from app.store.tables import Candidate, Dataset, Device, Model, Schedule, Search, now
 from app.web.view import moment
 
@@ -94,7 +94,8 @@ class Reader:
         """Return one candidate with its artefacts."""
         row = self._one(Candidate, id)
         with self._database.reading() as session:
-            return shapes.candidate(row, query.artefacts(session, id))
+            accuracy = timings.accuracy(session, session.get_one(Search, row.search_id).device)
+            return {**shapes.candidate(row, query.artefacts(session, id)), "latency": shapes.latency(row, accuracy)}
 
     def why(self, id: str) -> Json | None:
         """Return what a candidate's time goes to (None where its network was deleted)."""

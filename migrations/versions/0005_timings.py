@@ -29,7 +29,7 @@ def upgrade() -> None:
         sa.Column("created_at", Utc(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_timing"),
         sa.ForeignKeyConstraint(["search_id"], ["search.id"], name="fk_timing_search_id_search", ondelete="CASCADE"),
-        sa.UniqueConstraint("search_id", "digest", name="uq_timing_search_id"),
+        sa.UniqueConstraint("search_id", "digest", name="uq_timing_search_id_digest"),
     )
     op.create_index("ix_timing_profile_sha", "timing", ["profile_sha"])
 

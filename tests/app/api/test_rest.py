@@ -113,9 +113,10 @@ def test_device_when_pushed_again_then_only_a_change_makes_a_revision(client: Te
     body["memory"]["weight_store"]["gbps"] = 4.0
     second = client.post("/v1/devices", json=body).json()
     assert (first.json()["revision"], second["revision"]) == (1, 2)
-    assert client.get("/v1/devices/mine").json() == second
-    assert client.get("/v1/devices/mine@1").json() == first.json()
-    assert client.get("/v1/devices/mine@2").json() == second
+    fresh = {"pairs": 0, "bias": None, "p90": None, "verdict": "unknown", "interval": 0.5}
+    assert client.get("/v1/devices/mine").json() == {**second, "accuracy": fresh}
+    assert client.get("/v1/devices/mine@1").json() == {**first.json(), "accuracy": fresh}
+    assert client.get("/v1/devices/mine@2").json() == {**second, "accuracy": fresh}
     assert [item["revision"] for item in client.get("/v1/devices?name=mine").json()["items"]] == [2, 1]
     for unknown in ("mine@3", "mine@", "mine@x", "mine@01x", "mine@99999999999", "@1", "generic-npu@2"):
         assert client.get(f"/v1/devices/{unknown}").status_code == 404, unknown

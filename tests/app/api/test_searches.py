@@ -221,3 +221,35 @@ def test_preflight_when_asked_then_counts_without_queueing(client: TestClient, r
     assert body["feasible"] is True and body["reachable"]["bops"] < body["limits"]["bops"]
     assert body["space_log10"] > 5
     assert len(client.get("/v1/searches?limit=200").json()["items"]) == before
+
+
+MEASURED = {"metric": "latency_ms", "relative": 0.5, "relative_to": "float", "evidence": "measured"}
+
+
+def test_measured_limit_when_nobody_can_measure_the_device_then_refused_by_name(
+    client: TestClient, request_body: Json
+) -> None:
+    body = {**request_body, "device_id": "esp32s3", "limits": [MEASURED]}
+    assert post(client, body).json()["type"] == "/problems/device-not-measurable"
+    answer = post(client, {**body, "agent": "agt_nobody"}).json()
+    assert (answer["type"], answer["errors"][0]["pointer"]) == ("/problems/device-not-measurable", "/agent")
+
+
+def test_measured_limit_when_the_device_is_this_host_then_queued(client: TestClient, request_body: Json) -> None:
+    answer = post(client, {**request_body, "device_id": "onnxruntime-cpu", "limits": [MEASURED]})
+    assert answer.status_code == 202
+    assert answer.json()["request"]["limits"][0]["stat"] == "min"
+
+
+def test_measured_limit_when_on_another_metric_or_beside_another_then_refused(
+    client: TestClient, request_body: Json
+) -> None:
+    bops = {**MEASURED, "metric": "bops"}
+    assert post(client, {**request_body, "limits": [bops]}).status_code == 422
+    both = {**request_body, "device_id": "onnxruntime-cpu", "limits": [MEASURED, {"metric": "latency_ms", "max": 9}]}
+    assert post(client, both).json()["type"] == "/problems/invalid-budget"
+
+
+def test_refit_when_nothing_was_measured_then_refused(client: TestClient) -> None:
+    answer = client.post("/v1/devices/onnxruntime-cpu:refit")
+    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/not-enough-measurements")
