@@ -22,8 +22,12 @@ from app.domain.demand import (
     float_only,
     integers_slower_by,
     ladder,
+    narrow_only,
+    narrow_pair,
     runs_floats,
+    width_at,
 )
+from app.domain.device import DeviceProfile, Pair
 from app.domain.space import Assignment, SpaceSpec, build_space, widest
 from app.store import runner as rows
 from app.store import timings
@@ -37,6 +41,12 @@ Call = Callable[[Job, str, Json, float], Json]
 Item = tuple[Assignment, str]
 
 LATENCY = "latency_ms"
+MODES: dict[str, Callable[[DeviceProfile], DeviceProfile]] = {
+    "integers": lambda device: device,
+    "narrow": narrow_only,
+    "floats": float_only,
+}
+"""What a search is restricted to when the runtime was measured to run it faster."""
 TIMED = 8
 ROUNDS = 60
 MAX_EXTRA = 3
@@ -65,6 +75,8 @@ class Measured:
         self._float, self._eight = widest(job.goal.graph, 32), widest(job.goal.graph, 8)
         graph, self._profile = job.goal.graph, job.goal.device
         self._plain = build_space(graph, float_only(job.goal.device), SpaceSpec(prune=space_spec(job.spec).prune))
+        narrow = None if self._profile.table else narrow_pair(self._profile)  # a table tells the two apart by itself
+        self._bits: dict[str, Pair] = {"integers": (8, 8), **({"narrow": narrow} if narrow else {}), "floats": (32, 32)}
         self._read()
 
     def _read(self) -> None:
@@ -77,32 +89,32 @@ class Measured:
     def prepare(self) -> Job:
         """Time the references (once); return the job with its space and aim corrected by them."""
         goal = self.job.goal
-        ladders = {bits: self._ladder(bits) for bits in (32, 8)}
-        rest = [item for bits in (8, 32) for item in ladders[bits]]
+        ladders = {mode: self._ladder(mode) for mode in self._bits}
+        rest = [item for rungs in ladders.values() for item in rungs]
         self.time([(item, "fast") for item in (self._eight, *rest)])
         if any(item.digest not in self.timings for item in (self._float, self._eight, *rest)):
             raise GivenUp(problem("latency-not-measured", "the reference files could not be timed on the device"))
         if not self.notes:
             self._decide(ladders)
-        if self.notes["floats_only"]:
-            device = float_only(goal.device)
+        device = MODES[self.notes["mode"]](goal.device)
+        if device is not goal.device:
             goal = Goal(goal.graph, build_space(goal.graph, device, space_spec(self.job.spec)), device, goal.budget)
         aims = self.notes["aims_ms"]
         if not aims:
             rungs = [
                 replace(self.timings[item.digest], modelled_ms=count(goal.graph, item, goal.device).latency_ms)
-                for item in ladders[32 if self.notes["floats_only"] else 8]
+                for item in ladders[self.notes["mode"]]
             ]
             aims = [self.standard.aim_ms(rungs)]
             self._note({**self.notes, "aims_ms": aims})
-        if self.notes["floats_only"]:  # the child prunes and verifies by the same rules
+        if device is not self.job.goal.device:  # the child prunes and verifies by the same rules
             self.job = replace(self.job, opening={**self.job.opening, "device": goal.device.to_json()})
         self.job = replace(self.job, goal=replace(goal, budget=self._budget(goal.budget, aims[0])))
         return self.job
 
-    def _ladder(self, bits: int) -> tuple[Assignment, ...]:
-        """Return uniform networks without regard to channel multiples: equal widths in both precisions."""
-        return ladder(self.job.goal.graph, self._plain, bits)
+    def _ladder(self, mode: str) -> tuple[Assignment, ...]:
+        """Return uniform networks without regard to channel multiples: equal widths in every precision."""
+        return ladder(self.job.goal.graph, self._plain, self._bits[mode])
 
     @property
     def _reference(self) -> Assignment:
@@ -113,11 +125,14 @@ class Measured:
         """What timings are held against."""
         return Standard(self.demand, self.timings[self._float.digest], self.timings[self._reference.digest])
 
-    def _decide(self, ladders: dict[int, tuple[Assignment, ...]]) -> None:
+    def _decide(self, ladders: dict[str, tuple[Assignment, ...]]) -> None:
         """Settle whether the search is one among floats, and its first aim."""
-        timed = {bits: [self.timings[item.digest] for item in rungs] for bits, rungs in ladders.items()}
-        slower = integers_slower_by(timed[32], timed[8])
-        floats = slower > 1 and self._floats_can_serve()
+        timed = {mode: [self.timings[item.digest] for item in rungs] for mode, rungs in ladders.items()}
+        integers = [mode for mode in ladders if mode != "floats"]
+        relative = {mode: integers_slower_by(timed["floats"], timed[mode]) for mode in integers}
+        slower = min(relative.values())
+        mode = self._widest_mode(ladders)
+        floats = mode == "floats"
         standard = self.standard
         self._note(
             {
@@ -128,10 +143,24 @@ class Measured:
                 "where": self.job.spec.get("agent") or "here",
                 "integers_slower_by": slower,
                 "floats_only": floats,
+                "mode": mode,
                 "starts": [],
                 "aims_ms": [],
             }
         )
+
+    def _widest_mode(self, ladders: dict[str, tuple[Assignment, ...]]) -> str:
+        """Return the precision in which the widest uniform network keeps the limit: what keeps most, loses least."""
+        whole, standard = sum(group.channels for group in self.job.goal.graph.groups), self.standard
+        widths = {
+            mode: width_at(
+                [(sum(item.keep.values()) / whole, standard.value_ms(self.timings[item.digest])) for item in rungs],
+                standard.limit_ms,
+            )
+            for mode, rungs in ladders.items()
+            if mode != "floats" or self._floats_can_serve()
+        }
+        return max(widths, key=widths.__getitem__)
 
     def _floats_can_serve(self) -> bool:
         """Tell whether a network of floats alone is allowed by device and request, and can keep the other limits."""
@@ -192,8 +221,7 @@ class Measured:
     def _near(self, loop: SearchLoop) -> list[Timing]:
         """Return the timings that the model is corrected by: the trials' and the references'."""
         own = [row.assignment for row in self._timed(loop)]
-        bits = 32 if self.notes["floats_only"] else 8
-        rungs = self._ladder(bits)
+        rungs = self._ladder(self.notes["mode"])
         known = [item for item in (*own, *rungs) if item.digest in self.timings]
         return [replace(self.timings[item.digest], modelled_ms=self._model(item)) for item in known]
 
@@ -230,6 +258,7 @@ class Measured:
             "where": self.notes["where"],
             "integers_slower_by": self.notes["integers_slower_by"],
             "floats_only": self.notes["floats_only"],
+            "mode": self.notes["mode"],
         }
 
     def _timed(self, loop: SearchLoop) -> list[TrialRow]:

@@ -7,13 +7,14 @@ corresponds to the measured one.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from app.domain.device import DeviceProfile
+from app.domain.device import DeviceProfile, Pair
 from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, SearchSpace, widest
 
@@ -143,23 +144,38 @@ def is_host(device_name: str) -> bool:
     return device_name == HOST_PROFILE or device_name.startswith(f"{HOST_PROFILE}-")
 
 
-def ladder(graph: ModelGraph, space: SearchSpace, bits: int) -> tuple[Assignment, ...]:
-    """Return uniform assignments with `bits` everywhere, from full to an eighth of the width, to correct a model by."""
-    whole, found = widest(graph, bits), {}
+def ladder(graph: ModelGraph, space: SearchSpace, bits: Pair) -> tuple[Assignment, ...]:
+    """Return uniform assignments with `bits` (weight, activation), from full to an eighth of the width, to correct a
+    model by."""
+    whole, found = widest(graph, bits[1]), {}
+    weights = dict.fromkeys(whole.weight_bits, bits[0])
     for ratio in LADDER:
         keep = {
             group.id: min(space.keep[group.id], key=lambda count, full=group.channels: abs(count - ratio * full))  # type: ignore[misc]
             for group in graph.groups
         }
-        item = Assignment(keep, whole.weight_bits, whole.activation_bits)
+        item = Assignment(keep, weights, whole.activation_bits)
         found[item.digest] = item
     return tuple(found.values())
 
 
 def integers_slower_by(floats: Sequence[Timing], integers: Sequence[Timing]) -> float:
-    """Return the geometric mean of 8-bit time / float time over networks of equal widths (above 1: slower)."""
+    """Return the geometric mean of integer time / float time over networks of equal widths (above 1: slower)."""
     pairs = zip(floats, integers, strict=True)
     return math.exp(statistics.fmean(math.log(eight.share() / whole.share()) for whole, eight in pairs))
+
+
+def width_at(points: Sequence[tuple[float, float]], limit_ms: float) -> float:
+    """Return the width at which networks take `limit_ms`: (width, milliseconds) of one ladder, interpolated between
+    neighbours on logarithmic scales, the outermost two carried on."""
+    if len(points) < 2:
+        return points[0][0] if points[0][1] <= limit_ms else 0.0
+    logs = sorted((math.log(width), math.log(time)) for width, time in points)
+    target = math.log(limit_ms)
+    pairs = list(itertools.pairwise(logs))
+    low, high = next((pair for pair in pairs if pair[1][1] >= target), pairs[-1])
+    rise = max(high[1] - low[1], 1e-9)
+    return math.exp(low[0] + (target - low[1]) / rise * (high[0] - low[0]))
 
 
 def float_only(device: DeviceProfile) -> DeviceProfile:
@@ -171,6 +187,20 @@ def float_only(device: DeviceProfile) -> DeviceProfile:
         output_bits=32,
         channel_multiple={"default": FLOAT_MULTIPLE},
     )
+
+
+def narrow_pair(device: DeviceProfile) -> Pair | None:
+    """Return the widest legal pair of weights below 8 bits on 8-bit activations (None: there is none).
+
+    ONNX Runtime may run it faster than 8 x 8 bits, whose products need care on some processors.
+    """
+    return max((pair for pairs in device.pairs.values() for pair in pairs if pair[0] < 8 == pair[1]), default=None)
+
+
+def narrow_only(device: DeviceProfile) -> DeviceProfile:
+    """Return the device without pairs of 8-bit weights on 8-bit activations, where others are left."""
+    kept = {kind: tuple(pair for pair in pairs if pair != (8, 8)) for kind, pairs in device.pairs.items()}
+    return replace(device, pairs={kind: pairs or device.pairs[kind] for kind, pairs in kept.items()})
 
 
 def runs_floats(device: DeviceProfile) -> bool:

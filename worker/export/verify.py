@@ -15,6 +15,7 @@ import torch
 
 from app.domain.budget import Budget, BudgetRow, table, with_measured
 from app.domain.cost import METRICS, count
+from app.domain.demand import is_host
 from app.domain.device import DeviceProfile, Evidence
 from app.domain.graph import ModelGraph
 from app.domain.lifecycle import Verification
@@ -273,7 +274,7 @@ def _fill_budget(report: VerificationReport, subject: Subject) -> None:
     found: dict[str, float] = {} if report.recount is None else dict(report.recount.totals())
     if subject.measured is not None:
         found["latency_ms"] = subject.measured["value_ms"]
-    elif host.is_host(subject.device.name) and report.latency:
+    elif is_host(subject.device.name) and report.latency:
         found["latency_ms"] = report.latency["compressed"].min_ms
     report.costs.update(found)
     report.evidence.update(_measured(found))

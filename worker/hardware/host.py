@@ -8,8 +8,6 @@ from pathlib import Path
 
 import onnxruntime
 
-from app.domain import demand
-
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
 
 
@@ -23,11 +21,6 @@ def describe() -> dict[str, object]:
         "cores": os.cpu_count(),
         "onnxruntime": onnxruntime.__version__,
     }
-
-
-def is_host(device_name: str) -> bool:
-    """Tell whether a device profile stands for the machine the worker runs on, so that its latency can be measured."""
-    return demand.is_host(device_name)
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.demand import Demand, Standard, Timing, demand_of, integers_slower_by, is_host
+from app.domain.demand import (
+    Demand,
+    Standard,
+    Timing,
+    demand_of,
+    integers_slower_by,
+    is_host,
+    narrow_only,
+    narrow_pair,
+    width_at,
+)
+from tests.app.domain.drawings import profile
 
 FIGURES = {"min_ms": 2.0, "median_ms": 2.2, "p95_ms": 3.0}
 FLOAT = Timing("float", 4.0, FIGURES, FIGURES)
@@ -50,6 +61,24 @@ def test_aim_when_measured_follows_a_power_of_modelled_then_the_aim_hits_the_lim
 def test_integers_slower_by_when_twice_as_slow_everywhere_then_two() -> None:
     floats, integers = [timing(1, 0.5), timing(2, 1.0)], [timing(1, 1.0), timing(2, 2.0)]
     assert integers_slower_by(floats, integers) == pytest.approx(2.0)
+
+
+def test_width_at_when_time_follows_a_power_of_width_then_its_inverse() -> None:
+    points = [(width, 2.0 * width**1.5) for width in (1.0, 0.5, 0.25, 0.125)]
+    assert width_at(points, 0.4) == pytest.approx(0.2 ** (2 / 3))
+    assert width_at(points, 0.01) == pytest.approx(0.005 ** (2 / 3))
+    assert width_at(points, 8.0) == pytest.approx(4.0 ** (2 / 3))
+
+
+def test_width_at_when_there_is_one_network_then_its_width_or_nothing() -> None:
+    assert width_at([(1.0, 0.5)], 0.6) == 1.0
+    assert width_at([(1.0, 0.5)], 0.4) == 0.0
+
+
+def test_narrow_only_when_eight_bits_are_all_there_is_then_they_stay() -> None:
+    device = profile(pairs={"conv": ((8, 8), (7, 8), (4, 8)), "default": ((8, 8),)})
+    assert narrow_only(device).pairs == {"conv": ((7, 8), (4, 8)), "default": ((8, 8),)}
+    assert narrow_pair(device) == (7, 8) and narrow_pair(profile(pairs={"default": ((8, 8),)})) is None
 
 
 def test_demand_of_when_no_limit_asks_for_measuring_then_none() -> None:

@@ -57,4 +57,3 @@ def test_open_session_when_opened_then_one_thread_is_used() -> None:
 def test_describe_when_asked_then_runtime_and_cores_are_named() -> None:
     facts = host.describe()
     assert facts["cores"] and facts["processor"] and facts["onnxruntime"]
-    assert host.is_host("onnxruntime-cpu") and not host.is_host("esp32s3")
