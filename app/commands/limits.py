@@ -1,4 +1,4 @@
-"""Limits as people write them: `bops<=1/16`, `weight_bytes<=30kB`, `latency_ms<=2`."""
+"""Limits as people write them: `bops<=1/16`, `weight_bytes<=30kB`, `latency<=1/3 of float measured`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ UNITS: dict[str, dict[str, float]] = {
     "macs": _COUNTS,
     "bops": _COUNTS,
 }
-_LIMIT = re.compile(r"\s*([a-z_]+)\s*(?:<=|=|≤)\s*(.+?)(?:\s+of\s+(w8a8|float))?\s*\Z")
+_LIMIT = re.compile(
+    r"\s*([a-z_]+)\s*(?:<=|=|≤)\s*(.+?)(?:\s+of\s+(w8a8|float))?(?:\s+(measured)(?:\s+(min|p50|p95))?)?\s*\Z"
+)
 _NUMBER = r"[0-9]+(?:[_0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+"
 _RATIO = re.compile(rf"({_NUMBER})\s*/\s*({_NUMBER})\Z")
 _SHARE = re.compile(rf"({_NUMBER})\s*([%x])\Z")
@@ -37,8 +39,8 @@ def parse_limit(text: str) -> dict[str, Any]:
     """Return one limit of a request.
 
     A ratio (`1/16`), a share (`25%`) or a multiple (`0.5x`) is relative to the unpruned W8A8 network, or with
-    `of float` to the float one; anything else is an amount with an optional unit. Raises ValueError saying what is
-    wrong.
+    `of float` to the float one; anything else is an amount with an optional unit. `measured` (or `measured p95`)
+    demands that latency is measured on the device. Raises ValueError saying what is wrong.
     """
     match = _LIMIT.match(text)
     if match is None:
@@ -46,13 +48,16 @@ def parse_limit(text: str) -> dict[str, Any]:
     metric = ALIASES.get(match[1], match[1])
     if metric not in METRICS:
         raise ValueError(f"{match[1]!r} is not a metric: use one of {', '.join(METRICS)}")
+    evidence = {"evidence": match[4], **({"stat": match[5]} if match[5] else {})} if match[4] else {}
+    if evidence and metric != "latency_ms":
+        raise ValueError(f"{text!r}: only latency is measured on the device")
     relative = _relative(match[2])
     if relative is None:
         if match[3]:
             raise ValueError(f"{text!r}: 'of {match[3]}' needs a ratio, a share or a multiple")
-        return {"metric": metric, "max": _positive(_amount(metric, match[2]), text)}
-    limit = {"metric": metric, "relative": _positive(relative, text)}
-    return {**limit, "relative_to": match[3]} if match[3] else limit
+        return {"metric": metric, "max": _positive(_amount(metric, match[2]), text), **evidence}
+    base = {"relative_to": match[3]} if match[3] else {}
+    return {"metric": metric, "relative": _positive(relative, text), **base, **evidence}
 
 
 def parse_limits(texts: Iterable[str]) -> list[dict[str, Any]]:

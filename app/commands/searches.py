@@ -39,8 +39,12 @@ class Request:
     device: Annotated[str | None, typer.Option(help="Id or name of the device profile.")] = None
     limit: Annotated[
         list[str] | None,
-        typer.Option(help="A limit, such as 'bops<=1/16', 'weight_bytes<=30kB', 'latency_ms<=2'; repeatable."),
+        typer.Option(
+            help="A limit, such as 'bops<=1/16', 'weight_bytes<=30kB', 'latency_ms<=2', "
+            "'latency<=1/3 of float measured'; repeatable."
+        ),
     ] = None
+    agent: Annotated[str | None, typer.Option(help="Id or name of the agent that measures latency.")] = None
     trials: Annotated[int | None, typer.Option(min=1, help="Number of trials.")] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the search.")] = None
     sampler: Annotated[str | None, typer.Option(help="tpe, nsga2 or random.")] = None
@@ -147,7 +151,7 @@ def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
             "max_wall_s": request.max_wall_s,
         },
     )
-    own = {"name": request.name, "export_top": request.export_top}
+    own = {"name": request.name, "export_top": request.export_top, "agent": request.agent}
     whole = _over(body, {**own, "limits": limits, "space": space or None, "search": search or None})
     return {**whole, "name": whole.get("name") or "search"}
 
@@ -156,8 +160,10 @@ def resolve(client: Client, names: _Names) -> dict[str, Any]:
     """Return the body of POST /v1/searches: names looked up, ids in their place (of a device, its revision)."""
     data = names.data if isinstance(names.data, Mapping) else {"all": names.data}
     device = client.find("devices", names.device)
+    agent = names.rest.get("agent")
     return {
         **names.rest,
+        **({"agent": client.find("agents", agent)["id"]} if agent else {}),
         "model_id": client.find("models", names.model)["id"],
         "dataset": {role: client.find("datasets", str(name))["id"] for role, name in data.items()},
         "device_id": f"{device['name']}@{device['revision']}",

@@ -26,6 +26,11 @@ from app.commands.words import amount, duration, exit_code, percent, verdict
         ("memory<=256 KiB", {"metric": "peak_activation_bytes", "max": 262_144.0}),
         ("energy_mj<=1.2", {"metric": "energy_mj", "max": 1.2}),
         ("weight_bytes<=1e5", {"metric": "weight_bytes", "max": 100_000.0}),
+        ("latency<=2ms measured", {"metric": "latency_ms", "max": 2.0, "evidence": "measured"}),
+        (
+            "latency<=50% of float measured p95",
+            {"metric": "latency_ms", "relative": 0.5, "relative_to": "float", "evidence": "measured", "stat": "p95"},
+        ),
     ],
 )
 def test_limit_when_well_written_then_becomes_the_request_field(text: str, limit: dict[str, object]) -> None:
@@ -38,6 +43,7 @@ def test_limit_when_well_written_then_becomes_the_request_field(text: str, limit
         ("bops", "not a limit"),
         ("speed<=2", "not a metric"),
         ("bops<=1/0", "divides by zero"),
+        ("bops<=1/4 measured", "only latency is measured"),
         ("latency_ms<=3 parsec", "not a unit"),
         ("weight_bytes<=-5", "not an amount"),
         ("weight_bytes<=0", "greater than zero"),
