@@ -39,6 +39,11 @@ def test_pages_when_nobody_is_logged_in_then_lead_to_the_login(service: Any) -> 
     assert "set-cookie" not in wrong.headers
 
 
+OUTSIDE_CHARTS = "".join(
+    f":not({name}):not({name} *)" for name in (".js-plotly-plot", "#js-plotly-tester")
+)  # the chart library styles what it draws, and a scratch area of its own, sooner or later
+
+
 @pytest.mark.parametrize(
     "path", ["/searches", "/models", "/datasets", "/devices", "/devices/imx500", "/system", "/searches/new"]
 )
@@ -50,7 +55,8 @@ def test_page_when_opened_then_has_a_heading_and_no_complaint(
     assert answer.status == 200
     assert "script-src 'self';" in answer.headers["content-security-policy"]
     assert page.locator("h1").count() == 1
-    assert page.locator("[style]").count() == 0
+    assert " style=" not in answer.text()
+    assert page.locator(f"[style]{OUTSIDE_CHARTS}").count() == 0
     shoot(page, path.strip("/").replace("/", "-"))
 
 
