@@ -21,7 +21,7 @@ from app.domain.lifecycle import ModelState, SearchState
 from app.domain.space import SearchSpace, SpaceSpec, build_space
 from app.problems import Problem, field_error
 from app.settings import Settings
-from app.store import blobs, events, query, timings
+from app.store import blobs, devices, events, query, timings
 from app.store.blobs import Blobs
 from app.store.engine import Database, afterwards
 from app.store.tables import Agent, Candidate, Dataset, Device, Model, Schedule, Search, now
@@ -55,7 +55,7 @@ def create_weights(service: Service, base_id: str, name: str | None, sha256: str
     Raises Problem not-found or model-not-ready.
     """
     with service.database.writing() as session:
-        base = _ready(session, Model, base_id, "model-not-ready")
+        base = ready(session, Model, base_id, "model-not-ready")
         blobs.record(session, sha256, size)
         row = Model(id=ids.new_id("model"), name=name or base.name, format=base.format, blob_sha=base.blob_sha)
         row.bytes, row.base_id, row.weights_sha, row.weights_bytes = base.bytes, base.id, sha256, size
@@ -87,13 +87,13 @@ def push_device(service: Service, profile: Json) -> tuple[Device, bool]:
     with service.database.writing() as session:
         before = query.device(session, profile["name"])
         if before is None:
-            return _add_revision(session, profile, 1), True
+            return devices.add_revision(session, profile), True
         if before.builtin:
             detail = f"{profile['name']!r} is a built-in profile; give yours another name"
             raise Problem("invalid-device-profile", detail, [field_error("/name", detail)])
         if _same_profile(before.profile, profile):
             return before, False
-        return _add_revision(session, profile, before.revision + 1), True
+        return devices.add_revision(session, profile), True
 
 
 def ensure_devices(service: Service, profiles: Iterable[Json]) -> None:
@@ -101,18 +101,8 @@ def ensure_devices(service: Service, profiles: Iterable[Json]) -> None:
     with service.database.writing() as session:
         for profile in profiles:
             before = query.device(session, profile["name"])
-            if before is None:
-                _add_revision(session, profile, 1, profile["name"])
-            elif before.builtin and not _same_profile(before.profile, profile):
-                revision = before.revision + 1
-                _add_revision(session, profile, revision, f"{profile['name']}@{revision}")
-
-
-def _add_revision(session: Session, profile: Json, revision: int, builtin_id: str | None = None) -> Device:
-    row = Device(id=builtin_id or ids.new_id("device"), name=profile["name"], revision=revision, profile=profile)
-    row.builtin, row.created_at = builtin_id is not None, now()
-    session.add(row)
-    return row
+            if before is None or (before.builtin and not _same_profile(before.profile, profile)):
+                devices.add_revision(session, profile, builtin=True)
 
 
 def _same_profile(one: Json, other: Json) -> bool:
@@ -131,8 +121,7 @@ def refit_device(service: Service, key: str) -> Device:
             profile = drift.refit(before.profile, timings.pairs(session, before.profile))
         except ValueError as error:
             raise Problem("not-enough-measurements", str(error)) from error
-        newest = query.device(session, before.name) or before
-        return _add_revision(session, profile, newest.revision + 1)
+        return devices.add_revision(session, profile)
 
 
 def delete_upload(service: Service, table: type[Model] | type[Dataset], key: str) -> None:
@@ -316,7 +305,8 @@ def space_spec(request: Mapping[str, Any]) -> SpaceSpec:
     )
 
 
-def _ready(session: Session, table: Any, key: str, slug: str) -> Any:
+def ready(session: Session, table: Any, key: str, slug: str) -> Any:
+    """Return an upload that was read. Raises Problem not-found or `slug`."""
     row = session.get(table, key)
     if row is None:
         raise Problem("not-found", f"no {table.__tablename__} {key!r}")
@@ -326,7 +316,7 @@ def _ready(session: Session, table: Any, key: str, slug: str) -> Any:
 
 def _searchable(session: Session, key: str) -> Model:
     """Return a model that can be searched: read, and with finite outputs."""
-    row: Model = _ready(session, Model, key, "model-not-ready")
+    row: Model = ready(session, Model, key, "model-not-ready")
     if "non-finite-outputs" in (row.warnings or ()):
         raise Problem("non-finite-weights", "weights are NaN or infinite, and so are the network's outputs")
     return row
@@ -343,7 +333,7 @@ def _check_datasets(session: Session, roles: Mapping[str, str], graph: ModelGrap
         detail = "give one dataset for `all`, or three for calibration, evaluation and holdout"
         raise Problem("calibration-required", detail, [field_error("/dataset", detail)])
     for role, key in roles.items():
-        info = _ready(session, Dataset, key, "dataset-not-ready").info or {}
+        info = ready(session, Dataset, key, "dataset-not-ready").info or {}
         if role == "all" and info.get("rows", MIN_ROWS) < MIN_ROWS:
             detail = f"{info['rows']} rows; at least {MIN_ROWS} are needed for a split into three roles"
             raise Problem("invalid-dataset", detail, [field_error(f"/dataset/{role}", detail, "rows")])

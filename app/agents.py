@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -12,21 +11,15 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.actions import Service
+from app.actions import Service, ready
 from app.domain import ids
+from app.domain.demand import HOST_PROFILE
 from app.domain.graph import ModelGraph
-from app.domain.lifecycle import ModelState
 from app.problems import Problem, field_error
 from app.store import measuring, query
 from app.store.tables import Agent, Artefact, Calibration, Candidate, Enrolment, Json, Measuring, Model, Search, now
 
 CODE_S = 900.0
-HOST_DEVICE = "onnxruntime-cpu"
-
-
-def digest(text: str) -> str:
-    """Return what is stored of a code or token."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def create_code(service: Service) -> tuple[str, Enrolment]:
@@ -35,7 +28,7 @@ def create_code(service: Service) -> tuple[str, Enrolment]:
     with service.database.writing() as session:
         session.execute(sa.delete(Enrolment).where(Enrolment.expires_at < now() - timedelta(days=7)))
         made = now()
-        row = Enrolment(sha256=digest(text), created_at=made, expires_at=made + timedelta(seconds=CODE_S))
+        row = Enrolment(sha256=ids.digest(text), created_at=made, expires_at=made + timedelta(seconds=CODE_S))
         session.add(row)
     return text, row
 
@@ -47,7 +40,7 @@ def enrol(service: Service, code: str, name: str, host: Json) -> tuple[Agent, st
     """
     token = f"tfa_{secrets.token_urlsafe(32)}"
     with service.database.writing() as session:
-        row = session.get(Enrolment, digest(code), with_for_update=True)
+        row = session.get(Enrolment, ids.digest(code), with_for_update=True)
         if row is None:
             raise Problem("invalid-enrolment-code", "the code is not one of ours; make one: tightfit agents enrol")
         if row.used_at is not None:
@@ -55,7 +48,7 @@ def enrol(service: Service, code: str, name: str, host: Json) -> tuple[Agent, st
         if row.expires_at < now():
             raise Problem("enrolment-code-expired", "the code was valid for 15 minutes; make another")
         row.used_at = now()
-        agent = Agent(id=ids.new_id("agent"), name=name, sha256=digest(token), host=host, state="active")
+        agent = Agent(id=ids.new_id("agent"), name=name, sha256=ids.digest(token), host=host, state="active")
         agent.enrolled_at = agent.last_seen_at = now()
         session.add(agent)
     return agent, token
@@ -64,7 +57,7 @@ def enrol(service: Service, code: str, name: str, host: Json) -> tuple[Agent, st
 def identify(service: Service, token: str, agent_id: str) -> Agent:
     """Return the agent whose token this is. Raises Problem unauthenticated, agent-gone or wrong-agent."""
     with service.database.reading() as session:
-        row = session.scalar(sa.select(Agent).where(Agent.sha256 == digest(token)))
+        row = session.scalar(sa.select(Agent).where(Agent.sha256 == ids.digest(token)))
     if row is None:
         raise Problem("unauthenticated", "the token is no agent's")
     if row.state != "active":
@@ -181,20 +174,10 @@ def _artefact_item(session: Session, key: str) -> Json:
 
 
 def _model_item(session: Session, key: str) -> Json:
-    row = ready_model(session, key)
+    row = ready(session, Model, key, "model-not-ready")
     if row.format != "onnx" or row.weights_sha is not None:
         raise Problem("unsupported-format", f"{key} is {row.format}; an ONNX file with its weights is needed")
     return {"id": key, "sha256": row.blob_sha, "inputs": inputs(row.graph or {})}
-
-
-def ready_model(session: Session, key: str) -> Model:
-    """Return a model that was read. Raises Problem not-found or model-not-ready."""
-    row = session.get(Model, key)
-    if row is None:
-        raise Problem("not-found", f"no model {key!r}")
-    if row.state != ModelState.ready:
-        raise Problem("model-not-ready", f"{row.id} is {row.state}", extra={"problem": row.problem})
-    return row
 
 
 def inputs(graph: Mapping[str, Any]) -> list[Any]:
@@ -224,10 +207,10 @@ def create_calibration(service: Service, device: str, model_ids: Sequence[str], 
             raise Problem("not-found", f"no device {device[:64]!r}")
         if agent_id is not None:
             active(session, agent_id)
-        elif base.name != HOST_DEVICE:
+        elif base.name != HOST_PROFILE:
             raise Problem("agent-required", f"{base.name!r} is not the worker's own host: name an agent on the device")
         for key in model_ids:
-            ready_model(session, key)
+            ready(session, Model, key, "model-not-ready")
         row = Calibration(id=ids.new_id("calibration"), device=base.name, base_id=base.id, model_ids=list(model_ids))
         row.agent_id, row.state, row.desired, row.created_at = agent_id, "queued", "run", now()
         row.progress_done = row.progress_total = 0

@@ -27,7 +27,7 @@ from app.domain.space import Assignment, widest
 from benchmarks.cells import cell
 from benchmarks.latency_networks import calibration, development, opened, unseen
 from worker.hardware import calibrate as calibration_of
-from worker.hardware.calibrate import QUICK, Effort, batches, kind_of, plan, random_version
+from worker.hardware.calibrate import QUICK, Effort, kind_of, plan, random_version
 from worker.hardware.dummies import dummy_bench
 from worker.hardware.measuring import Bench, LocalMeasurer
 from worker.search.evaluate import open_network
@@ -61,10 +61,8 @@ def run(effort: Effort = Effort(), versions: int = VERSIONS, prefix: str = "late
 def measure_table(effort: Effort) -> dict[str, Any]:
     """Calibrate; fit the simple predictors to the same whole networks."""
     planned = plan({name: opened(name) for name in calibration()}, effort)
-    found: dict[str, Any] = {}
-    measurer, best = LocalMeasurer(), list[float]()
-    for batch in batches(planned):
-        found |= calibration_of.steadily(measurer, [item.bench for item in batch], best)
+    measurer = LocalMeasurer()
+    found = calibration_of.measured(planned, measurer)
     fitted = calibration_of.table(planned, found, measurer.conditions())
     whole = [(item.works, found[item.bench.id].min_ms) for item in planned if item.source in calibration()]
     return {

@@ -6,17 +6,17 @@ After a kill it starts anew; what an agent has measured is found again in its jo
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from app.store import measuring
+from app.store import devices, measuring
 from app.store.tables import Agent, Calibration, Device, Model
 from worker.hardware.measure import Latency
 from worker.hardware.measuring import Bench, LocalMeasurer, Measurer
 from worker.hardware.remote import RemoteMeasurer, Waiting
-from worker.hardware.rounds import BATCH, steadily
+from worker.hardware.rounds import batches, steadily
 from worker.job import Cancelled, GivenUp, Site, problem, weights_file
 from worker.sandbox import Child, ChildDied, ChildRefused
 
@@ -97,8 +97,7 @@ class Calibrator:
             if self._is_cancelled():
                 raise Cancelled
             self._progress("measuring", len(found), len(items))
-            benches = [_bench(item) for item in (items[-1], *(item for item in part if item["id"] != items[-1]["id"]))]
-            found |= steadily(measurer, benches, best)
+            found |= steadily(measurer, [_bench(item) for item in part], best)
         return found
 
     def _progress(self, stage: str, done: int, total: int) -> None:
@@ -117,7 +116,7 @@ class Calibrator:
             row = session.get_one(Calibration, self._id)
             agent = None if row.agent_id is None else session.get(Agent, row.agent_id)
             profile = calibrated(base.profile, made, self._id, None if agent is None else agent.name)
-            row.device_id = measuring.add_revision(session, base.name, profile).id
+            row.device_id = devices.add_revision(session, profile).id
             row.table, row.report, row.progress_done = made["table"], made["report"], row.progress_total
             measuring.conclude(row, "done")
 
@@ -135,12 +134,5 @@ def calibrated(profile: Mapping[str, Any], made: Json, calibration_id: str, agen
     return {**record, "evidence": evidence, "latency_table": made["table"]}
 
 
-def batches(items: Sequence[Json]) -> Iterator[Sequence[Json]]:
-    """Return the plan in parts that are timed together."""
-    for start in range(0, len(items), BATCH):
-        yield items[start : start + BATCH]
-
-
 def _bench(item: Json) -> Bench:
-    shapes = tuple((tuple(shape), str(dtype)) for shape, dtype in item["inputs"])
-    return Bench(item["id"], Path(item["path"]).read_bytes(), shapes)
+    return Bench.told(item["id"], Path(item["path"]).read_bytes(), item["inputs"])

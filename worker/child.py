@@ -153,9 +153,8 @@ def time_files(session: Session, params: Params) -> Params:
     """Time files that `write` wrote, against each other on this machine; return each one's latency."""
     from worker.hardware.measuring import Bench, LocalMeasurer
 
-    inputs = tuple((tuple(shape), dtype) for shape, dtype in params["inputs"])
     folder = Path(params["folder"])
-    benches = [Bench(name, (folder / name).read_bytes(), inputs) for name in params["files"]]
+    benches = [Bench.told(name, (folder / name).read_bytes(), params["inputs"]) for name in params["files"]]
     return {name: found.to_json() for name, found in LocalMeasurer(params["rounds"]).time(benches).items()}
 
 

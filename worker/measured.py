@@ -170,8 +170,8 @@ class Measured:
         ):
             return False
         device = float_only(goal.device)
-        others = Budget({metric: limit for metric, limit in goal.budget.limits.items() if metric != LATENCY})
-        return reach(goal.graph, build_space(goal.graph, device, space_spec(self.job.spec)), device, others).feasible
+        space = build_space(goal.graph, device, space_spec(self.job.spec))
+        return reach(goal.graph, space, device, self._others()).feasible
 
     # between the trials
 
@@ -208,14 +208,13 @@ class Measured:
         hopeful: list[TrialRow] = []
         for _ in range(2):
             ceiling = self.standard.line(self._near(loop)).modelled_ms(self.standard.limit_ms * NEAR)
-            hopeful = [
-                row for row in loop.measurable() if self._others_kept(loop, row) and self._modelled(row) <= ceiling
-            ]
+            expected = [row for row in loop.measurable() if loop.costs(row.assignment).latency_ms <= ceiling]
+            hopeful = [row for row in expected if self._others_kept(loop, row)]
             self.time([(row.assignment, row.repair or "sequential") for row in hopeful[:TIMED]])
             if self.kept(loop):
                 return
         if not hopeful:  # what comes closest tells how far away it is
-            closest = sorted(loop.measurable(), key=self._modelled)[:2]
+            closest = sorted(loop.measurable(), key=lambda row: loop.costs(row.assignment).latency_ms)[:2]
             self.time([(row.assignment, row.repair or "sequential") for row in closest])
 
     def _near(self, loop: SearchLoop) -> list[Timing]:
@@ -223,7 +222,7 @@ class Measured:
         own = [row.assignment for row in self._timed(loop)]
         rungs = self._ladder(self.notes["mode"])
         known = [item for item in (*own, *rungs) if item.digest in self.timings]
-        return [replace(self.timings[item.digest], modelled_ms=self._model(item)) for item in known]
+        return [replace(self.timings[item.digest], modelled_ms=loop.costs(item).latency_ms) for item in known]
 
     # what was found
 
@@ -276,12 +275,6 @@ class Measured:
 
     def _others(self) -> Budget:
         return Budget({metric: limit for metric, limit in self.job.goal.budget.limits.items() if metric != LATENCY})
-
-    def _modelled(self, row: TrialRow) -> float:
-        return self._model(row.assignment)
-
-    def _model(self, assignment: Assignment) -> float:
-        return count(self.job.goal.graph, assignment, self.job.goal.device).latency_ms
 
     def _predicted(self, assignment: Assignment) -> float:
         """Return what the device's own profile says, whatever this search makes of it."""

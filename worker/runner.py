@@ -132,8 +132,7 @@ class Runner:
         from worker.hardware.remote import RemoteMeasurer, Waiting
 
         def timed(folder: Path, files: Sequence[str], inputs: Json) -> dict[str, Json]:
-            shapes = tuple((tuple(shape), dtype) for shape, dtype in inputs["inputs"])
-            benches = [Bench(name, (folder / name).read_bytes(), shapes) for name in files]
+            benches = [Bench.told(name, (folder / name).read_bytes(), inputs["inputs"]) for name in files]
             measurer = RemoteMeasurer(self.site, agent, ROUNDS, Waiting(self.search_id, self._is_cancelled))
             return {name: found.to_json() for name, found in measurer.time(benches).items()}
 

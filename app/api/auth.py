@@ -35,17 +35,12 @@ class Key:
     scopes: tuple[str, ...]
 
 
-def digest(text: str) -> str:
-    """Return what is stored of a key."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def new_key(service: Service, name: str, scopes: tuple[str, ...] = SCOPES) -> tuple[ApiKey, str]:
     """Create a key; its text is returned once and not stored."""
     key_id = ids.new_id("key")
     text = f"tf_{key_id[4:14]}_{''.join(secrets.choice(_ALPHABET) for _ in range(32))}"
     with service.database.writing() as session:
-        row = ApiKey(id=key_id, name=name, sha256=digest(text), scopes=list(scopes), created_at=now())
+        row = ApiKey(id=key_id, name=name, sha256=ids.digest(text), scopes=list(scopes), created_at=now())
         session.add(row)
     return row, text
 
@@ -117,7 +112,7 @@ def authenticate(request: Request) -> Key:
 def check_token(service: Service, text: str) -> Key:
     """Return the key that a token's text is. Unknown, revoked and expired look alike."""
     with service.database.reading() as session:
-        row = session.scalar(sa.select(ApiKey).where(ApiKey.sha256 == digest(text)))
+        row = session.scalar(sa.select(ApiKey).where(ApiKey.sha256 == ids.digest(text)))
     if row is None or not _is_valid(row):
         raise Problem("unauthenticated", "the API key is not valid")
     return Key(row.id, tuple(row.scopes))

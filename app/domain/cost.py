@@ -15,8 +15,8 @@ from typing import Literal, get_args
 
 from app.domain.device import DeviceProfile
 from app.domain.graph import Activation, Layer, ModelGraph, Step
+from app.domain.latency import padded
 from app.domain.roofline import (
-    FLOAT_BITS,
     Load,
     Parts,
     Setting,
@@ -27,7 +27,7 @@ from app.domain.roofline import (
     streamed_ms,
     time_of,
 )
-from app.domain.space import Assignment
+from app.domain.space import FLOAT_BITS, Assignment
 
 Metric = Literal["macs", "bops", "weight_bytes", "peak_activation_bytes", "latency_ms", "energy_mj"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -37,43 +37,39 @@ BIAS_BYTES = 4
 TABLE_BYTES = 4
 
 
-@dataclass(frozen=True)
-class LayerCost:
-    """Cost of one layer: widths after removal, bits of its operands, MACs, BOPs, stored bytes, modelled time."""
+@dataclass(frozen=True, kw_only=True)
+class OpCost:
+    """What layers and steps have in common: stored bytes, modelled time in parts (milliseconds), energy."""
 
     name: str
     kind: str
+    weight_bytes: int
+    parts: Parts
+    energy_mj: float
+
+    @property
+    def latency_ms(self) -> float:
+        """Return the sum of the parts."""
+        return self.parts.total
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCost(OpCost):
+    """Cost of one layer: also widths after removal, bits of its operands, MACs and BOPs."""
+
     in_channels: int
     out_channels: int
     weight_bits: int
     input_bits: int
     macs: int
     bops: int
-    weight_bytes: int
-    parts: Parts
-    energy_mj: float
-
-    @property
-    def latency_ms(self) -> float:
-        """Return the sum of the parts."""
-        return self.parts.total
 
 
-@dataclass(frozen=True)
-class StepCost:
-    """Cost of one step between the layers: elements of its result, bytes of its table, modelled time."""
+@dataclass(frozen=True, kw_only=True)
+class StepCost(OpCost):
+    """Cost of one step between the layers: also the elements of its result; the bytes are those of its table."""
 
-    name: str
-    kind: str
     elements: int
-    weight_bytes: int
-    parts: Parts
-    energy_mj: float
-
-    @property
-    def latency_ms(self) -> float:
-        """Return the sum of the parts."""
-        return self.parts.total
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ class Breakdown:
     network: Parts
 
     @property
-    def ops(self) -> tuple[LayerCost | StepCost, ...]:
+    def ops(self) -> tuple[OpCost, ...]:
         """Return layers and steps."""
         return (*self.layers, *self.steps)
 
@@ -210,8 +206,14 @@ def step_cost(
         works=around.kernels.get(step.name, ()),
     )
     parts = time_of(load, device)
-    table = step.table * outs * TABLE_BYTES
-    return StepCost(step.name, step.kind, elements, table, parts, energy_mj(load, parts.total, device))
+    return StepCost(
+        name=step.name,
+        kind=step.kind,
+        elements=elements,
+        weight_bytes=step.table * outs * TABLE_BYTES,
+        parts=parts,
+        energy_mj=energy_mj(load, parts.total, device),
+    )
 
 
 def padded_channels(layer: Layer, channels: tuple[int, int], multiple: int) -> tuple[int, int]:
@@ -249,11 +251,6 @@ def peak_activation_bytes(graph: ModelGraph, assignment: Assignment) -> int:
         live += change[step]
         peak = max(peak, live)
     return peak
-
-
-def padded(channels: int, multiple: int) -> int:
-    """Round a channel count up to the device's multiple."""
-    return -(-channels // multiple) * multiple
 
 
 def reference_costs(graph: ModelGraph, device: DeviceProfile, references: Mapping[str, Assignment]) -> dict[str, Costs]:

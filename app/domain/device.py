@@ -83,6 +83,11 @@ class Power:
     pj_per_weight_byte: float | None = None
     idle_mw: float = 0.0
 
+    @property
+    def weight_pj(self) -> float:
+        """Picojoules per byte of weights moved: their own, else those of any byte."""
+        return self.pj_per_byte if self.pj_per_weight_byte is None else self.pj_per_weight_byte
+
 
 @dataclass(frozen=True)
 class Fallback:

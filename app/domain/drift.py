@@ -67,7 +67,7 @@ def assess(pairs: Sequence[Pair], profile_error: float | None = None) -> Accurac
     The verdict is reached step by step as pairs came in, so that a single pair moves it neither back nor forth:
     drifting above 15 % (p90, at least 5 pairs), stale above 30 % (at least 8), back below 80 % of those.
     """
-    usable = [(one, other) for one, other in pairs if one > 0 and other > 0]
+    usable = _usable(pairs)
     known = DEFAULT_ERROR if profile_error is None else profile_error
     if not usable:
         return Accuracy(0, None, None, "unknown", known)
@@ -81,6 +81,10 @@ def assess(pairs: Sequence[Pair], profile_error: float | None = None) -> Accurac
     return Accuracy(
         len(usable), bias(usable), observed, verdict, observed if profile_error is None else max(known, observed)
     )
+
+
+def _usable(pairs: Sequence[Pair]) -> list[Pair]:
+    return [(one, other) for one, other in pairs if one > 0 and other > 0]
 
 
 def _next(before: Verdict, count: int, error: float) -> Verdict:
@@ -97,7 +101,7 @@ def _next(before: Verdict, count: int, error: float) -> Verdict:
 
 def correction(pairs: Sequence[Pair]) -> float:
     """Return the factor that a profile's latencies are refitted by. Raises ValueError for fewer than 5 usable pairs."""
-    usable = [(one, other) for one, other in pairs if one > 0 and other > 0]
+    usable = _usable(pairs)
     if len(usable) < MIN_PAIRS:
         raise ValueError(f"{len(usable)} measured latencies; a refit needs at least {MIN_PAIRS}")
     return bias(usable)
@@ -133,5 +137,5 @@ def refitted(profile: Mapping[str, Any], factor: float, residual: float, pairs: 
 def refit(profile: Mapping[str, Any], pairs: Sequence[Pair]) -> dict[str, Any]:
     """Return the profile record scaled to the pairs. Raises ValueError for fewer than 5 usable pairs."""
     factor = correction(pairs)
-    residual = p90(errors([(one * factor, other) for one, other in pairs if one > 0 and other > 0]))
+    residual = p90(errors([(one * factor, other) for one, other in _usable(pairs)]))
     return refitted(profile, factor, residual, len(pairs))

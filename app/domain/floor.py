@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from app.domain.cost import Costs, LayerCost, StepCost, layer_cost, padded, peak_activation_bytes, step_cost
+from app.domain.cost import Costs, LayerCost, OpCost, StepCost, layer_cost, peak_activation_bytes, step_cost
 from app.domain.device import DeviceProfile
 from app.domain.graph import Layer, ModelGraph, Step
 from app.domain.kernels import arithmetic, layer_work
-from app.domain.latency import BLOCK, QUAD, LatencyTable
-from app.domain.roofline import FLOAT_BITS, Setting, crossings, fixed_ms, streamed_ms
-from app.domain.space import Assignment, SearchSpace, cheapest
+from app.domain.latency import BLOCK, QUAD, LatencyTable, padded
+from app.domain.roofline import Setting, crossings, fixed_ms, streamed_ms
+from app.domain.space import FLOAT_BITS, Assignment, SearchSpace, cheapest
 
 
 def least(graph: ModelGraph, space: SearchSpace, device: DeviceProfile) -> Costs:
@@ -29,7 +29,7 @@ def least(graph: ModelGraph, space: SearchSpace, device: DeviceProfile) -> Costs
     around = Setting(crossings(graph, plain), {})
     layers = [list(_layer_choices(graph, layer, (space, bottom), plain, around)) for layer in graph.layers]
     steps = [list(_step_choices(graph, step, (space, bottom), plain, around)) for step in graph.steps]
-    rows: list[Sequence[LayerCost | StepCost]] = [*layers, *steps]
+    rows: list[Sequence[OpCost]] = [*layers, *steps]
     stored = sum(min(item.weight_bytes for item in options) for options in layers)
     fixed = fixed_ms(plain) + streamed_ms(stored, plain)
     latency = fixed + sum(min(item.latency_ms for item in options) for options in rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
@@ -37,3 +38,8 @@ def new_id(noun: str) -> str:
 def is_id(text: str, noun: str) -> bool:
     """Tell whether `text` has the shape of an id of `noun`."""
     return text.startswith(PREFIXES[noun] + "_") and _PATTERN.match(text) is not None
+
+
+def digest(secret: str) -> str:
+    """Return what is stored of a key, code or token: its SHA-256 in hexadecimal digits."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 
 from app.domain.graph import Layer, ModelGraph, Step
 from app.domain.latency import BLOCK, Work, is_blocked
-from app.domain.space import Assignment
+from app.domain.space import FLOAT_BITS, Assignment
 
-FLOAT_BITS = 32
 PLAIN, LAST, BLOCKS = "plain", "last", "blocks"
 _LAST = frozenset({"add", "concat", "max_pool2d", "mean"})
 _INTEGER = frozenset({*_LAST, "avg_pool2d", "mul", "sigmoid", "leaky_relu", "matmul", "softmax"})

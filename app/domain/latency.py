@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+Number = TypeVar("Number", int, float)
 
 BLOCK, QUAD, OCTET = 16, 4, 8
 """Channels of a float block and of one integer vector; what channel counts must divide by for the fast kernels."""
@@ -112,8 +114,8 @@ def _is_layer(key: str) -> bool:
     return key.split(".")[0] in LAYERS
 
 
-def padded(channels: float, multiple: int) -> float:
-    """Round channels up to a multiple."""
+def padded(channels: Number, multiple: int) -> Number:
+    """Round channels up to a multiple (of a device or of a vector)."""
     return -(-channels // multiple) * multiple
 
 

@@ -17,8 +17,6 @@ from app.domain.kernels import AUXILIARY, kernels_by_operation
 from app.domain.latency import Work
 from app.domain.space import Assignment
 
-FLOAT_BITS = 32
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -171,8 +169,7 @@ def fixed_ms(device: DeviceProfile, works: Iterable[Work] = ()) -> float:
 def energy_mj(load: Load, latency_ms: float, device: DeviceProfile) -> float:
     """Return millijoules: arithmetic, bytes moved, and the power drawn while waiting."""
     power = device.power
-    weight = power.pj_per_byte if power.pj_per_weight_byte is None else power.pj_per_weight_byte
-    moved = power.pj_per_byte * load.activation_bytes + weight * load.weight_bytes
+    moved = power.pj_per_byte * load.activation_bytes + power.weight_pj * load.weight_bytes
     return (mac_pj(load.bits, device) * load.macs + moved) * 1e-9 + power.idle_mw * latency_ms * 1e-3
 
 

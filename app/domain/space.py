@@ -13,6 +13,8 @@ from typing import Any
 from app.domain.device import DeviceProfile
 from app.domain.graph import ChannelGroup, ModelGraph
 
+FLOAT_BITS = 32
+"""The bit-width that stands for "left float"."""
 KEEP_RATIOS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.domain import ids
-from app.store.tables import Agent, Calibration, Device, Json, Measuring, now
+from app.store.tables import Agent, Calibration, Json, Measuring, now
 
 LEASE_S = 15.0
 MAX_ATTEMPTS = 3
@@ -119,12 +118,3 @@ def begin(session: Session, calibration_id: str) -> Calibration | None:
 def conclude(row: Calibration, state: str, problem: Json | None = None) -> None:
     """End a calibration."""
     row.state, row.problem, row.finished_at, row.stage = state, problem, now(), None
-
-
-def add_revision(session: Session, name: str, profile: Mapping[str, Any]) -> Device:
-    """Store a profile as the next revision of a device's name; earlier revisions stay as they are."""
-    newest = session.scalar(sa.select(sa.func.max(Device.revision)).where(Device.name == name)) or 0
-    row = Device(id=ids.new_id("device"), name=name, revision=newest + 1, profile=dict(profile), created_at=now())
-    row.builtin = False
-    session.add(row)
-    return row

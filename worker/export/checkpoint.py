@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from app.domain.space import Assignment
+from app.domain.space import FLOAT_BITS, Assignment
 from worker.export.archive import CheckpointRefused, Tensors, read_archive, write_archive
 from worker.export.graph_json import decode, encode, other_tensors
 from worker.export.packing import pack, unpack
 from worker.graph.extents import inputs_of
-from worker.quant.grids import FLOAT_BITS, ActivationGrid
+from worker.quant.grids import ActivationGrid
 from worker.quant.network import CompressedNetwork, QuantizedLayer
 
 FORMAT, VERSION = "tightfit-checkpoint", 2

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
+from app.domain.space import FLOAT_BITS
 from worker.export.packing import pack, packed_bytes
 from worker.export.saturation import may_saturate
 from worker.graph.operands import operands
@@ -31,7 +32,6 @@ from worker.graph.write_onnx import OnnxWriter
 from worker.quant.grids import ActivationGrid
 from worker.quant.network import CompressedNetwork, QuantizedLayer
 
-FLOAT_BITS = 32
 INT32_MAX = 2**31 - 1
 LARGE = 3e38
 GROUP = 8  # so many codes of b bits fill b whole bytes

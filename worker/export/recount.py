@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from app.domain.device import DeviceProfile
+from app.domain.space import FLOAT_BITS
 from worker.export.archive import Tensors, read_archive
 from worker.export.checkpoint import read_checkpoint
 from worker.graph.extents import inputs_of
@@ -23,7 +24,6 @@ from worker.graph.leaves import Recurrent
 from worker.graph.operands import operands
 from worker.graph.ops import Grid, op_of
 from worker.graph.ops.table import module_of
-from worker.quant.grids import FLOAT_BITS
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *TRANSPOSED, Recurrent)

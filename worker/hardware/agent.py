@@ -109,8 +109,7 @@ class Agent:
         return {"results": results, "conditions": measurer.conditions()}
 
     def _bench(self, job: Json, item: Json) -> Bench:
-        shapes = tuple((tuple(shape), str(dtype)) for shape, dtype in item["inputs"])
-        return Bench(item["id"], self._link.model(job["id"], item["id"], item["sha256"]), shapes)
+        return Bench.told(item["id"], self._link.model(job["id"], item["id"], item["sha256"]), item["inputs"])
 
 
 def groups(job: Json) -> Iterator[Sequence[Json]]:

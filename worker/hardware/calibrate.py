@@ -17,18 +17,18 @@ import numpy as np
 from app.domain.graph import ModelGraph
 from app.domain.kernels import kernels
 from app.domain.latency import LatencyTable, Work
-from app.domain.space import Assignment, widest
+from app.domain.space import FLOAT_BITS, Assignment, widest
 from worker.hardware.dummies import dummy_bench
 from worker.hardware.fit import Sample, corrected, fit
 from worker.hardware.measure import Latency
 from worker.hardware.measuring import Bench, Measurer
 from worker.hardware.microbench import micro_networks, shapes_in
-from worker.hardware.rounds import BATCH, steadily
+from worker.hardware.rounds import batches, steadily
 from worker.search.evaluate import Opened
 
 Progress = Callable[[int, int], None]
 """Called with the number of networks measured and the number of the whole plan."""
-FLOAT_BITS, INPUT_BITS = 32, 8
+INPUT_BITS = 8
 WEIGHT_BITS = ((8,), (8, 4, 2), (8, 6, 5, 4, 3, 2))
 ACTIVATION_BITS = ((8,), (8,), (8, 6, 4))
 MULTIPLES = (1, 1, 2, 4, 8, 16)
@@ -66,15 +66,18 @@ def calibrate(
     Takes well under two minutes for a few small networks. Raises what the measurer raises.
     """
     planned = plan(networks, effort)
+    return table(planned, measured(planned, measurer, progress), measurer.conditions())
+
+
+def measured(planned: Sequence[Planned], measurer: Measurer, progress: Progress | None = None) -> dict[str, Latency]:
+    """Return the latency of every planned network by its bench's id. Raises what the measurer raises."""
     found: dict[str, Latency] = {}
-    reference = planned[-1].bench
     best: list[float] = []
     for batch in batches(planned):
-        benches = [reference, *(item.bench for item in batch if item.bench.id != reference.id)]
-        found |= steadily(measurer, benches, best)
+        found |= steadily(measurer, [item.bench for item in batch], best)
         if progress is not None:
             progress(min(len(found), len(planned)), len(planned))
-    return table(planned, found, measurer.conditions())
+    return found
 
 
 def plan(networks: Mapping[str, Opened], effort: Effort = Effort()) -> tuple[Planned, ...]:
@@ -91,12 +94,6 @@ def plan(networks: Mapping[str, Opened], effort: Effort = Effort()) -> tuple[Pla
     rng.shuffle(small)
     rng.shuffle(whole)
     return (*small, *whole)
-
-
-def batches(planned: Sequence[Planned]) -> Iterator[Sequence[Planned]]:
-    """Return the plan in parts that are timed together."""
-    for start in range(0, len(planned), BATCH):
-        yield planned[start : start + BATCH]
 
 
 def table(planned: Sequence[Planned], found: Mapping[str, Latency], conditions: Mapping[str, Any]) -> LatencyTable:

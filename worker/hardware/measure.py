@@ -43,14 +43,16 @@ class Latency:
         return {"min_ms": self.min_ms, "median_ms": self.median_ms, "p95_ms": self.p95_ms, "runs": self.runs}
 
 
-def open_session(model: bytes) -> ort.InferenceSession:
-    """Open a model for one thread on the CPU with the default optimisations.
+def open_session(model: bytes, profile: str | None = None) -> ort.InferenceSession:
+    """Open a model for one thread on the CPU with the default optimisations; `profile` begins its profile's file name.
 
     Raises whatever onnxruntime raises for a file it cannot run (its exceptions share no public base class).
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4  # a refused file is reported through the exception
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

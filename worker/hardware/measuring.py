@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from worker.hardware.host import describe
-from worker.hardware.measure import Latency
+from worker.hardware.measure import WARM_UP, Latency, fed, open_session
 
-WARM_UP, ROUNDS, PROFILED, SHARE = 5, 40, 20, 24
+ROUNDS, PROFILED, SHARE = 40, 20, 24
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,16 @@ class Bench:
     id: str
     model: bytes
     inputs: tuple[tuple[tuple[int, ...], str], ...]
+
+    @classmethod
+    def told(cls, id: str, model: bytes, inputs: Sequence[Sequence[Any]]) -> Bench:
+        """Return the bench whose inputs are given as `ports` gives them."""
+        return cls(id, model, tuple((tuple(shape), str(dtype)) for shape, dtype in inputs))
+
+    @property
+    def ports(self) -> list[list[Any]]:
+        """Return the inputs as JSON: [[shape, dtype], ...]."""
+        return [[list(shape), dtype] for shape, dtype in self.inputs]
 
     def example(self) -> list[NDArray[Any]]:
         """Return one input each: reals from a normal distribution, ids zero; equal benches give equal arrays."""
@@ -108,14 +117,8 @@ class _Running:
     """An open session and what it is fed."""
 
     def __init__(self, bench: Bench, profile: str | None = None) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        if profile is not None:
-            options.enable_profiling, options.profile_file_prefix = True, profile
-        self.session = ort.InferenceSession(bench.model, options, providers=["CPUExecutionProvider"])
-        names = [item.name for item in self.session.get_inputs()]
-        self._feed = dict(zip(names, bench.example(), strict=True))
+        self.session = open_session(bench.model, profile)
+        self._feed = fed(self.session, bench.example())
         for _ in range(WARM_UP):
             self.run_ms()
 

@@ -35,8 +35,7 @@ def planned_files(networks: Mapping[str, Opened], effort: Json, folder: Path) ->
     for index, item in enumerate(planned):
         path = folder / f"{index}.onnx"
         path.write_bytes(item.bench.model)
-        shapes = [[list(shape), dtype] for shape, dtype in item.bench.inputs]
-        told.append({"id": item.bench.id, "path": str(path), "inputs": shapes})
+        told.append({"id": item.bench.id, "path": str(path), "inputs": item.bench.ports})
     return planned, told
 
 

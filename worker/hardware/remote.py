@@ -91,8 +91,7 @@ class RemoteMeasurer:
             return row.id
 
     def _item(self, name: str, bench: Bench) -> Json:
-        shapes = [[list(shape), dtype] for shape, dtype in bench.inputs]
-        return {"id": name, "sha256": self._site.blobs.put(bench.model), "inputs": shapes}
+        return {"id": name, "sha256": self._site.blobs.put(bench.model), "inputs": bench.ports}
 
     def _wait(self, job_id: str) -> Measuring:
         start = time.monotonic()

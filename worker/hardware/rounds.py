@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from worker.hardware.measure import Latency
 from worker.hardware.measuring import Bench, Measurer
 
+Item = TypeVar("Item")
 BATCH, REPEATS, TOLERANCE = 24, 2, 1.03
 
 
@@ -22,3 +24,9 @@ def steadily(measurer: Measurer, benches: Sequence[Bench], best: list[float]) ->
         if best[-1] <= TOLERANCE * min(best):
             break
     return found
+
+
+def batches(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Yield a plan in parts that are timed together, each led by the plan's last item: the reference."""
+    for start in range(0, len(items), BATCH):
+        yield [items[-1], *(item for item in items[start : start + BATCH] if item is not items[-1])]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FLOAT_BITS = 32
 """Stands for "left float" wherever a bit-width is expected."""
 
 CLIP_RATIOS = tuple(ratio / 100 for ratio in (*range(100, 60, -4), *range(60, 19, -5)))

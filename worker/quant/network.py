@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from app.domain.space import Assignment
+from app.domain.space import FLOAT_BITS, Assignment
 from worker.graph.extents import outputs_of
 from worker.graph.operands import operands
 from worker.graph.sites import quantizer_sites
-from worker.quant.grids import FLOAT_BITS, ActivationGrid
+from worker.quant.grids import ActivationGrid
 from worker.quant.integer import Kernel, integer_kernels
 
 BeforeLayer = Callable[[fx.Node, Tensor], None]

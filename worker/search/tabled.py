@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain.graph import Layer, ModelGraph, Step, Width
-from app.domain.kernels import FLOAT_BITS, arithmetic, kernels_by_operation
+from app.domain.kernels import arithmetic, kernels_by_operation
 from app.domain.latency import LAYERS, LatencyTable, Work
-from app.domain.space import Assignment
+from app.domain.space import FLOAT_BITS, Assignment
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from app.domain.cost import TABLE_BYTES
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
-from app.domain.roofline import FLOAT_BITS, crossings, mac_pj, weight_rate
+from app.domain.roofline import crossings, mac_pj, weight_rate
+from app.domain.space import FLOAT_BITS
 from worker.search.tabled import TableTimes
 
 Floats = NDArray[np.float64]
@@ -64,11 +65,6 @@ class OpTimes:
         self._falls = np.array([item.kind in device.fallback.ops for item in items])
         moves = crossings(graph, device)
         self._crossing_ms = np.array([moves.get(item.name, 0) for item in items]) * device.fallback.boundary_us / 1e3
-        self._weight_pj = (
-            device.power.pj_per_byte
-            if device.power.pj_per_weight_byte is None
-            else float(device.power.pj_per_weight_byte)
-        )
         self._tabulate(widths[0] | widths[1] | {FLOAT_BITS}, widths[1] | {FLOAT_BITS})
 
     def _read_first(self) -> Ints:
@@ -106,7 +102,7 @@ class OpTimes:
         if self._table is not None:
             latency = self._table.of(asked.kept, weight_bits, read, written)
         power = self._device.power
-        joules = self._pj[weight_bits, read] * asked.macs + power.pj_per_byte * moved + self._weight_pj * weights
+        joules = self._pj[weight_bits, read] * asked.macs + power.pj_per_byte * moved + power.weight_pj * weights
         return latency, joules * 1e-9 + power.idle_mw * latency * 1e-3
 
     def _bits(self, asked: Asked) -> tuple[Ints, Ints]:

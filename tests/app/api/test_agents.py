@@ -9,7 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.actions import Service
-from app.agents import CODE_S, digest
+from app.agents import CODE_S
+from app.domain.ids import digest
 from app.problems import PROBLEMS
 from app.store import measuring
 from app.store.tables import Enrolment, Measuring, now

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.cost import METRICS, count, layer_costs, padded, peak_activation_bytes, reference_costs
+from app.domain.cost import METRICS, count, layer_costs, peak_activation_bytes, reference_costs
 from app.domain.device import MemoryPool, Overheads, Power
+from app.domain.latency import padded
 from app.domain.space import Assignment, build_space, widest
 from tests.app.domain.drawings import profile, skip, two_convs
 

@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from app.domain.cost import METRICS, count
+from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
 from app.domain.space import SpaceSpec, build_space
 from tests.app.domain.random_graphs import BUILT_IN, TABLE, assignments, built_in, devices, networks
@@ -19,18 +20,23 @@ from worker.search.compiled import CompiledCosts
 from worker.search.tabled import reference
 
 
+def assert_counts_equal(graph: ModelGraph, profile: DeviceProfile, states: int, rel: float) -> None:
+    """Hold the arrays' figures of random states against the domain's."""
+    compiled = CompiledCosts(graph, build_space(graph, profile), profile)
+    rng = np.random.default_rng(1)
+    drawn = np.array([[rng.integers(size) for size in compiled.sizes] for _ in range(states)])
+    found = compiled.costs(drawn)
+    for index, state in enumerate(drawn):
+        expected = count(graph, compiled.assignment(state), profile)
+        for metric in METRICS:
+            assert found[metric][index] == pytest.approx(expected.value(metric), rel=rel), metric
+
+
 @pytest.mark.parametrize("draw", [resnet, chain, skipped, lambda: resnet(blocks=3)])
 @pytest.mark.parametrize("multiple", [1, 8])
 def test_costs_when_counted_in_batches_then_equal_the_domain(draw: Callable[[], ModelGraph], multiple: int) -> None:
     graph, profile = draw(), device(multiple=multiple)
-    compiled = CompiledCosts(graph, build_space(graph, profile), profile)
-    rng = np.random.default_rng(1)
-    states = np.array([[rng.integers(size) for size in compiled.sizes] for _ in range(40)])
-    found = compiled.costs(states)
-    for index, state in enumerate(states):
-        expected = count(graph, compiled.assignment(state), profile)
-        for metric in METRICS:
-            assert found[metric][index] == pytest.approx(expected.value(metric), rel=1e-12), metric
+    assert_counts_equal(graph, profile, 40, rel=1e-12)
 
 
 @settings(max_examples=120, deadline=None)
@@ -78,14 +84,7 @@ def test_times_when_a_table_is_asked_for_a_network_of_eight_bits_then_exact(draw
 @pytest.mark.parametrize("draw", [resnet, skipped])
 def test_costs_when_the_device_is_built_in_then_equal_the_domain(name: str, draw: Callable[[], ModelGraph]) -> None:
     graph, profile = draw(), built_in(name)
-    compiled = CompiledCosts(graph, build_space(graph, profile), profile)
-    rng = np.random.default_rng(3)
-    states = np.array([[rng.integers(size) for size in compiled.sizes] for _ in range(10)])
-    found = compiled.costs(states)
-    for index, state in enumerate(states):
-        expected = count(graph, compiled.assignment(state), profile)
-        for metric in METRICS:
-            assert found[metric][index] == pytest.approx(expected.value(metric), rel=1e-11), metric
+    assert_counts_equal(graph, profile, 10, rel=1e-11)
 
 
 def test_state_when_turned_into_an_assignment_and_back_then_is_the_same() -> None:
