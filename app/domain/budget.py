@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from app.domain.cost import Costs, reference_costs
+from app.domain.cost import METRICS, Costs, reference_costs
 from app.domain.device import DeviceProfile, Evidence
 from app.domain.floor import least
 from app.domain.graph import ModelGraph
@@ -124,6 +124,12 @@ def reach(graph: ModelGraph, space: SearchSpace, device: DeviceProfile, budget: 
     return Reach(smallest, broken)
 
 
+def counted_evidence(device: DeviceProfile) -> dict[str, Evidence]:
+    """Return the evidence behind each metric as it is counted: times from a latency table are interpolated."""
+    timed: Evidence = "modelled" if device.table is None else "interpolated"
+    return {metric: timed if metric in ("latency_ms", "energy_mj") else "modelled" for metric in METRICS}
+
+
 def table(
     budget: Budget,
     values: Mapping[str, float],
@@ -132,10 +138,9 @@ def table(
 ) -> tuple[BudgetRow, ...]:
     """Return the budget table for values counted or measured elsewhere (default evidence: modelled).
 
-    With a `device`, rows tell whether the limit is its own, and times from its latency table are interpolated.
+    With a `device`, rows tell whether the limit is its own, and evidence not given is that of its counted figures.
     """
-    tabled = {"latency_ms", "energy_mj"} if device and device.table else set()
-    found: dict[str, Evidence] = {**dict.fromkeys(tabled, "interpolated"), **evidence}
+    found = {**({} if device is None else counted_evidence(device)), **evidence}
     return tuple(
         BudgetRow(
             metric,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from app.domain.budget import counted_evidence
 from app.domain.cost import Breakdown, breakdown, count
 from app.domain.device import DeviceProfile, Evidence
 from app.domain.graph import ModelGraph
@@ -118,10 +119,9 @@ class Why:
 def explain(graph: ModelGraph, assignment: Assignment, device: DeviceProfile, space: SearchSpace, best: int = 3) -> Why:
     """Explain an assignment's latency, and name the `best` single changes within `space` that save most."""
     references = {name: breakdown(graph, widest(graph, bits), device) for name, bits in (("float", 32), ("w8a8", 8))}
-    evidence: Evidence = "modelled" if device.table is None else "interpolated"
     found = breakdown(graph, assignment, device)
     changes = _savings(graph, assignment, device, _variants(graph, assignment, (space, device), _slowest(found)))
-    return Why(found, references, tuple(changes[:best]), evidence)
+    return Why(found, references, tuple(changes[:best]), counted_evidence(device)["latency_ms"])
 
 
 def _times(item: Breakdown) -> Mapping[str, Parts]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from app.domain.budget import Budget, BudgetRow, table, with_measured
+from app.domain.budget import Budget, BudgetRow, counted_evidence, table, with_measured
 from app.domain.cost import METRICS, count
 from app.domain.demand import is_host
 from app.domain.device import DeviceProfile, Evidence
@@ -270,7 +270,7 @@ def _fill_budget(report: VerificationReport, subject: Subject) -> None:
     """Put counted, measured and modelled figures side by side, each with its evidence."""
     modelled = count(subject.graph, subject.network.assignment, subject.device)
     report.costs = {metric: modelled.value(metric) for metric in METRICS}
-    report.evidence = dict.fromkeys(METRICS, "modelled")
+    report.evidence = counted_evidence(subject.device)
     found: dict[str, float] = {} if report.recount is None else dict(report.recount.totals())
     if subject.measured is not None:
         found["latency_ms"] = subject.measured["value_ms"]
@@ -278,7 +278,9 @@ def _fill_budget(report: VerificationReport, subject: Subject) -> None:
         found["latency_ms"] = report.latency["compressed"].min_ms
     report.costs.update(found)
     report.evidence.update(_measured(found))
-    report.budget = with_measured(table(subject.budget, report.costs, report.evidence), subject.measured)
+    report.budget = with_measured(
+        table(subject.budget, report.costs, report.evidence, subject.device), subject.measured
+    )
 
 
 def _measured(metrics: Mapping[str, float]) -> dict[str, Evidence]:

@@ -13,7 +13,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from app.domain.budget import Budget
 from app.domain.cost import count
+from app.domain.device import MemoryPool
+from app.domain.latency import LatencyTable
 from worker.export.archive import read_archive, write_archive
 from worker.export.checkpoint import dequantized, write_checkpoint
 from worker.export.recount import recount
@@ -60,6 +63,19 @@ def test_verify_when_device_is_this_host_then_its_latency_is_measured_and_anothe
     assert report.evidence["latency_ms"] == "modelled"
     assert report.costs["latency_ms"] == count(lab.graph, mixed.assignment, other.device).latency_ms
     assert report.latency["compressed"].min_ms > 0
+
+
+def test_verify_when_the_room_is_the_devices_then_its_budget_row_says_so_and_table_times_are_interpolated(
+    lab: Lab, mixed: CompressedNetwork
+) -> None:
+    room = 1 << 20
+    table = LatencyTable({"conv.int8.window.odd": {"calls": 1e-3}})
+    device = replace(host_device("esp32s3"), activation_pool=MemoryPool(room, 10.0), table=table)
+    subject = replace(lab.subject(mixed), device=device, budget=Budget({"peak_activation_bytes": room, "bops": 1e12}))
+    report = verify(subject, lab.files(mixed))
+    assert {row.metric: row.origin for row in report.budget} == {"peak_activation_bytes": "device", "bops": "request"}
+    assert report.evidence["latency_ms"] == report.evidence["energy_mj"] == "interpolated"
+    assert report.evidence["peak_activation_bytes"] == "modelled"
 
 
 def edited(files: Files, name: str, change: Callable[[Any], Any]) -> Files:
