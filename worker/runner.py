@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 import uuid
@@ -14,8 +12,10 @@ from typing import Any, Literal
 
 from app.domain.candidate import Measurement
 from app.domain.space import Assignment
+from app.store import evaluations
 from app.store import runner as rows
 from app.store.tables import Trial
+from worker.cache import Cache
 from worker.finish import Finisher, export_candidate
 from worker.job import Cancelled, GivenUp, Job, LostTrial, Site, load_job, problem
 from worker.measured import ROUNDS, Measured, Timer
@@ -32,7 +32,6 @@ PROBE_BATCH = 8
 OPEN_S = 600.0
 MAX_SAME_FAILURES = 3
 CANCEL_POLL_S = 1.0
-MEASUREMENT_VERSION = 2  # raise it when the same assignment measures differently: stored measurements then lapse
 
 
 @dataclass
@@ -110,9 +109,10 @@ class Runner:
     def _loop(self, job: Job) -> SearchLoop:
         """Rebuild the search from its rows and the stored probe measurements."""
         fresh = SearchLoop(job.goal, job.settings)
-        keys = {probe.key: self._key(job, probe.assignment, "screen", PROBE_REPAIR) for probe in fresh.pending_probes()}
+        cache = Cache(job)
+        keys = {probe.key: cache.key((probe.assignment, "screen", PROBE_REPAIR)) for probe in fresh.pending_probes()}
         with self.site.database.reading() as session:
-            stored = rows.evaluations(session, list(keys.values()))
+            stored = evaluations.stored(session, list(keys.values()))
             past = [_row(trial) for trial in rows.trials(session, self.search_id)]
         known = {probe: stored[key]["metrics"].get("kl") for probe, key in keys.items() if key in stored}
         return SearchLoop.from_rows(job.goal, job.settings, past, known)
@@ -282,9 +282,10 @@ class Runner:
 
         `base` is what the assignments are changes of, where they are: the child then computes the common part once.
         """
-        keys = [self._key(job, *item) for item in items]
+        cache = Cache(job)
+        keys = [cache.key(item) for item in items]
         with self.site.database.reading() as session:
-            stored = rows.evaluations(session, keys)
+            stored = evaluations.stored(session, keys)
         missing = [index for index, key in enumerate(keys) if key not in stored]
         found: dict[int, Json] = {}
         if missing:
@@ -298,7 +299,7 @@ class Runner:
             with self.site.database.writing() as session:
                 for index in sorted(found, key=keys.__getitem__):  # one order everywhere: no deadlocks
                     if "measurement" in found[index]:
-                        rows.store_evaluation(session, keys[index], found[index]["measurement"])
+                        evaluations.store(session, cache.entry(items[index], found[index]["measurement"]))
         return [found.get(i) or {"measurement": stored[key]} for i, key in enumerate(keys)]
 
     def _call(self, job: Job, method: str, params: Json, timeout_s: float) -> Json:
@@ -328,12 +329,6 @@ class Runner:
             with self.site.database.reading() as session:
                 self._cancelled = rows.is_cancelled(session, self.search_id)
         return self._cancelled
-
-    def _key(self, job: Job, assignment: Assignment, fidelity: str, repair: str) -> str:
-        """Hash everything a measurement depends on; the device only decides how weights are scaled."""
-        scheme = sorted(job.goal.device.per_channel_weights)
-        parts = [MEASUREMENT_VERSION, *job.digests, assignment.digest, fidelity, repair, scheme, job.opening["options"]]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _poisoned(attempt: int) -> Json:

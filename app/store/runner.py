@@ -12,13 +12,12 @@ from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.domain import ids
 from app.domain.lifecycle import Outcome, SearchState, TrialState, can_move
 from app.store import blobs, events
-from app.store.tables import Artefact, Candidate, Dataset, Evaluation, Json, Model, Search, Trial, Worker, now
+from app.store.tables import Artefact, Candidate, Dataset, Json, Model, Search, Trial, Worker, now
 
 MAX_ATTEMPTS = 3
 TOLD = ("stage", "progress_done", "progress_total", "eta_s", "best")
@@ -73,22 +72,6 @@ def is_cancelled(session: Session, search_id: str) -> bool:
 def trials(session: Session, search_id: str) -> Sequence[Trial]:
     """Return the trials of a search by number."""
     return session.scalars(sa.select(Trial).where(Trial.search_id == search_id).order_by(Trial.idx)).all()
-
-
-def evaluations(session: Session, keys: Sequence[str]) -> dict[str, Json]:
-    """Return the stored measurements among `keys`."""
-    found: dict[str, Json] = {}
-    for start in range(0, len(keys), 500):
-        part = sa.select(Evaluation).where(Evaluation.key.in_(keys[start : start + 500]))
-        found.update({row.key: row.measurement for row in session.scalars(part)})
-    return found
-
-
-def store_evaluation(session: Session, key: str, measurement: Json) -> None:
-    """Keep a measurement for every search it fits (the first one stays)."""
-    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-    row = {"key": key, "measurement": measurement, "created_at": now()}
-    session.execute(insert(Evaluation).values(row).on_conflict_do_nothing(index_elements=["key"]))
 
 
 def claim(session: Session, search_id: str, plan: Json, token: str) -> Trial:

@@ -179,11 +179,19 @@ class Trial(Base):
 
 
 class Evaluation(Base):
-    """A measurement that need not be repeated; the key is a SHA-256 of everything it depends on."""
+    """A measurement that need not be repeated; the key is a SHA-256 of everything it depends on.
+
+    `context` is one of what it shares with other assignments' measurements: network, weights, data, method.
+    """
 
     __tablename__ = "evaluation"
+    __table_args__ = (sa.Index(None, "context", "fidelity"),)
     key: Mapped[str] = mapped_column(primary_key=True)
     measurement: Mapped[Json]
+    context: Mapped[str | None] = mapped_column(sa.String(64))
+    fidelity: Mapped[str | None] = mapped_column(sa.String(16))
+    repair: Mapped[str | None] = mapped_column(sa.String(32))
+    assignment: Mapped[Json | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 

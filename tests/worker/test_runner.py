@@ -247,11 +247,3 @@ def test_run_when_the_next_trial_is_finished_by_another_worker_then_this_one_lea
         zombie.run()
     zombie.close()
     assert rig.search(search).state == "running"
-
-
-def test_store_evaluation_when_two_workers_measured_the_same_then_the_first_stays(rig: Rig) -> None:
-    for kl in (0.25, 0.5):
-        with rig.database.writing() as session:
-            rows.store_evaluation(session, "k" * 64, {"metrics": {"kl": kl}})
-    with rig.database.reading() as session:
-        assert rows.evaluations(session, ["k" * 64])["k" * 64]["metrics"] == {"kl": 0.25}

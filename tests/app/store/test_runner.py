@@ -110,17 +110,6 @@ def test_search_when_the_wish_is_cancel_then_begin_ends_it(database: Database, s
         assert session.get_one(Search, search_id).state == "cancelled"
 
 
-def test_evaluation_when_stored_twice_then_the_first_stays(database: Database, search_id: str) -> None:
-    keys = [f"{search_id}-{number}" for number in range(1200)]
-    for value in (1.0, 2.0):
-        with database.writing() as session:
-            runner.store_evaluation(session, keys[0], {"kl": value})
-    with database.writing() as session:
-        runner.store_evaluation(session, keys[1199], {"kl": 3.0})
-    with database.reading() as session:
-        assert runner.evaluations(session, keys) == {keys[0]: {"kl": 1.0}, keys[1199]: {"kl": 3.0}}
-
-
 def candidate(rank: int) -> Json:
     return {"trial_idx": 3, "rank": rank, "assignment": {}, "costs": {}, "metrics": {}, "layers": [], "budget": [],
             "feasible": True}  # fmt: skip

@@ -1,0 +1,44 @@
+"""Where a search's measurements are kept, for every search on the same network and data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from app.domain.space import Assignment
+from app.store.evaluations import Evaluated
+from worker.job import Job
+
+Json = dict[str, Any]
+Item = tuple[Assignment, str, str]
+"""(assignment, fidelity, repair)."""
+
+MEASUREMENT_VERSION = 2  # raise it when the same assignment measures differently: stored measurements then lapse
+
+
+class Cache:
+    """The keys under which one search's measurements lie."""
+
+    def __init__(self, job: Job) -> None:
+        scheme = sorted(job.goal.device.per_channel_weights)  # of the device this alone matters: how weights are scaled
+        self._common = [MEASUREMENT_VERSION, *job.digests, scheme, job.opening["options"]]
+
+    @property
+    def context(self) -> str:
+        """Hash what measurements of any two assignments of this search have in common."""
+        return _digest(self._common)
+
+    def key(self, item: Item) -> str:
+        """Hash everything a measurement depends on."""
+        assignment, fidelity, repair = item
+        return _digest([*self._common, assignment.digest, fidelity, repair])
+
+    def entry(self, item: Item, measurement: Json) -> Evaluated:
+        """Return a measurement as it is stored."""
+        assignment, fidelity, repair = item
+        return Evaluated(self.key(item), measurement, self.context, fidelity, repair, assignment.to_json())
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
