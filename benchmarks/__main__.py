@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import budgets, export, graph, large, latency, measured
+from benchmarks import budgets, export, graph, large, latency, measured, search
 
 SUITES = {
     "budgets": budgets.run,
@@ -13,8 +13,9 @@ SUITES = {
     "large": large.run,
     "measured": measured.run,
     "latency": latency.run,
+    "search": search.run,
 }
-QUICK = {"latency": latency.run_quick}
+QUICK = {"latency": latency.run_quick, "search": search.run_quick}
 
 
 def main() -> None:
@@ -22,7 +23,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("names", nargs="*", choices=[*SUITES, []], help="which (default: all)")
     parser.add_argument("--quick", action="store_true", help="a small version, where a benchmark has one")
+    parser.add_argument("--only", action="append", metavar="NETWORK/BUDGET/STRATEGY", help="search: some of its cells")
+    parser.add_argument("--workers", type=int, default=2, help="search: how many processes")
+    parser.add_argument("--page", action="store_true", help="search: write docs/search.md from the cells there are")
     asked = parser.parse_args()
+    if asked.page:
+        search.write_page()
+        return
+    if asked.only:
+        search.run(asked.only, workers=asked.workers)
+        return
     chosen = {**SUITES, **QUICK} if asked.quick else SUITES
     for name in asked.names or SUITES:
         chosen[name]()
