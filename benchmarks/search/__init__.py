@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.networks import available
-from benchmarks.search import cells, plan, report
+from benchmarks.search import cells, others, plan, report
 
 QUICK = "resnet8_cifar10/bops-16"
 
@@ -16,6 +16,8 @@ def run(only: Sequence[str] = (), seeds: Sequence[int] = plan.SEEDS, workers: in
         print("search: the reference data folder (../shared/data) is absent; nothing measured")
         return
     cells.fill(plan.cells(only, seeds), workers)
+    if not only:
+        others.fill()
     report.show(list(cells.results(plan.cells()).values()))
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, cast
 
 from app.domain.budget import resolve
 from app.domain.candidate import Fidelity, Measurement
@@ -23,7 +23,7 @@ from worker.quant.compressor import Repair
 from worker.search.evaluate import Evaluator, EvaluatorOptions, open_evaluator
 from worker.search.rows import Goal
 
-REPAIR: Repair = "sequential"
+REPAIR = "sequential"
 OPTIONS = EvaluatorOptions(full=512)
 RESCORED = 8
 RESCORE_PICTURES = 2048
@@ -42,7 +42,7 @@ class Scored:
     kl: float
     accuracy: float
     feasible: bool
-    repair: Repair = REPAIR
+    repair: str = REPAIR
 
 
 class Scorer:
@@ -73,7 +73,7 @@ class Scorer:
         )
 
     def score(
-        self, assignment: Assignment, stage: str, repair: Repair = REPAIR, base: Assignment | None = None
+        self, assignment: Assignment, stage: str, repair: str = REPAIR, base: Assignment | None = None
     ) -> Measurement:
         """Return the measurement of an assignment: `stage` is a fidelity of the search, or "rescore"."""
         key = ":".join((code_version(), self.name, self.device.name, stage, repair, assignment.digest))
@@ -88,11 +88,11 @@ class Scorer:
             self._stored.put(key, found)
         return found
 
-    def _measured(self, assignment: Assignment, stage: str, repair: Repair, base: Assignment | None) -> Measurement:
+    def _measured(self, assignment: Assignment, stage: str, repair: str, base: Assignment | None) -> Measurement:
+        way = cast(Repair, repair)
         if stage == "rescore":
-            return self.judge.evaluate(assignment, "full", repair)
-        fidelity: Fidelity = {"screen": "screen", "full": "full", "holdout": "holdout"}[stage]  # type: ignore[assignment]
-        return self.search.evaluate(assignment, fidelity, repair, base)
+            return self.judge.evaluate(assignment, "full", way)
+        return self.search.evaluate(assignment, cast(Fidelity, stage), way, base)
 
 
 @cache
@@ -148,7 +148,7 @@ class Arena:
         return share
 
     def evaluate(
-        self, assignment: Assignment, stage: str = "full", repair: Repair = REPAIR, base: Assignment | None = None
+        self, assignment: Assignment, stage: str = "full", repair: str = REPAIR, base: Assignment | None = None
     ) -> Measurement:
         """Measure an assignment for one evaluation. Raises Spent where none is left."""
         key = f"{stage}:{repair}:{assignment.digest}"

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.networks import NETWORKS
-from benchmarks.search import judge
+from benchmarks.search import judge, others
 from benchmarks.search.judge import Claim, Series
 from benchmarks.search.plan import BUDGETS, STRATEGIES
 
@@ -48,6 +48,7 @@ def all_claims(found: Sequence[dict[str, Any]]) -> list[Claim]:
         *judge.ranking_claims(found, networks),
         *judge.front_claims(found, networks),
         *judge.loss_claims(found),
+        *others.claims(),
     ]
 
 

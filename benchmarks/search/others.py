@@ -1,0 +1,33 @@
+"""What else is claimed of the search: cells of one measurement each, judged beside the comparison."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.cells import RESULTS, cell
+from benchmarks.search.judge import Claim
+
+CELLS = {"search-same": "benchmarks.search.service"}
+"""By cell: a module with `measure() -> dict` and `claims(found) -> list[Claim]`."""
+
+
+def fill() -> None:
+    """Measure what has no file yet, alone on the machine: some of it is timed."""
+    for name, module in CELLS.items():
+        cell(name, importlib.import_module(module).measure)
+
+
+def results() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Return (cell, figures) of what is measured."""
+    for name in CELLS:
+        file = RESULTS / f"{name}.json"
+        if file.exists():
+            yield name, json.loads(file.read_text())
+
+
+def claims() -> list[Claim]:
+    """Return what the measured cells say."""
+    return [item for name, found in results() for item in importlib.import_module(CELLS[name]).claims(found)]
