@@ -171,7 +171,8 @@ def create_search(service: Service, request: Json, schedule_id: str | None = Non
         session.add(row)
         session.flush()
         events.append(session, row.id, "state", {"state": row.state})
-        queue.enqueue_slice(service.client, session, row.id)
+        for slot in range(int((request.get("search") or {}).get("runners") or 1)):
+            queue.enqueue_slice(service.client, session, row.id, slot)
         return row
 
 

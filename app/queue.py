@@ -49,12 +49,12 @@ def enqueue(client: DBOSClient, session: Session, workflow: str, workflow_id: st
     client.enqueue_in_transaction(session, options, *args)
 
 
-def enqueue_slice(client: DBOSClient, session: Session, search_id: str) -> None:
-    """Enqueue a search's next slice under an id of its own, so that asking twice runs it once."""
+def enqueue_slice(client: DBOSClient, session: Session, search_id: str, slot: int = 0) -> None:
+    """Enqueue the next slice of one of a search's runners under an id of its own: asking twice runs it once."""
     number = session.execute(
         sa.update(Search).where(Search.id == search_id).values(slice=Search.slice + 1).returning(Search.slice)
     ).scalar_one()
-    enqueue(client, session, RUN_SEARCH, f"{search_id}-r0-s{number}", search_id)
+    enqueue(client, session, RUN_SEARCH, f"{search_id}-r{slot}-s{number}", search_id, str(slot))
 
 
 def adopt(client: DBOSClient, executors: list[str]) -> list[str]:

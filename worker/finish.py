@@ -23,7 +23,8 @@ from worker.search.loop import SearchLoop
 from worker.search.rows import Goal, TrialRow
 
 Json = dict[str, Any]
-Measure = Callable[[Job, Sequence[tuple[Assignment, str, str]]], list[Json]]
+Item = tuple[Assignment, str, str]
+Measure = Callable[[Job, Sequence[Item]], list[Json]]
 Call = Callable[[Job, str, Json, float], Json]
 
 RESCORED = 8
@@ -55,6 +56,10 @@ class Finisher:
             verified += self._export(candidate_id, row) is Verification.verified
         return Outcome.feasible if feasible else Outcome.best_effort
 
+    def to_score(self) -> list[Item]:
+        """Return what will be measured on the hold-out set: the baseline, then what was chosen."""
+        return [_holdout(row) for row in [self.loop.rows[0], *self._chosen()[0]]]
+
     def _chosen(self) -> tuple[list[TrialRow], bool]:
         """Return the finalists, or where there are none the trial that breaks the limits least; and which it is."""
         loop, measured = self.loop, self.measured
@@ -67,8 +72,7 @@ class Finisher:
     def _ranked(self, chosen: list[TrialRow]) -> list[tuple[TrialRow, Json]]:
         """Measure on the hold-out set, the baseline too; order by accuracy there (where labelled), then by KL."""
         base = self.loop.rows[0]
-        items = [(row.assignment, "holdout", row.repair or "sequential") for row in [base, *chosen]]
-        scored = [self._scored(item) for item in items]
+        scored = [self._scored(_holdout(row)) for row in [base, *chosen]]
         if scored[0] is not None:
             baseline = {"metrics": dict(base.metrics), "holdout": scored[0]["metrics"]}
             baseline["costs"] = self.loop.costs(base.assignment).to_json()
@@ -77,7 +81,7 @@ class Finisher:
         pairs = [(row, found) for row, found in zip(chosen, scored[1:], strict=True) if found is not None]
         return sorted(pairs, key=lambda pair: (-pair[1]["metrics"].get("accuracy", 0.0), pair[1]["metrics"]["kl"]))
 
-    def _scored(self, item: tuple[Assignment, str, str]) -> Json | None:
+    def _scored(self, item: Item) -> Json | None:
         try:
             return self._measure(self.job, [item])[0].get("measurement")
         except ChildDied:
@@ -119,6 +123,10 @@ class Finisher:
         with self.site.database.writing() as session:
             rows.progress(session, self.job.search_id, {"stage": "export"})
         return export_candidate(self.site, self.job, candidate_id, (row.assignment, row.repair), self._call)
+
+
+def _holdout(row: TrialRow) -> Item:
+    return row.assignment, "holdout", row.repair or "sequential"
 
 
 def export_candidate(

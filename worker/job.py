@@ -76,6 +76,10 @@ class LostTrial(RuntimeError):
     """Another worker took the trial: this one stops without a trace."""
 
 
+class Ended(Exception):
+    """Another runner of the search ended it."""
+
+
 @dataclass
 class Job:
     """One search as the runner sees it: what it was asked, and its files."""
@@ -91,6 +95,7 @@ class Job:
     export_top: int
     names: Json = field(default_factory=dict)
     demand: Demand | None = None
+    runners: int = 1
 
 
 def pictures(macs: int) -> dict[str, int]:
@@ -143,6 +148,7 @@ def load_job(site: Site, search_id: str) -> Job:
             int(spec.get("export_top", 1)),
             names,
             demand_of(spec),
+            int((spec.get("search") or {}).get("runners") or 1),
         )
 
 

@@ -114,10 +114,10 @@ def _inspected(site: Site, method: str, params: Json) -> tuple[Json | None, Json
 
 
 @DBOS.workflow(name=queue.RUN_SEARCH)
-def run_search(search_id: str) -> None:
-    """Work on a search for one slice; enqueue the next slice where it is not finished."""
+def run_search(search_id: str, slot: str = "0") -> None:
+    """Work on a search for one slice, as one of its runners; enqueue the next slice where it is not finished."""
     here = context()
-    runner = Runner(here.site, search_id)
+    runner = Runner(here.site, search_id, int(slot))
     try:
         end = runner.run()
     except LostTrial as lost:
@@ -132,7 +132,7 @@ def run_search(search_id: str) -> None:
         runner.close()
     if end == "again":
         with here.site.database.writing() as session:
-            queue.enqueue_slice(here.client, session, search_id)
+            queue.enqueue_slice(here.client, session, search_id, int(slot))
 
 
 @DBOS.workflow(name=queue.EXPORT_CANDIDATE)

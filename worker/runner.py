@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from app.store import evaluations
 from app.store import runner as rows
 from app.store.tables import Trial
 from worker.cache import Cache
+from worker.crew import Crew
 from worker.finish import Finisher, export_candidate
-from worker.job import Cancelled, GivenUp, Job, LostTrial, Site, load_job, problem
+from worker.job import Cancelled, Ended, GivenUp, Job, LostTrial, Site, load_job, problem
 from worker.measured import ROUNDS, Measured, Timer
 from worker.sandbox import Child, ChildDied, ChildRefused
 from worker.search.loop import SearchLoop
@@ -53,10 +53,10 @@ class Failures:
 class Runner:
     """Drives one search for one slice."""
 
-    def __init__(self, site: Site, search_id: str) -> None:
+    def __init__(self, site: Site, search_id: str, slot: int = 0) -> None:
         self.site = site
         self.search_id = search_id
-        self.token = uuid.uuid4().hex
+        self.crew = Crew(site, search_id, slot)
         self._child: Child | None = None
         self._failures = Failures()
         self._asked = 0.0
@@ -68,6 +68,7 @@ class Runner:
         job = self._load()
         if job is None:
             return "finished"
+        self.crew.enter(job.runners)
         try:
             measured = self._measured(job)
             job = job if measured is None else self._prepared(job, measured)
@@ -81,8 +82,11 @@ class Runner:
         except GivenUp as reason:
             with self.site.database.writing() as session:
                 rows.fail(session, self.search_id, reason.problem)
+        except Ended:
+            pass
         finally:
             self.close()
+            self.crew.leave()
         return "finished"
 
     def close(self) -> None:
@@ -158,23 +162,67 @@ class Runner:
 
     def _search(self, job: Job, loop: SearchLoop, deadline: float) -> bool:
         """Run baseline, probes and trials; return False where the slice ended first."""
-        self._run_trials(job, loop, loop.next_trials(1) if not loop.rows or loop.rows[0].state == "running" else [])
+        if not loop.rows or loop.rows[0].state == "running":
+            self._run_trials(job, loop, loop.next_trials(1))
+        if not self._probed(job, loop, deadline):
+            return False
         self._check_baseline(loop)
-        while pending := loop.pending_probes():
-            self._probe(job, loop, pending[:PROBE_BATCH])
-            if time.monotonic() > deadline:
-                return False
         while not loop.is_done and not self._out_of_time(job):
-            plans = loop.next_trials(1)
-            if not plans:
+            self._refresh(loop)
+            self._check_baseline(loop)
+            if plans := loop.next_trials(1):
+                self._run_trials(job, loop, plans)
+            elif self.crew.is_alone:
                 break
-            self._run_trials(job, loop, plans)
+            elif not loop.is_done:
+                self._wait(loop)
             if time.monotonic() > deadline and not loop.is_done:
                 return False
         return True
 
+    def _probed(self, job: Job, loop: SearchLoop, deadline: float) -> bool:
+        """Measure the sensitivities, those left that other runners have not; return False where the slice ended."""
+        everything = loop.pending_probes()
+        while pending := loop.pending_probes():
+            self._probe(job, loop, self.crew.share(everything, pending, PROBE_BATCH))
+            self._learn(job, loop)
+            if time.monotonic() > deadline:
+                return False
+        return True
+
+    def _learn(self, job: Job, loop: SearchLoop) -> None:
+        """Take in the probes that other runners have measured."""
+        if self.crew.is_alone:
+            return
+        cache = Cache(job)
+        keys = {probe.key: cache.key((probe.assignment, "screen", PROBE_REPAIR)) for probe in loop.pending_probes()}
+        with self.site.database.reading() as session:
+            stored = evaluations.stored(session, list(keys.values()))
+        for probe, key in keys.items():
+            if key in stored:
+                loop.tell_probe(probe, stored[key]["metrics"].get("kl"))
+
+    def _refresh(self, loop: SearchLoop, since: int | None = None) -> None:
+        """Take in what the other runners planned and finished; trials whose runner died are to be had again."""
+        if self.crew.is_alone:
+            return
+        first = next((row.idx for row in loop.rows if row.state == "running"), len(loop.rows))
+        first = first if since is None else min(first, since)
+        with self.site.database.reading() as session:
+            held = {*self.crew.others(session), self.crew.token}
+            found = rows.trials(session, self.search_id, first)
+        lost = [trial.idx for trial in found if trial.state == "running" and trial.owner_token not in held]
+        loop.sync(map(_row, found), lost)
+
+    def _wait(self, loop: SearchLoop) -> None:
+        """Wait a moment for the other runners."""
+        self.crew.wait()
+        if self._is_cancelled():
+            raise Cancelled
+        self._refresh(loop)
+
     def _check_baseline(self, loop: SearchLoop) -> None:
-        if loop.rows[0].state != "done":
+        if loop.rows[0].state == "failed":
             detail = "the float network could not be measured on the evaluation set"
             raise GivenUp(problem("baseline-invalid", detail))
 
@@ -197,17 +245,28 @@ class Runner:
     def _run_trials(self, job: Job, loop: SearchLoop, plans: Sequence[TrialPlan]) -> None:
         for plan in plans:
             attempt = self._claim(plan)
+            if attempt is None:
+                self._refresh(loop)
+                continue
             result = self._attempt(job, plan) if attempt <= rows.MAX_ATTEMPTS else _poisoned(attempt)
             self._finish(job, loop, plan, result)
             self._failures.note((result.get("failure") or {}).get("kind"))
 
-    def _claim(self, plan: TrialPlan) -> int:
-        """Take a trial; return which attempt this is. Raises LostTrial where another worker has finished it."""
-        try:
-            with self.site.database.writing() as session:
-                return rows.claim(session, self.search_id, _plan_json(plan), self.token).attempt
-        except rows.TrialFinished as error:
-            raise LostTrial(plan.idx) from error
+    def _claim(self, plan: TrialPlan) -> int | None:
+        """Take a trial; return which attempt this is, or None where another runner was faster.
+
+        Raises LostTrial where a successor took this runner's slot.
+        """
+        self.crew.work()
+        with self.site.database.writing() as session:
+            self.crew.check(session, plan.idx)
+            others = self.crew.others(session)
+            try:
+                return rows.claim(session, self.search_id, _plan_json(plan), self.crew.token, others).attempt
+            except (rows.TrialFinished, rows.TrialHeld) as error:
+                if self.crew.is_alone:
+                    raise LostTrial(plan.idx) from error
+                return None
 
     def _attempt(self, job: Job, plan: TrialPlan) -> Json:
         start = time.perf_counter()
@@ -223,6 +282,9 @@ class Runner:
 
     def _finish(self, job: Job, loop: SearchLoop, plan: TrialPlan, result: Json) -> None:
         found = result.get("measurement")
+        self._refresh(loop)
+        if loop.row(plan.idx).state != "running":  # this runner was thought dead, and another finished it
+            return
         told = loop.tell(plan.idx, None if found is None else Measurement.from_json(found))
         costs, budget = loop.costs(plan.assignment), job.goal.budget
         ending = rows.TrialResult(
@@ -238,9 +300,13 @@ class Runner:
         stage = "baseline" if plan.idx == 0 else "search"
         fields = self._progress(job, loop, stage)
         with self.site.database.writing() as session:
-            if not rows.finish(session, self.search_id, plan.idx, self.token, ending):
+            if rows.finish(session, self.search_id, plan.idx, self.crew.token, ending):
+                rows.progress(session, self.search_id, fields)
+                return
+            self.crew.check(session, plan.idx)
+            if self.crew.is_alone:
                 raise LostTrial(plan.idx)
-            rows.progress(session, self.search_id, fields)
+        self._refresh(loop, plan.idx)
 
     def _tell(self, job: Job, loop: SearchLoop, stage: str) -> None:
         with self.site.database.writing() as session:
@@ -265,11 +331,17 @@ class Runner:
         return fields
 
     def _conclude(self, job: Job, loop: SearchLoop, measured: Measured | None) -> None:
-        """Re-score the best on the hold-out pictures, export and verify them, and end the search."""
+        """Re-score the best on the hold-out pictures, export and verify them, and end the search (one runner does)."""
+        finisher = Finisher(self.site, job, loop, self.measure, self._call, measured)
+        if not self.crew.is_alone:
+            for item in self.crew.turned(finisher.to_score()):
+                self._attempt_item(job, item)
+            if not self.crew.takes_end():
+                return
         self._tell(job, loop, "holdout")
         with self.site.database.writing() as session:
             rows.progress(session, self.search_id, {"sensitivity": loop.table.to_json()})
-        outcome = Finisher(self.site, job, loop, self.measure, self._call, measured).run()
+        outcome = finisher.run()
         with self.site.database.writing() as session:
             rows.complete(session, self.search_id, outcome)
 
@@ -324,6 +396,7 @@ class Runner:
         return self._child
 
     def _is_cancelled(self) -> bool:
+        self.crew.beat()
         if time.monotonic() - self._asked > CANCEL_POLL_S:
             self._asked = time.monotonic()
             with self.site.database.reading() as session:

@@ -77,6 +77,7 @@ class SearchOptionsIn(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
     max_wall_s: Positive | None = None
+    runners: Annotated[int, Field(ge=1, le=16)] = 1
 
 
 class SearchIn(Strict):
@@ -97,6 +98,12 @@ class SearchIn(Strict):
         """Leave out an agent that was not named."""
         found: dict[str, Any] = serialize(self)
         return {key: value for key, value in found.items() if key != "agent" or value is not None}
+
+    @model_validator(mode="after")
+    def _timed_alone(self) -> Self:
+        if self.search.runners > 1 and any(limit.evidence == "measured" for limit in self.limits):
+            raise ValueError("a search that measures latency has one runner")
+        return self
 
 
 class InputRuleIn(Strict):

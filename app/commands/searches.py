@@ -52,6 +52,9 @@ class Request:
     prune: Annotated[bool | None, typer.Option("--prune/--no-prune", help="Remove channels or only bits.")] = None
     freeze: Annotated[list[str] | None, typer.Option(help="Layers never pruned (pattern); repeatable.")] = None
     max_wall_s: Annotated[float | None, typer.Option(min=1.0, help="Stop after so many seconds.")] = None
+    runners: Annotated[
+        int | None, typer.Option(min=1, max=16, help="How many workers share the search, a thread each.")
+    ] = None
     export_top: Annotated[int | None, typer.Option(min=0, help="How many candidates to export.")] = None
 
 
@@ -149,6 +152,7 @@ def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
             "seed": request.seed,
             "sampler": request.sampler,
             "max_wall_s": request.max_wall_s,
+            "runners": request.runners,
         },
     )
     own = {"name": request.name, "export_top": request.export_top, "agent": request.agent}

@@ -6,7 +6,7 @@ left running by a killed worker is claimed again under its own number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -27,6 +27,10 @@ class TrialFinished(RuntimeError):
     """The trial to be claimed is finished: another worker is ahead."""
 
 
+class TrialHeld(RuntimeError):
+    """The trial to be claimed is another runner's, and that one lives."""
+
+
 @dataclass(frozen=True)
 class TrialResult:
     """How a trial ended: `metrics` of a measurement, or a `failure` {kind, detail}; costs and violation either way."""
@@ -41,7 +45,7 @@ class TrialResult:
 
 def begin(session: Session, search_id: str) -> Search | None:
     """Take a search up: queued becomes running. Returns None where there is nothing (more) to do."""
-    search = _locked(session, search_id)
+    search = locked(session, search_id)
     if search is None or SearchState(search.state).is_finished:
         return None
     if search.desired == "cancel":
@@ -69,23 +73,26 @@ def is_cancelled(session: Session, search_id: str) -> bool:
     return wanted is None or wanted == "cancel"
 
 
-def trials(session: Session, search_id: str) -> Sequence[Trial]:
-    """Return the trials of a search by number."""
-    return session.scalars(sa.select(Trial).where(Trial.search_id == search_id).order_by(Trial.idx)).all()
+def trials(session: Session, search_id: str, first: int = 0) -> Sequence[Trial]:
+    """Return the trials of a search by number, from `first` on."""
+    query = sa.select(Trial).where(Trial.search_id == search_id, Trial.idx >= first)
+    return session.scalars(query.order_by(Trial.idx)).all()
 
 
-def claim(session: Session, search_id: str, plan: Json, token: str) -> Trial:
+def claim(session: Session, search_id: str, plan: Json, token: str, alive: Collection[str] = ()) -> Trial:
     """Give a trial to the holder of `token`: a new row, or one that a killed worker left running.
 
-    Raises TrialFinished where the trial is finished already.
+    Raises TrialFinished where the trial is finished already, TrialHeld where one of the tokens `alive` holds it.
     """
-    _locked(session, search_id)
+    locked(session, search_id)
     row = session.scalar(sa.select(Trial).where(Trial.search_id == search_id, Trial.idx == plan["idx"]))
     if row is None:
         row = Trial(id=ids.new_id("trial"), search_id=search_id, owner_token=token, attempt=1, **plan)
         session.add(row)
     elif row.state != TrialState.running:
         raise TrialFinished(f"trial {plan['idx']} is {row.state}")
+    elif row.owner_token != token and row.owner_token in alive:
+        raise TrialHeld(f"trial {plan['idx']} is another runner's")
     else:
         row.owner_token, row.attempt = token, row.attempt + 1
     session.flush()
@@ -186,7 +193,7 @@ def export_failed(session: Session, candidate_id: str, problem: Json) -> None:
 
 def complete(session: Session, search_id: str, outcome: Outcome) -> None:
     """End a search with what it found."""
-    search = _locked(session, search_id)
+    search = locked(session, search_id)
     if search is not None and can_move(SearchState(search.state), SearchState.completed):
         search.outcome, search.stage = outcome, None
         _end(session, search, SearchState.completed, None)
@@ -194,14 +201,14 @@ def complete(session: Session, search_id: str, outcome: Outcome) -> None:
 
 def fail(session: Session, search_id: str, error: Json) -> None:
     """End a search with a reason."""
-    search = _locked(session, search_id)
+    search = locked(session, search_id)
     if search is not None and can_move(SearchState(search.state), SearchState.failed):
         _end(session, search, SearchState.failed, error)
 
 
 def cancelled(session: Session, search_id: str) -> None:
     """End a search that the user cancelled; trials in flight end as failed."""
-    search = _locked(session, search_id)
+    search = locked(session, search_id)
     if search is not None and not SearchState(search.state).is_finished:
         _end(session, search, SearchState.cancelled, None)
 
@@ -217,7 +224,7 @@ def _end(session: Session, search: Search, state: SearchState, error: Json | Non
     events.append(session, search.id, "state", {"state": state.value, "outcome": search.outcome, "error": error})
 
 
-def _locked(session: Session, search_id: str) -> Search | None:
+def locked(session: Session, search_id: str) -> Search | None:
     """Return the search's row, locked until the transaction ends (SQLite write transactions exclude each other)."""
     return session.scalar(sa.select(Search).where(Search.id == search_id).with_for_update())
 

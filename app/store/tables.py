@@ -147,6 +147,7 @@ class Search(Base):
     desired: Mapped[str] = mapped_column(sa.String(8), default="run")
     error: Mapped[Json | None]
     slice: Mapped[int] = mapped_column(default=0)
+    finisher: Mapped[str | None]  #: the token of the runner that ends the search
     schedule_id: Mapped[str | None] = mapped_column(sa.String(40), index=True)
     created_at: Mapped[datetime] = mapped_column(default=now)
     started_at: Mapped[datetime | None]
@@ -176,6 +177,16 @@ class Trial(Base):
     seconds: Mapped[float | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
     finished_at: Mapped[datetime | None]
+
+
+class Runner(Base):
+    """Who works on a search: one process per slot at a time, known by its token."""
+
+    __tablename__ = "runner"
+    search_id: Mapped[str] = mapped_column(sa.ForeignKey("search.id", ondelete="CASCADE"), primary_key=True)
+    slot: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    token: Mapped[str]
+    seen_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class Evaluation(Base):

@@ -43,9 +43,9 @@ class Rig:
         """Return the blob store."""
         return Blobs(self.folder / "blobs")
 
-    def add_search(self, trials: int, seed: int = 0, limits: tuple[Limit, ...] = LIMITS) -> str:
-        """Store a queued search and return its id."""
-        spec = {"search": {"trials": trials, "seed": seed}, "space": {}, "export_top": 1}
+    def add_search(self, trials: int, seed: int = 0, limits: tuple[Limit, ...] = LIMITS, **options: Any) -> str:
+        """Store a queued search and return its id; `options` are further ones of how hard to search."""
+        spec = {"search": {"trials": trials, "seed": seed, **options}, "space": {}, "export_top": 1}
         row = Search(
             id=ids.new_id("search"), name="digits", model_id=self.model_id, dataset={"all": self.dataset_id},
             device_id=DEVICE.name, device=DEVICE.to_json(), spec=spec,

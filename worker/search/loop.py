@@ -75,6 +75,15 @@ class SearchLoop:
         """Return every trial planned so far, by index."""
         return tuple(self._rows[idx] for idx in sorted(self._rows))
 
+    def row(self, idx: int) -> TrialRow:
+        """Return one trial. Raises KeyError where it was never planned."""
+        return self._rows[idx]
+
+    def sync(self, rows: Iterable[TrialRow], lost: Iterable[int]) -> None:
+        """Take in trials as other runners left them; those in `lost` are running, but nobody's: handed out again."""
+        self._rows.update({row.idx: row for row in rows})
+        self._lost = set(lost)
+
     # probes
 
     def pending_probes(self) -> list[Probe]:

@@ -29,7 +29,7 @@ function body() {
     device_id: value("device"),
     limits: [],
     space: { prune: form.elements.prune.checked, min_keep: Number(value("min_keep")) },
-    search: { trials: Number(value("trials")), seed: Number(value("seed")) },
+    search: { trials: Number(value("trials")), seed: Number(value("seed")), runners: Number(value("runners")) },
     export_top: 1,
   };
   for (const row of limits.children) {

@@ -48,6 +48,22 @@ def test_search_when_queued_then_its_job_is_in_the_engine_and_its_event_told(
         ]
 
 
+def test_search_when_runners_are_asked_for_then_each_has_a_job(
+    client: TestClient, service: Service, request_body: Json
+) -> None:
+    key = post(client, {**request_body, "search": {"runners": 3}}).json()["id"]
+    jobs = service.client.list_workflows(queue_name="trials", load_input=False)
+    found = sorted(job.workflow_id for job in jobs if job.workflow_id.startswith(key))
+    assert found == [f"{key}-r0-s1", f"{key}-r1-s2", f"{key}-r2-s3"]
+
+
+def test_search_when_latency_is_measured_then_one_runner_only(client: TestClient, request_body: Json) -> None:
+    limits = [{"metric": "latency_ms", "max": 1, "evidence": "measured"}]
+    answer = post(client, {**request_body, "limits": limits, "search": {"runners": 2}})
+    assert answer.status_code == 422
+    assert "a search that measures latency has one runner" in answer.text
+
+
 def test_budget_when_below_the_cheapest_assignment_then_refused_with_reachable_values(
     client: TestClient, request_body: Json
 ) -> None:
