@@ -17,7 +17,8 @@ from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
 from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, SearchSpace
 from benchmarks.search.arena import Arena
-from worker.search.sensitivity import reference
+from worker.runner import PROBE_REPAIR
+from worker.search.sensitivity import probes, reference
 
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
 ASKS = {"tpe": 1000, "nsga2": 6000}
@@ -154,12 +155,15 @@ def _measured(arena: Arena, options: Sequence[Assignment]) -> Assignment:
 
 
 def _table(arena: Arena, base: Assignment, kinds: Sequence[str]) -> dict[Change, float]:
-    """Return the loss that every single change costs, measured."""
-    start = arena.evaluate(base).metrics["kl"]
-    return {
-        change: max(0.0, arena.evaluate(changed(base, change)).metrics["kl"] - start)
-        for change in _changes(arena.goal.space, kinds)
-    }
+    """Return the loss that every single change costs, measured as tightfit's probes are."""
+    start = arena.evaluate(base, "screen", PROBE_REPAIR, base).metrics["kl"]
+    wanted = set(_changes(arena.goal.space, kinds))
+    found: dict[Change, float] = {}
+    for probe in probes(arena.goal.graph, arena.goal.space):
+        if (probe.kind, probe.name, probe.value) in wanted:
+            loss = arena.evaluate(probe.assignment, "screen", PROBE_REPAIR, base).metrics["kl"]
+            found[probe.kind, probe.name, probe.value] = max(0.0, loss - start)
+    return found
 
 
 def _changes(space: SearchSpace, kinds: Sequence[str]) -> list[Change]:
