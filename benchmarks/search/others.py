@@ -10,7 +10,11 @@ from typing import Any
 from benchmarks.cells import RESULTS, cell
 from benchmarks.search.judge import Claim
 
-CELLS = {"search-growth": "benchmarks.growth", "search-same": "benchmarks.search.service"}
+CELLS = {
+    "search-growth": "benchmarks.growth",
+    "search-runners": "benchmarks.runners",
+    "search-same": "benchmarks.search.service",
+}
 """By cell: a module with `measure() -> dict` and `claims(found) -> list[Claim]`."""
 
 

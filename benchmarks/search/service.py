@@ -33,7 +33,8 @@ from worker.runner import Runner
 NAME, RATIO, TRIALS, ROWS = "lenet5bn_mnist", 1 / 16, 40, 4000
 KILL_AT = 15
 WAIT_S = 600.0
-AGAIN = "import sys; from benchmarks.search.service import drive; drive(sys.argv[1], sys.argv[2])"
+DRIVE = "import sys; from benchmarks.search.service import drive; drive(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
+THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def measure() -> dict[str, Any]:
@@ -71,21 +72,21 @@ def claims(found: dict[str, Any]) -> list[Claim]:
     ]
 
 
-def queued(folder: Path, **options: Any) -> str:
-    """Make a database with a queued search in a folder; return the search's id."""
+def queued(folder: Path, name: str = NAME, **options: Any) -> str:
+    """Make a database with a queued search of a network in a folder; return the search's id."""
     folder.mkdir(parents=True)
     upgrade(_url(folder))
     database, store = connect(_url(folder)), Blobs(folder / "blobs")
-    loaded, graph = arrays(NETWORKS[NAME]), network(NAME).graph
-    mean, std = json.loads((SHARED / "models" / f"{NAME}.json").read_text())["norm"]
+    loaded, graph = arrays(NETWORKS[name]), network(name).graph
+    mean, std = json.loads((SHARED / "models" / f"{name}.json").read_text())["norm"]
     np.savez(folder / "x.npz", x=loaded["x_val"][:ROWS], y=loaded["y_val"][:ROWS].astype(np.int64))
-    files = [store.put_file(SHARED / "models" / f"{NAME}.onnx"), store.put_file(folder / "x.npz")]
+    files = [store.put_file(SHARED / "models" / f"{name}.onnx"), store.put_file(folder / "x.npz")]
     spec = {"layout": "NHWC", "scale": 1 / 255, "mean": mean, "std": std, "role": "all", "split_seed": 0}
-    model = Model(id=ids.new_id("model"), name=NAME, format="onnx", blob_sha=files[0][0], bytes=files[0][1])
+    model = Model(id=ids.new_id("model"), name=name, format="onnx", blob_sha=files[0][0], bytes=files[0][1])
     model.state, model.graph = "ready", graph.to_json()
-    data = Dataset(id=ids.new_id("dataset"), name=NAME, blob_sha=files[1][0], bytes=files[1][1], spec=spec)
+    data = Dataset(id=ids.new_id("dataset"), name=name, blob_sha=files[1][0], bytes=files[1][1], spec=spec)
     data.state = "ready"
-    row = Search(id=ids.new_id("search"), name=NAME, model_id=model.id, dataset={"all": data.id})
+    row = Search(id=ids.new_id("search"), name=name, model_id=model.id, dataset={"all": data.id})
     limits = resolve((Limit("bops", relative=RATIO),), graph, DEVICE).limits
     row.device_id, row.device, row.limits = DEVICE.name, DEVICE.to_json(), dict(limits)
     row.spec = {"search": {"trials": TRIALS, "seed": 0, **options}, "space": {}, "export_top": 1}
@@ -100,10 +101,10 @@ def queued(folder: Path, **options: Any) -> str:
     return search
 
 
-def drive(folder: str, search: str) -> None:
-    """Run a search to its end."""
+def drive(folder: str, search: str, slot: int = 0) -> None:
+    """Run a search to its end, as one of its runners."""
     database, store = _opened(Path(folder))
-    while Runner(Site(database, store), search).run() == "again":
+    while Runner(Site(database, store), search, slot).run() == "again":
         pass
     database.dispose()
 
@@ -133,9 +134,26 @@ def trials(folder: Path, search: str) -> list[Any]:
     return found
 
 
+def started(folder: Path, search: str, slot: int = 0) -> subprocess.Popen[bytes]:
+    """Start one runner of a search in a process group of its own, with one thread."""
+    command = [sys.executable, "-c", DRIVE, str(folder), search, str(slot)]
+    return subprocess.Popen(command, start_new_session=True, env={**os.environ, **THREADS})
+
+
+def seconds(folder: Path, search: str) -> float:
+    """Return how long a finished search took, from when it was begun."""
+    database, _ = _opened(folder)
+    with database.reading() as session:
+        row = session.get_one(Search, search)
+        assert row.started_at is not None and row.finished_at is not None
+        took = row.finished_at - row.started_at
+    database.dispose()
+    return took.total_seconds()
+
+
 def _killed(folder: Path, search: str) -> int:
     """Run a search in a process of its own and kill that in the middle; return how many trials had finished."""
-    process = subprocess.Popen([sys.executable, "-c", AGAIN, str(folder), search], start_new_session=True)
+    process = started(folder, search)
     deadline = time.monotonic() + WAIT_S
     while process.poll() is None and time.monotonic() < deadline:
         if len(trials(folder, search)) >= KILL_AT:
