@@ -58,7 +58,7 @@ class Finisher:
 
     def to_score(self) -> list[Item]:
         """Return what will be measured on the hold-out set: the baseline, then what was chosen."""
-        return [_holdout(row) for row in [self.loop.rows[0], *self._chosen()[0]]]
+        return [_holdout(row) for row in [self.loop.row(0), *self._chosen()[0]]]
 
     def _chosen(self) -> tuple[list[TrialRow], bool]:
         """Return the finalists, or where there are none the trial that breaks the limits least; and which it is."""
@@ -71,7 +71,7 @@ class Finisher:
 
     def _ranked(self, chosen: list[TrialRow]) -> list[tuple[TrialRow, Json]]:
         """Measure on the hold-out set, the baseline too; order by accuracy there (where labelled), then by KL."""
-        base = self.loop.rows[0]
+        base = self.loop.row(0)
         scored = [self._scored(_holdout(row)) for row in [base, *chosen]]
         if scored[0] is not None:
             baseline = {"metrics": dict(base.metrics), "holdout": scored[0]["metrics"]}

@@ -80,6 +80,15 @@ class Ended(Exception):
     """Another runner of the search ended it."""
 
 
+@dataclass(frozen=True)
+class Warm:
+    """What a search may start from: others' measurements, and for a later member of a fleet the first one's table."""
+
+    wanted: bool = False
+    fleet_id: str | None = None
+    place: int = 0
+
+
 @dataclass
 class Job:
     """One search as the runner sees it: what it was asked, and its files."""
@@ -96,6 +105,7 @@ class Job:
     names: Json = field(default_factory=dict)
     demand: Demand | None = None
     runners: int = 1
+    warm: Warm = field(default_factory=lambda: Warm())
 
 
 def pictures(macs: int) -> dict[str, int]:
@@ -149,6 +159,7 @@ def load_job(site: Site, search_id: str) -> Job:
             names,
             demand_of(spec),
             int((spec.get("search") or {}).get("runners") or 1),
+            Warm(bool((spec.get("search") or {}).get("warm_start")), search.fleet_id, search.place or 0),
         )
 
 

@@ -14,6 +14,7 @@ from app.domain.space import Assignment
 from app.store import evaluations
 from app.store import runner as rows
 from app.store.tables import Trial
+from worker import warm
 from worker.cache import Cache
 from worker.crew import Crew
 from worker.finish import Finisher, export_candidate
@@ -59,6 +60,7 @@ class Runner:
         self.crew = Crew(site, search_id, slot)
         self._child: Child | None = None
         self._failures = Failures()
+        self._start: warm.Start | None = None
         self._asked = 0.0
         self._cancelled = False
 
@@ -72,6 +74,9 @@ class Runner:
         try:
             measured = self._measured(job)
             job = job if measured is None else self._prepared(job, measured)
+            if job.warm.wanted and measured is None:
+                self._start = warm.started(self.site, job)
+                job = warm.with_trials(job, self._start)
             loop = self._loop(job)
             if not self._searched(job, loop, measured, deadline):
                 return "again"
@@ -114,7 +119,9 @@ class Runner:
         """Rebuild the search from its rows and the stored probe measurements."""
         fresh = SearchLoop(job.goal, job.settings)
         cache = Cache(job)
-        keys = {probe.key: cache.key((probe.assignment, "screen", PROBE_REPAIR)) for probe in fresh.pending_probes()}
+        inherited = {} if self._start is None else self._start.inherited
+        probes = [probe for probe in fresh.pending_probes() if probe.key not in inherited]
+        keys = {probe.key: cache.key((probe.assignment, "screen", PROBE_REPAIR)) for probe in probes}
         with self.site.database.reading() as session:
             stored = evaluations.stored(session, list(keys.values()))
             past = [_row(trial) for trial in rows.trials(session, self.search_id)]
@@ -162,8 +169,9 @@ class Runner:
 
     def _search(self, job: Job, loop: SearchLoop, deadline: float) -> bool:
         """Run baseline, probes and trials; return False where the slice ended first."""
-        if not loop.rows or loop.rows[0].state == "running":
+        if loop.open_from == 0:
             self._run_trials(job, loop, loop.next_trials(1))
+        self._inherit(job, loop)
         if not self._probed(job, loop, deadline):
             return False
         self._check_baseline(loop)
@@ -190,6 +198,16 @@ class Runner:
                 return False
         return True
 
+    def _inherit(self, job: Job, loop: SearchLoop) -> None:
+        """Take over what a fleet's first search says of probes; what they change is measured here."""
+        if self._start is None or not self._start.inherited:
+            return
+        base = next((probe for probe in loop.pending_probes() if probe.kind == "base"), None)
+        if base is not None:
+            self._probe(job, loop, [base])
+        for probe, increment in self._start.inherited.items():
+            loop.tell_probe(probe, (loop.base_loss or 0.0) + increment)
+
     def _learn(self, job: Job, loop: SearchLoop) -> None:
         """Take in the probes that other runners have measured."""
         if self.crew.is_alone:
@@ -206,8 +224,7 @@ class Runner:
         """Take in what the other runners planned and finished; trials whose runner died are to be had again."""
         if self.crew.is_alone:
             return
-        first = next((row.idx for row in loop.rows if row.state == "running"), len(loop.rows))
-        first = first if since is None else min(first, since)
+        first = loop.open_from if since is None else min(loop.open_from, since)
         with self.site.database.reading() as session:
             held = {*self.crew.others(session), self.crew.token}
             found = rows.trials(session, self.search_id, first)
@@ -222,7 +239,7 @@ class Runner:
         self._refresh(loop)
 
     def _check_baseline(self, loop: SearchLoop) -> None:
-        if loop.rows[0].state == "failed":
+        if loop.row(0).state == "failed":
             detail = "the float network could not be measured on the evaluation set"
             raise GivenUp(problem("baseline-invalid", detail))
 
@@ -321,8 +338,7 @@ class Runner:
             "progress_total": total,
             "eta_s": elapsed / done * (total - done) if done else None,
         }
-        if stage == "baseline" and loop.rows and loop.rows[0].state == "done":
-            base = loop.rows[0]
+        if stage == "baseline" and (base := loop.row(0)).state == "done":
             fields["baseline"] = {"metrics": dict(base.metrics), "costs": loop.costs(base.assignment).to_json()}
         best = next(iter(loop.finalists(1)), None)
         if best is not None:

@@ -78,6 +78,7 @@ class SearchOptionsIn(Strict):
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
     max_wall_s: Positive | None = None
     runners: Annotated[int, Field(ge=1, le=16)] = 1
+    warm_start: bool = True
 
 
 class SearchIn(Strict):

@@ -91,6 +91,7 @@ def search(row: Search) -> Json:
         "baseline": row.baseline,
         "best": row.best,
         "measured": row.measured,
+        "warm": warm(row),
         "request": row.spec,
         "error": row.error,
         "created_at": moment(row.created_at),
@@ -105,6 +106,14 @@ def search(row: Search) -> Json:
             "page": f"/searches/{row.id}",
         },
     }
+
+
+def warm(row: Search) -> Json | None:
+    """Return what a search started from: known observations, trials of its own, whose table it took over."""
+    start = row.warm
+    if start is None:
+        return None
+    return {**{key: start[key] for key in ("known", "trials", "table_of")}, "inherited": len(start["inherited"])}
 
 
 def trial(row: Trial) -> Json:

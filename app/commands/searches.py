@@ -55,6 +55,10 @@ class Request:
     runners: Annotated[
         int | None, typer.Option(min=1, max=16, help="How many workers share the search, a thread each.")
     ] = None
+    warm_start: Annotated[
+        bool | None,
+        typer.Option("--warm-start/--no-warm-start", help="Begin with what other searches measured of the network."),
+    ] = None
     export_top: Annotated[int | None, typer.Option(min=0, help="How many candidates to export.")] = None
 
 
@@ -153,6 +157,7 @@ def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
             "sampler": request.sampler,
             "max_wall_s": request.max_wall_s,
             "runners": request.runners,
+            "warm_start": request.warm_start,
         },
     )
     own = {"name": request.name, "export_top": request.export_top, "agent": request.agent}

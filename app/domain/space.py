@@ -144,6 +144,22 @@ def multiple_violations(graph: ModelGraph, assignment: Assignment, device: Devic
     return found
 
 
+def is_legal(graph: ModelGraph, space: SearchSpace, assignment: Assignment, device: DeviceProfile) -> bool:
+    """Tell whether an assignment, perhaps made for another device, lies in a space of this one."""
+    parts = (
+        (space.keep, assignment.keep),
+        (space.weight_bits, assignment.weight_bits),
+        (space.activation_bits, assignment.activation_bits),
+    )
+    if any(options.keys() != part.keys() or any(part[name] not in options[name] for name in part)
+           for options, part in parts):  # fmt: skip
+        return False
+    chosen = {layer.name: (assignment.weight_bits[layer.name], assignment.activation_bits[layer.input])
+              for layer in graph.layers}  # fmt: skip
+    legal = all(pair in space.pairs[name] for name, pair in chosen.items())
+    return legal and not multiple_violations(graph, assignment, device)
+
+
 def widest(graph: ModelGraph, bits: int) -> Assignment:
     """Return the unpruned assignment with `bits` everywhere: 8 gives the W8A8 reference, 32 the float baseline."""
     return Assignment(

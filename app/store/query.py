@@ -62,6 +62,11 @@ def trials(session: Session, search_id: str, after: int = -1, limit: int = 200) 
     return session.scalars(query).all()
 
 
+def members(session: Session, fleet_id: str) -> Sequence[Search]:
+    """Return the searches of a fleet by place."""
+    return session.scalars(sa.select(Search).where(Search.fleet_id == fleet_id).order_by(Search.place)).all()
+
+
 def live_searches(session: Session, column: Any, value: str) -> list[str]:
     """Return the ids of unfinished searches with a column's value."""
     return list(session.scalars(sa.select(Search.id).where(column == value, Search.state.in_(LIVE))))

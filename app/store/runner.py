@@ -99,6 +99,21 @@ def claim(session: Session, search_id: str, plan: Json, token: str, alive: Colle
     return row
 
 
+def warm(session: Session, search_id: str, start: Json, known: Sequence[Json]) -> Json:
+    """Settle what a search starts from, once: its trials of kind "known" and the rest; return what was settled."""
+    search = locked(session, search_id)
+    assert search is not None, "the search is there while it runs"
+    if search.warm is None:
+        search.warm = start
+        moment = now()
+        for idx, fields in enumerate(known, start=1):
+            row = Trial(id=ids.new_id("trial"), search_id=search_id, idx=idx, kind="known", attempt=0, **fields)
+            row.state, row.seconds, row.created_at, row.finished_at = TrialState.done, 0.0, moment, moment
+            session.add(row)
+        events.append(session, search_id, "known", {"count": len(known), "trials": start["trials"]})
+    return search.warm
+
+
 def finish(session: Session, search_id: str, idx: int, token: str, result: TrialResult) -> bool:
     """Finish a trial if `token` still holds it; return whether it did. The event is in the same transaction."""
     state = TrialState.failed if result.metrics is None else TrialState.done

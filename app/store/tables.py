@@ -148,10 +148,24 @@ class Search(Base):
     error: Mapped[Json | None]
     slice: Mapped[int] = mapped_column(default=0)
     finisher: Mapped[str | None]  #: the token of the runner that ends the search
+    warm: Mapped[Json | None]  #: what it started from: known observations, trials, whose table, which probes of it
+    reachable: Mapped[Json | None]  #: the smallest value of every cost in its space, by metric
+    fleet_id: Mapped[str | None] = mapped_column(sa.String(40), index=True)
+    place: Mapped[int | None]  #: in the fleet: 0 measures first, the others use what it learned
     schedule_id: Mapped[str | None] = mapped_column(sa.String(40), index=True)
     created_at: Mapped[datetime] = mapped_column(default=now)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+
+
+class Fleet(Base):
+    """One request for several devices: a search per device, which share what they measure."""
+
+    __tablename__ = "fleet"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    name: Mapped[str]
+    spec: Mapped[Json]
+    created_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class Trial(Base):
@@ -177,6 +191,17 @@ class Trial(Base):
     seconds: Mapped[float | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
     finished_at: Mapped[datetime | None]
+
+
+class Prediction(Base):
+    """An assignment that a search has not measured, allocated for some budget, with the loss its table predicts."""
+
+    __tablename__ = "prediction"
+    search_id: Mapped[str] = mapped_column(sa.ForeignKey("search.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    assignment: Mapped[Json]
+    costs: Mapped[Json]
+    loss: Mapped[float]
 
 
 class Runner(Base):

@@ -1,7 +1,8 @@
 """The search as a state machine fed from rows: baseline, probes, allocated seeds, then sampled and fed-back trials.
 
 Nothing is kept that rows do not hold: `SearchLoop.from_rows` continues where a killed process stopped, with the same
-trials. A trial's plan depends only on the probes and on the trials of earlier batches.
+trials. A trial's plan depends only on the probes and on the trials of earlier batches. What other searches measured of
+the same network enters as rows of kind "known", numbered from 1 on, before anything is planned.
 """
 
 from __future__ import annotations
@@ -75,6 +76,14 @@ class SearchLoop:
         """Return every trial planned so far, by index."""
         return tuple(self._rows[idx] for idx in sorted(self._rows))
 
+    @property
+    def open_from(self) -> int:
+        """Return the smallest number of a trial that is not finished or not yet planned."""
+        idx = 0
+        while idx in self._rows and self._rows[idx].state != "running":
+            idx += 1
+        return idx
+
     def row(self, idx: int) -> TrialRow:
         """Return one trial. Raises KeyError where it was never planned."""
         return self._rows[idx]
@@ -94,6 +103,11 @@ class SearchLoop:
     def reference(self) -> Assignment:
         """Return the assignment that every probe changes in one place."""
         return self._probes[0].assignment
+
+    @property
+    def base_loss(self) -> float | None:
+        """Return the reference's loss, or None where it was not or could not be measured."""
+        return self._measured.get(self._probes[0].key)
 
     def tell_probe(self, key: str, loss: float | None) -> None:
         """Take a probe's loss (KL in nats), or None where it could not be measured."""
@@ -150,8 +164,13 @@ class SearchLoop:
         if self._rounds:
             return self._rounds[-1].end
         if not self.pending_probes() and self._seeds[0][0] == "fallback":
-            return 2
-        return 1 + self.settings.trials
+            return self._start + 1
+        return self._start + self.settings.trials
+
+    @property
+    def _start(self) -> int:
+        """Return the number of the first trial that is planned here: behind the baseline and what was known."""
+        return 1 + sum(row.kind == "known" for row in self._rows.values())
 
     @property
     def is_done(self) -> bool:
@@ -185,27 +204,31 @@ class SearchLoop:
 
     def _batch_start(self, idx: int) -> int:
         found = self._round(idx)
-        first = 1 + len(self._seeds) if found is None else found.start
-        return 1 if idx < first else idx - (idx - first) % max(1, self.settings.batch)
+        first = self._start + len(self._fresh_seeds) if found is None else found.start
+        return self._start if idx < first else idx - (idx - first) % max(1, self.settings.batch)
 
     def _plan(self, idx: int) -> TrialPlan:
         if idx == 0:
             return TrialPlan(0, "baseline", {}, widest(self.goal.graph, 32), self.settings.fidelity)
-        if idx <= len(self._seeds):
-            kind, params, assignment = self._seeds[idx - 1]
+        place = idx - self._start
+        if place < len(self._fresh_seeds):
+            kind, params, assignment = self._fresh_seeds[place]
             return TrialPlan(idx, kind, params, assignment, self.settings.fidelity)
         found = self._round(idx)
         if found is not None and idx == found.start:
             return self._first_of(found) or self._sampled(idx)
         every = self.settings.feedback_every
-        if every and (idx - len(self._seeds) - 1) % every == 0:
+        if every and (place - len(self._fresh_seeds)) % every == 0:
             return self._fed_back(idx) or self._sampled(idx)
         return self._sampled(idx)
 
     @cached_property
     def _seeds(self) -> list[Seed]:
-        """The allocations that need no trial: at the budget, with leanings, and at scaled budgets for the front."""
-        target = self._solver.solve(self.goal.budget, self.table)
+        """The allocations that need no trial: at the budget, with leanings, and at scaled budgets for the front.
+
+        They are allocated by the table as known observations correct it.
+        """
+        target = self._solver.solve(self.goal.budget, self._first_table)
         if target is None:
             return [("fallback", {}, self._solver.least_violating(self.goal.budget, self.table))]
         found: list[Seed] = []
@@ -218,10 +241,23 @@ class SearchLoop:
         kept = [seed for seed in found if distinct[seed[2].digest] is seed]
         return kept[: max(1, self.settings.trials // 2)]
 
+    @cached_property
+    def _first_table(self) -> SensitivityTable:
+        """The table as it is before the first trial."""
+        known = [row for row in self.rows if row.kind == "known"]
+        observed = [Observation(row.assignment, row.metrics[OBJECTIVE]) for row in known]
+        return Posterior(self.goal.space, self.table, observed).mean() if observed else self.table
+
+    @cached_property
+    def _fresh_seeds(self) -> list[Seed]:
+        """The seeds that are not among the known observations."""
+        known = {row.assignment.digest for row in self.rows if row.kind == "known" and row.repair is None}
+        return [seed for seed in self._seeds if seed[2].digest not in known]
+
     def _seed(
         self, kind: TrialKind, params: dict[str, Any], budget: Budget, multipliers: Mapping[str, float]
     ) -> list[Seed]:
-        assignment = self._solver.solve(budget, self.table, multipliers)
+        assignment = self._solver.solve(budget, self._first_table, multipliers)
         return [] if assignment is None else [(kind, params, assignment)]
 
     def _scaled(self, scale: float, target: Assignment) -> Budget:

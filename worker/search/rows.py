@@ -13,7 +13,7 @@ from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, SearchSpace
 from worker.search.sampling import SamplerName
 
-TrialKind = Literal["baseline", "seed", "sweep", "feedback", "sampled", "fallback"]
+TrialKind = Literal["baseline", "known", "seed", "sweep", "feedback", "sampled", "fallback"]
 RowState = Literal["running", "done", "failed"]
 
 
@@ -31,10 +31,10 @@ class Goal:
 class Settings:
     """How a search is run.
 
-    `trials` counts the trials besides the baseline and the probes. Trials of one `batch` are planned from the batches
-    before it, so that the order in which they finish does not change what follows. Every `feedback_every`-th trial
-    after the seeds solves a table refitted to the trials, the others are the sampler's (0: all are). `sweep` scales the
-    budget for the trials that fill the Pareto front.
+    `trials` counts the trials besides the baseline, the probes and the known observations. Trials of one `batch` are
+    planned from the batches before it, so that the order in which they finish does not change what follows. Every
+    `feedback_every`-th trial after the seeds solves a table refitted to the trials, the others are the sampler's (0:
+    all are). `sweep` scales the budget for the trials that fill the Pareto front.
     """
 
     trials: int = 60
