@@ -30,7 +30,14 @@ class ActivationGrid:
 
     def fake_quantize_(self, x: Tensor) -> Tensor:
         """Round a tensor to the grid in place and return it (bit-identical to Quantize- then DequantizeLinear)."""
-        return x.div_(self.scale).round_().clamp_(-self.zero_point, self.levels - self.zero_point).mul_(self.scale)
+        return self._settled(x.div_(self.scale))
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        """Return a tensor rounded to the grid."""
+        return self._settled(torch.div(x, self.scale))
+
+    def _settled(self, units: Tensor) -> Tensor:
+        return units.round_().clamp_(-self.zero_point, self.levels - self.zero_point).mul_(self.scale)
 
 
 def weight_limit(bits: int) -> int:

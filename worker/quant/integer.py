@@ -1,13 +1,15 @@
 """The arithmetic of an integer runtime, bit for bit: what ONNX Runtime's QLinearConv, QGemm and QLinearAdd compute.
 
-Codes of 8 bits and their products are summed in float32 without loss (below 2^24), so a float convolution of codes is
-the integer one. What is left to get right is where the runtime rounds: once, after a multiplication by one float32
-ratio of scales. Doing it elsewhere gives another code now and then, and fifty layers make a different answer of that.
+Values travel between kernels as codes, one byte each. Their products are summed by the processor's integer instructions
+where those are exact (`exact_bytes`), else in float32, which loses nothing below 2^24. What is left to get right is
+where the runtime rounds: once, after a multiplication by one float32 ratio of scales. Doing it elsewhere gives another
+code now and then, and fifty layers make a different answer of that.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,10 +27,27 @@ from worker.quant.grids import ActivationGrid
 if TYPE_CHECKING:
     from worker.quant.network import QuantizedLayer
 
-Kernel = Callable[[Sequence[Tensor]], Tensor]
 MAX_BITS = 8
-CODES = 1 << MAX_BITS
 INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A tensor on a grid of at most 8 bits: `raw` uint8 [...], the integers that a runtime stores."""
+
+    raw: Tensor
+    grid: ActivationGrid
+
+    def real(self) -> Tensor:
+        """Return the float32 values that the codes stand for, in memory of their own."""
+        units = self.raw.float()
+        if self.grid.zero_point:
+            units.sub_(self.grid.zero_point)
+        return units.mul_(self.grid.scale)
+
+
+Kernel = Callable[[Sequence[Codes]], Codes]
+Sums = Callable[[Tensor], Tensor]
 
 
 class Quantized(Protocol):
@@ -47,7 +66,7 @@ class Quantized(Protocol):
 def integer_kernels(net: Quantized, nodes: Iterable[fx.Node]) -> Mapping[str, Kernel]:
     """Return, for those of some nodes that the runtime computes in integers, how; by name.
 
-    A kernel takes and gives real values that lie on the grids of its operands and of the site behind it.
+    A kernel takes codes on the grids of its operands and gives codes on that of the site behind it.
     """
     sites = quantizer_sites(net.module)
     behind = {site.head: site.id for site in sites.sites}
@@ -66,7 +85,7 @@ def _kernel(net: Quantized, sites: Sites, node: fx.Node, grid: ActivationGrid) -
         return None
     grids = [source for source in sources if source is not None]
     if node.op == "call_function" and node.target is torch.add and len(grids) == 2 and not node.kwargs:
-        return _addition(grids[0], grids[1], grid)
+        return addition(grids[0], grids[1], grid)
     layer = net.layers.get(node.name)
     if node.op != "call_module" or layer is None or layer.weight_int is None or layer.bits > MAX_BITS:
         return None
@@ -78,6 +97,27 @@ def _narrow(grid: ActivationGrid | None) -> ActivationGrid | None:
     return grid if grid is not None and grid.bits <= MAX_BITS else None
 
 
+def encode(values: Tensor, grid: ActivationGrid) -> Codes:
+    """Return the codes of real values. Raises ArithmeticError for a value that is no number: no code stands for it."""
+    total = values.sum()
+    if bool(total.isnan()) and bool(values.isnan().any()):
+        raise ArithmeticError("a value inside the network is not a number")
+    return Codes(_bytes(torch.div(values, grid.scale), grid), grid)
+
+
+def _bytes(units: Tensor, grid: ActivationGrid) -> Tensor:
+    """Round values in units of a grid's scale to its codes; the argument is used up."""
+    units.round_()
+    if grid.zero_point:
+        units.add_(grid.zero_point)
+    return _narrowed(units.clamp_(0, grid.levels))
+
+
+def _narrowed(codes: Tensor) -> Tensor:
+    """Return whole numbers of 0 to 255 as bytes: by way of int16, for which processors have instructions."""
+    return codes.to(torch.int16).to(torch.uint8)
+
+
 def _layer(leaf: nn.Module, layer: QuantizedLayer, source: ActivationGrid, grid: ActivationGrid) -> Kernel | None:
     """Return the kernel of a convolution or linear layer, or None where the runtime takes another way."""
     if not isinstance(leaf, (*CONVOLUTIONS, nn.Linear)):
@@ -86,68 +126,130 @@ def _layer(leaf: nn.Module, layer: QuantizedLayer, source: ActivationGrid, grid:
     scales = np.broadcast_to(np.asarray(layer.weight_scale, np.float32).reshape(-1), (len(layer.weight_int),))
     step = np.float32(source.scale) * scales
     bias = np.rint(layer.bias.astype(np.float64) / step.astype(np.float64))
-    if np.abs(bias).max(initial=0.0) > INT32_MAX:
+    if not np.abs(bias).max(initial=0.0) <= INT32_MAX:
         return None
-    on_codes = _with(leaf, layer.weight_int, bias)
-    return _Layer(on_codes, source, grid, torch.from_numpy((step / np.float32(grid.scale)).astype(np.float32)))
+    device = next(leaf.parameters()).device
+    codes, biases = (torch.from_numpy(item).to(device) for item in (layer.weight_int, bias.astype(np.float32)))
+    ratio = torch.from_numpy((step / np.float32(grid.scale)).astype(np.float32)).to(device)
+    if not isinstance(leaf, nn.Linear):
+        ratio = ratio.reshape(-1, *[1] * (codes.dim() - 2))
+    return _Layer(sums_of(leaf, codes, biases, source.zero_point), grid, ratio)
 
 
-def _with(leaf: nn.Module, weight: np.ndarray[Any, Any], bias: np.ndarray[Any, Any]) -> nn.Module:
+def sums_of(leaf: nn.Module, weight: Tensor, bias: Tensor, zero_point: int) -> Sums:
+    """Return how a leaf's sums over codes are computed."""
+    if weight.device.type == "cpu" and weight.dtype == torch.int8 and exact_bytes():
+        if isinstance(leaf, nn.Linear):
+            return _byte_matrix(weight, bias, zero_point)
+        if isinstance(leaf, nn.Conv2d):
+            return _byte_convolution(leaf, weight, bias, zero_point)
+    on_codes = _with(leaf, weight.float(), bias)
+    return lambda raw: on_codes(raw.float().sub_(zero_point) if zero_point else raw.float())
+
+
+def _with(leaf: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
     """Return a leaf that computes on codes."""
     clone: Any = copy.copy(leaf)
-    codes = torch.from_numpy(weight.astype(np.float32))
-    if codes.dim() == 4:
-        codes = codes.contiguous(memory_format=torch.channels_last)
-    parts = {"weight": codes, "bias": torch.from_numpy(bias.astype(np.float32))}
+    if weight.dim() == 4:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    parts = {"weight": weight, "bias": bias}
     clone._parameters = {name: nn.Parameter(part, requires_grad=False) for name, part in parts.items()}
     return clone  # type: ignore[no-any-return]
 
 
-def _real(codes: Tensor, grid: ActivationGrid) -> Tensor:
-    """Round sums in units of a grid's scale and return the real values; in place."""
-    return codes.round_().clamp_(-grid.zero_point, grid.levels - grid.zero_point).mul_(grid.scale)
+def _byte_convolution(leaf: nn.Conv2d, weight: Tensor, bias: Tensor, zero_point: int) -> Sums:
+    """Return a convolution of bytes whose sums [n, out, h, w] come as float32: all scales are 1."""
+    place = list(leaf.stride), list(leaf.padding), list(leaf.dilation), leaf.groups
+    ones, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int32)
+    packed = torch.ops.onednn.qconv_prepack(weight.contiguous(), ones, 1.0, zero_point, *place, None)
+    call = torch.ops.onednn.qconv2d_pointwise.default
+    end: tuple[Any, ...] = 1.0, 0, torch.float32, "none", [], ""
+    return lambda raw: call(raw, 1.0, zero_point, packed, ones, zeros, bias, *place, *end)
+
+
+def _byte_matrix(weight: Tensor, bias: Tensor, zero_point: int) -> Sums:
+    """Return a product of bytes [..., in] with a matrix [out, in] whose sums come as float32."""
+    ones, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int32)
+    packed = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
+    call = torch.ops.onednn.qlinear_pointwise.default
+    end: tuple[Any, ...] = 1.0, 0, torch.float32, "none", [], ""
+    return lambda raw: call(raw, 1.0, zero_point, packed, ones, zeros, bias, *end)
+
+
+@functools.cache
+def exact_bytes() -> bool:
+    """Tell whether this processor sums products of bytes exactly: without dot-product instructions (VNNI) pairs of
+    products are saturated to 16 bits. Found out by trying the largest ones."""
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randint(192, 256, (2, 64, 5, 5), generator=generator).to(torch.uint8)
+    weight = (torch.randint(0, 2, (32, 64, 3, 3), generator=generator) * 254 - 127).to(torch.int8)
+    leaf, bias = nn.Conv2d(64, 32, 3, padding=1), torch.arange(32.0)
+    try:
+        matrix = _byte_matrix(weight[..., 1, 1], bias, 3)
+        found = [_byte_convolution(leaf, weight, bias, 3)(raw), matrix(raw[..., 1, 1])]
+    except (RuntimeError, AttributeError):  # this build of torch has no such operators
+        return False
+    units = raw.double() - 3
+    wanted = [
+        nn.functional.conv2d(units, weight.double(), bias.double(), padding=1),
+        nn.functional.linear(units[..., 1, 1], weight[..., 1, 1].double(), bias.double()),
+    ]
+    return all(torch.equal(one, two.float()) for one, two in zip(found, wanted, strict=True))
 
 
 @dataclass(frozen=True)
 class _Layer:
     """QLinearConv and QGemm: round(sum * (s_x * s_w / s_y))."""
 
-    leaf: nn.Module
-    source: ActivationGrid
+    sums: Sums
     grid: ActivationGrid
     ratio: Tensor
 
-    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
-        sums: Tensor = self.leaf(torch.div(inputs[0], self.source.scale).round_())
-        axis = sums.dim() - 1 if isinstance(self.leaf, nn.Linear) else 1
-        sizes = [1] * sums.dim()
-        sizes[axis] = -1
-        return _real(sums.mul_(self.ratio.reshape(sizes)), self.grid)
+    def __call__(self, inputs: Sequence[Codes]) -> Codes:
+        return Codes(_bytes(self.sums(inputs[0].raw).mul_(self.ratio), self.grid), self.grid)
 
 
 @dataclass(frozen=True)
 class _Add:
-    """QLinearAdd, whose operands have so few codes that all sums are tabled: [left code * 256 + right code]."""
+    """QLinearAdd: round(a * r_a + (b * r_b + z)), fused multiplications on codes, all zero points gathered in z."""
 
-    left: ActivationGrid
-    right: ActivationGrid
-    sums: Tensor
+    ratios: tuple[float, float]
+    fixed: Tensor
+    grid: ActivationGrid
 
-    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
-        index = torch.div(inputs[0], self.left.scale).round_().mul_(CODES)
-        index.add_(torch.div(inputs[1], self.right.scale).round_())
-        index.add_(self.left.zero_point * CODES + self.right.zero_point)
-        return self.sums.take(index.long())
+    def __call__(self, inputs: Sequence[Codes]) -> Codes:
+        fused = fused_multiply if fuses(self.fixed.device) else multiply_exactly
+        inner = fused(self.fixed, inputs[1].raw, self.ratios[1])
+        codes = fused(inner, inputs[0].raw, self.ratios[0]).round_().clamp_(0, self.grid.levels)
+        return Codes(_narrowed(codes), self.grid)
 
 
-def _addition(left: ActivationGrid, right: ActivationGrid, grid: ActivationGrid) -> _Add:
-    """Return the kernel round(a * r_a + (b * r_b + z)): fused multiplications, all zero points gathered in z."""
+def addition(left: ActivationGrid, right: ActivationGrid, grid: ActivationGrid) -> Kernel:
+    """Return the kernel of an addition."""
     ratio_a, ratio_b = (np.float32(item.scale) / np.float32(grid.scale) for item in (left, right))
-    # a product of float32s is exact in float64: rounding after the sum is what a fused operation does
     gathered = np.float32(float(ratio_a) * left.zero_point + float(ratio_b * np.float32(right.zero_point)))
-    fixed = np.float32(grid.zero_point - float(gathered))
-    codes = np.arange(CODES, dtype=np.float64)
-    inner = (codes * float(ratio_b) + float(fixed)).astype(np.float32)
-    found = (codes[:, None] * float(ratio_a) + inner.astype(np.float64)).astype(np.float32)
-    sums = np.clip(np.rint(found), 0, grid.levels) - np.float32(grid.zero_point)
-    return _Add(left, right, torch.from_numpy((sums * np.float32(grid.scale)).astype(np.float32)))
+    fixed = torch.tensor(np.float32(grid.zero_point - float(gathered)))
+    return _Add((float(ratio_a), float(ratio_b)), fixed, grid)
+
+
+def fused_multiply(added: Tensor, raw: Tensor, ratio: float) -> Tensor:
+    """Return raw * ratio + added, rounded to float32 once: torch's addition is one instruction where there is such."""
+    return torch.add(added, raw.float(), alpha=ratio)
+
+
+def multiply_exactly(added: Tensor, raw: Tensor, ratio: float) -> Tensor:
+    """Return the same on any processor: a product of float32s is exact in float64."""
+    return (raw.double() * ratio + added.double()).float()
+
+
+@functools.cache
+def fuses(device: torch.device) -> bool:
+    """Tell whether torch's scaled addition rounds once on a device: tried on all codes, whole vectors and rests."""
+    raw = torch.arange(256).to(torch.uint8).to(device)
+    for seed in range(64):
+        ratio, added = (torch.rand(2, generator=torch.Generator().manual_seed(seed)) * 4 - 2).tolist()
+        ratio, start = float(np.float32(ratio)), torch.tensor(added, device=device)
+        for part in (raw, raw[: seed + 1]):
+            if not torch.equal(fused_multiply(start, part, ratio), multiply_exactly(start, part, ratio)):
+                return False
+    return True

@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,11 @@ from torch import Tensor, fx
 
 from app.domain.space import FLOAT_BITS, Assignment
 from worker.graph.extents import outputs_of
-from worker.graph.operands import operands
-from worker.graph.sites import quantizer_sites
+from worker.graph.operands import last_uses, operands
 from worker.quant.grids import ActivationGrid
-from worker.quant.integer import Kernel, integer_kernels
+from worker.quant.simulation import AfterNode, Simulation, real
 
 BeforeLayer = Callable[[fx.Node, Tensor], None]
-AfterNode = Callable[[str, Tensor], Tensor]
-NO_KERNELS: Mapping[str, Kernel] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -62,26 +58,13 @@ class CompressedNetwork:
 
     def follow(self, *inputs: Tensor, seen: AfterNode | None = None) -> Any:
         """Run a batch; `seen(site, value)` is shown what stands behind each quantizer and hands it on."""
-
-        def after(name: str, value: Tensor) -> Tensor:
-            grid = self.grids.get(name)
-            if grid is None:
-                return value
-            value = value if name in self._settled else grid.fake_quantize_(value)
-            return value if seen is None else seen(name, value)
-
-        return run(self.module, *inputs, after=after, kernels=self._kernels)
+        walk = Walk(inputs)
+        self._simulation.advance(walk, seen)
+        return walk.outputs(self.module)
 
     @functools.cached_property
-    def _kernels(self) -> Mapping[str, Kernel]:
-        return integer_kernels(self, self.module.graph.nodes)
-
-    @functools.cached_property
-    def _settled(self) -> frozenset[str]:
-        """Return the sites whose values a kernel has put on their grid already; a ReLU behind it keeps them there."""
-        at = {node.name: node for node in self.module.graph.nodes}
-        sites = [site for site in quantizer_sites(self.module).sites if site.head in self._kernels]
-        return frozenset(site.id for site in sites if site.id == site.head or _is_relu_of(at[site.id], site.head))
+    def _simulation(self) -> Simulation:
+        return Simulation(self)
 
     def input_scale(self, site: str) -> float | None:
         """Return the scale of the grid a layer reads from, or None where it is float."""
@@ -98,7 +81,7 @@ class Walk:
 
     inputs: tuple[Tensor, ...]
     step: int = 0
-    values: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
 
     def fork(self) -> Walk:
         """Return a walk that goes on from here by itself."""
@@ -110,15 +93,14 @@ class Walk:
         until: int | None = None,
         before: BeforeLayer | None = None,
         after: AfterNode | None = None,
-        kernels: Mapping[str, Kernel] = NO_KERNELS,
     ) -> None:
         """Execute nodes up to (without) the one at `until`, or all; values are dropped after their last reader.
 
         `before(node, input)` is called ahead of each leaf module and may change it; `after(name, value)` may replace
-        the value of any other node, in place where it likes: nothing else holds it. Nodes that have a kernel are
-        computed by it.
+        the value of any other node, in place where it likes: nothing else holds it. A quantized network is run by
+        its `Simulation`.
         """
-        last, values = _last_uses(module), self.values
+        last, values = last_uses(module), self.values
         leaves: dict[str, Any] = dict(module.named_children())
         nodes = [node for node in module.graph.nodes if node.op != "output"]
         given = dict(zip((node.name for node in nodes if node.op == "placeholder"), self.inputs, strict=False))
@@ -128,8 +110,6 @@ class Walk:
                 name = node.name
                 if node.op == "placeholder":
                     values[name] = given[name].clone()
-                elif name in kernels:
-                    values[name] = kernels[name]([values[source.name] for source in operands(node)])
                 else:
                     values[name] = _value(module, node, values, leaves, before)
                 if after is not None and node.op != "get_attr":
@@ -140,7 +120,7 @@ class Walk:
 
     def outputs(self, module: fx.GraphModule) -> Any:
         """Return the network's output, or a tuple of several, of a walk that went through."""
-        found = tuple(self.values[node.name] for node in outputs_of(module))
+        found = tuple(real(self.values[node.name]) for node in outputs_of(module))
         return found[0] if len(found) == 1 else found
 
 
@@ -149,17 +129,16 @@ def run(
     *inputs: Tensor,
     before: BeforeLayer | None = None,
     after: AfterNode | None = None,
-    kernels: Mapping[str, Kernel] = NO_KERNELS,
 ) -> Any:
     """Execute a canonical graph node by node (see `Walk.advance`); return its output or outputs."""
     walk = Walk(inputs)
-    walk.advance(module, None, before, after, kernels)
+    walk.advance(module, None, before, after)
     return walk.outputs(module)
 
 
 def live_bytes(module: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Return the most bytes that a run keeps at once, given the shape of every node's value (four bytes an element)."""
-    last, held, most = _last_uses(module), 0, 0
+    last, held, most = last_uses(module), 0, 0
     for node in module.graph.nodes:
         held += 4 * math.prod(shapes[node.name]) if node.name in shapes else 0
         most = max(most, held)
@@ -190,24 +169,6 @@ def _apart(value: Tensor, values: Mapping[str, Tensor]) -> Tensor:
     storage = value.untyped_storage().data_ptr()
     shared = any(storage == other.untyped_storage().data_ptr() for other in values.values())
     return value.clone() if shared else value
-
-
-def _last_uses(module: fx.GraphModule) -> dict[str, list[str]]:
-    """Return, by node, the values that no later node reads."""
-    found: dict[str, str] = {}
-    for node in module.graph.nodes:
-        for source in operands(node):
-            found[source.name] = node.name
-    for node in outputs_of(module):
-        found.pop(node.name, None)
-    gone: dict[str, list[str]] = {}
-    for name, reader in found.items():
-        gone.setdefault(reader, []).append(name)
-    return gone
-
-
-def _is_relu_of(node: fx.Node, head: str) -> bool:
-    return node.target is torch.relu and [source.name for source in operands(node)] == [head]
 
 
 def is_float(bits: int) -> bool:

@@ -16,8 +16,8 @@ from torch import Tensor
 from app.domain.space import Assignment
 from worker.graph.sites import quantizer_sites
 from worker.quant.compressor import Compressor, Job, Repair, node_of
-from worker.quant.integer import integer_kernels
 from worker.quant.network import Walk
+from worker.quant.simulation import Simulation
 
 
 class Trunk:
@@ -96,6 +96,6 @@ def _grow(job: Job, calibration: Walk, measured: Sequence[Walk], step: int | Non
     """Compress up to a step (None: to the end), then run what is compressed on the pictures to be measured."""
     calibration.advance(job.module, step, job.before, job.after)
     if measured:
-        kernels = integer_kernels(job, list(job.module.graph.nodes)[measured[0].step : step])
+        simulation = Simulation(job, measured[0].step, step)
     for walk in measured:
-        walk.advance(job.module, step, after=job.after, kernels=kernels)
+        simulation.advance(walk)

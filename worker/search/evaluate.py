@@ -30,8 +30,10 @@ from worker.quant.reference import FloatReference
 from worker.quant.trunk import Trunk
 from worker.search.metrics import Outputs, joined, measure
 
-BATCH = 128
-BATCH_BYTES = 1 << 27
+BATCH = 512
+BATCH_BYTES = 1 << 22
+FEW = 8
+FEW_BYTES = 1 << 27
 TRUNK_BYTES = 2 << 30
 CACHED_NETWORKS = 8
 
@@ -145,9 +147,11 @@ class Evaluator:
 
 
 def batch_size(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return how many pictures run at once, given the shapes of one: at most `BATCH`, fewer of large activations."""
+    """Return how many pictures run at once, given the shapes of one: as many as keep the largest activation within the
+    processor's caches, yet `FEW` where memory allows: each step of a batch has its price too."""
     largest = max(4 * math.prod(shape) for shape in shapes.values())
-    return max(1, min(BATCH, BATCH_BYTES // largest))
+    cached, possible = BATCH_BYTES // largest, FEW_BYTES // largest
+    return max(1, min(BATCH, max(cached, min(FEW, possible))))
 
 
 @dataclass(frozen=True)
