@@ -41,6 +41,14 @@ class Service:
     client: DBOSClient
 
 
+@dataclass(frozen=True)
+class Member:
+    """A search's place in a fleet."""
+
+    fleet_id: str
+    place: int
+
+
 def create_model(service: Service, name: str, format: str, sha256: str, size: int) -> Model:
     """Record an uploaded network and enqueue its inspection."""
     row = Model(id=ids.new_id("model"), name=name, format=format, blob_sha=sha256, bytes=size)
@@ -141,8 +149,12 @@ def delete_upload(service: Service, table: type[Model] | type[Dataset], key: str
         session.delete(row)
 
 
-def create_search(service: Service, request: Json, schedule_id: str | None = None) -> Search:
+def create_search(
+    service: Service, request: Json, schedule_id: str | None = None, member: Member | None = None
+) -> Search:
     """Check a request against model, data, device and budget, then queue the search.
+
+    A later member of a fleet is recorded only: it is queued once the first one has ended.
 
     Raises Problem: not-found, model-not-ready, dataset-not-ready, invalid-dataset, invalid-search-space,
     search-space-too-large, invalid-limits, invalid-budget, budget-unreachable, device-not-measurable.
@@ -165,15 +177,22 @@ def create_search(service: Service, request: Json, schedule_id: str | None = Non
             spec=request,
             limits=limits,
             schedule_id=schedule_id,
+            fleet_id=None if member is None else member.fleet_id,
+            place=None if member is None else member.place,
         )
         row.state, row.desired, row.created_at = SearchState.queued, "run", now()
         row.progress_done = row.progress_total = row.event_seq = row.slice = 0
         session.add(row)
         session.flush()
         events.append(session, row.id, "state", {"state": row.state})
-        for slot in range(int((request.get("search") or {}).get("runners") or 1)):
+        for slot in range(0 if row.place else runners_of(request)):
             queue.enqueue_slice(service.client, session, row.id, slot)
         return row
+
+
+def runners_of(request: Json) -> int:
+    """Return how many runners a request asks for."""
+    return int((request.get("search") or {}).get("runners") or 1)
 
 
 def preflight(service: Service, request: Json) -> Json:

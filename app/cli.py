@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.commands import agent, agents, calibrate, candidates, data, devices, keys, models, schedules, searches
+from app.commands import agent, agents, calibrate, candidates, data, devices, fleets, keys, models, schedules, searches
 
 app = typer.Typer(
     name="tightfit",
@@ -21,6 +21,7 @@ calibrate.register(devices.app)
 app.add_typer(devices.app, name="device")
 app.add_typer(agents.app, name="agents")
 app.add_typer(searches.app, name="search")
+app.add_typer(fleets.app, name="fleet")
 app.add_typer(candidates.app, name="candidate")
 app.add_typer(candidates.artefacts, name="artefact")
 app.add_typer(schedules.app, name="schedule")

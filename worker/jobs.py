@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from dbos import DBOS, DBOSClient
 
-from app import actions, queue
+from app import actions, fleets, queue
 from app.domain.lifecycle import ModelState
 from app.settings import Settings
 from app.store import runner as rows
@@ -127,9 +127,11 @@ def run_search(search_id: str, slot: str = "0") -> None:
         log.exception("search %s failed", search_id)
         with here.site.database.writing() as session:
             rows.fail(session, search_id, problem("search-failed", f"{type(error).__name__}: {error}"))
-        return
+        end = "finished"
     finally:
         runner.close()
+    if end == "finished":
+        fleets.start_members(here.service, search_id)
     if end == "again":
         with here.site.database.writing() as session:
             queue.enqueue_slice(here.client, session, search_id, int(slot))

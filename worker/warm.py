@@ -2,7 +2,7 @@
 
 All of it is settled once, when a search begins, and stored: a killed worker's successor starts from the same. Known
 observations are trials like others, only that they cost nothing. A later member of a fleet takes over the sensitivities
-the first one measured and spends `SHARE` of the first one's evaluations.
+the first one measured and spends a share of the first one's evaluations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from app.domain.cost import Costs, count
 from app.domain.space import Assignment, is_legal, widest
 from app.store import evaluations, query
 from app.store import runner as rows
-from app.store.tables import Evaluation, Search
+from app.store.tables import Evaluation, Fleet, Search
 from worker.cache import Cache
 from worker.job import Job, Site
 from worker.search.loop import OBJECTIVE, SearchLoop
@@ -27,7 +27,6 @@ from worker.search.sensitivity import Probe, SensitivityTable, reference
 Json = dict[str, Any]
 REPAIR = "sequential"
 MOST_KNOWN = 128
-SHARE = 0.2
 RESCORED = 9  # what the end measures on the hold-out set, the baseline with it
 FEWEST = 4
 
@@ -91,24 +90,25 @@ def _fields(job: Job, row: Evaluation) -> Json:
 def _inherited(site: Site, job: Job) -> Json:
     """Return {trials, table_of, inherited}: of a later member those that keep it within its share."""
     plain: Json = {"trials": job.settings.trials, "table_of": None, "inherited": {}}
-    first = _first(site, job)
+    first, share = _first(site, job)
     if first is None or first.sensitivity is None:
         return plain
     probes = SearchLoop(job.goal, job.settings).pending_probes()
     unmeasured = _unmeasured(site, job, probes)
     increments = estimated(job, unmeasured, SensitivityTable.from_json(first.sensitivity))
     total = _evaluations(first)
-    trials = max(FEWEST, math.floor(SHARE * total) - (len(unmeasured) - len(increments)) - RESCORED)
+    trials = max(FEWEST, math.floor(share * total) - (len(unmeasured) - len(increments)) - RESCORED)
     return {"trials": min(trials, job.settings.trials), "table_of": first.id, "inherited": increments}
 
 
-def _first(site: Site, job: Job) -> Search | None:
-    """Return the fleet's first search, for a later member."""
+def _first(site: Site, job: Job) -> tuple[Search | None, float]:
+    """Return the fleet's first search and the share of its evaluations that is left, for a later member."""
     if job.warm.fleet_id is None or job.warm.place == 0:
-        return None
+        return None, 1.0
     with site.database.reading() as session:
         members = query.members(session, job.warm.fleet_id)
-    return next((item for item in members if item.place == 0), None)
+        share = session.get_one(Fleet, job.warm.fleet_id).spec["share"]
+    return next((item for item in members if item.place == 0), None), share
 
 
 def _evaluations(search: Search) -> int:

@@ -107,6 +107,42 @@ class SearchIn(Strict):
         return self
 
 
+class MemberIn(Strict):
+    """One device of a fleet: its limits, and its own space where the common one does not suit it."""
+
+    device_id: DeviceRef
+    limits: list[LimitIn]
+    name: Name | None = None
+    space: SpaceIn | None = None
+
+    @model_validator(mode="after")
+    def _modelled(self) -> Self:
+        if any(limit.evidence == "measured" for limit in self.limits):
+            raise ValueError(
+                "members of a fleet share evaluations, not timings: measure latency in a search of its own"
+            )
+        return self
+
+
+class FleetIn(Strict):
+    """The body of POST /v1/fleets. Later members make at most `share` times the evaluations of the first."""
+
+    name: Name
+    model_id: Ident
+    dataset: dict[Literal["all", "calibration", "evaluation", "holdout"], Ident]
+    members: Annotated[list[MemberIn], Field(min_length=1, max_length=64)]
+    share: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.2
+    space: SpaceIn = SpaceIn()
+    search: SearchOptionsIn = SearchOptionsIn()
+    export_top: Annotated[int, Field(ge=0, le=8)] = 1
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if not self.search.warm_start:
+            raise ValueError("members of a fleet share evaluations: warm_start can't be off")
+        return self
+
+
 class InputRuleIn(Strict):
     """How one array's numbers become an input."""
 

@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from app.domain.drift import Accuracy
-from app.store.tables import ApiKey, Artefact, Candidate, Dataset, Device, Model, Schedule, Search, Trial, Worker
+from app.fleets import state_of
+from app.store.tables import ApiKey, Artefact, Candidate, Dataset, Device, Fleet, Model, Schedule, Search, Trial, Worker
 
 Json = dict[str, Any]
 
@@ -105,6 +106,36 @@ def search(row: Search) -> Json:
             "events": f"{base}/events",
             "page": f"/searches/{row.id}",
         },
+    }
+
+
+def fleet(row: Fleet, members: Sequence[Search]) -> Json:
+    """Return a fleet: its state, and each member's search with how many evaluations it made of its own."""
+    base = f"/v1/fleets/{row.id}"
+    return {
+        "id": row.id,
+        "name": row.name,
+        "state": state_of([item.state for item in members]),
+        "share": row.spec["share"],
+        "members": [member(item) for item in members],
+        "request": row.spec,
+        "created_at": moment(row.created_at),
+        "links": {"self": base},
+    }
+
+
+def member(row: Search) -> Json:
+    """Return a member of a fleet in short; `evaluations` are probes and trials that it measured itself so far."""
+    start = row.warm or {"known": 0, "inherited": {}}
+    told = ("name", "device_id", "state", "stage", "outcome", "progress", "budget", "best", "warm", "error")
+    found = search(row)
+    free = start["known"] + len(start["inherited"])
+    return {
+        "place": row.place,
+        "search_id": row.id,
+        **{key: found[key] for key in told},
+        "evaluations": max(0, row.progress_done - free),
+        "links": {"search": found["links"]["self"], "page": found["links"]["page"]},
     }
 
 

@@ -12,6 +12,7 @@ PREFIXES = {
     "dataset": "dst",
     "device": "dev",
     "search": "srh",
+    "fleet": "flt",
     "trial": "trl",
     "candidate": "cnd",
     "artefact": "art",

@@ -39,7 +39,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory, files: Path, picture: dict[str
 def first(rig: Rig) -> str:
     """The search that measured first, a fleet's member at place 0."""
     with rig.database.writing() as session:
-        session.add(Fleet(id="flt_1", name="fleet", spec={}))
+        session.add(Fleet(id="flt_1", name="fleet", spec={"share": 0.2}))
     key = rig.add_search(TRIALS, limits=LOOSE, warm_start=True)
     place(rig, key, 0)
     assert Runner(Site(rig.database, rig.blobs), key).run() == "finished"
