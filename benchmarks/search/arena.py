@@ -24,7 +24,7 @@ from worker.search.evaluate import Evaluator, EvaluatorOptions, open_evaluator
 from worker.search.rows import Goal
 
 REPAIR = "sequential"
-OPTIONS = EvaluatorOptions(full=512)
+OPTIONS = EvaluatorOptions(full=1024)
 RESCORED = 8
 RESCORE_PICTURES = 2048
 NOT_FINITE = 1e6

@@ -16,7 +16,7 @@ from benchmarks.search.store import ROOT
 DOCS = ROOT / "docs"
 RULES = """
 Every strategy has 200 evaluations of different assignments. An evaluation repairs the network as a trial of the
-service does ("sequential") and compares it with the float network on 512 evaluation pictures; tightfit's sensitivity
+service does ("sequential") and compares it with the float network on 1,024 evaluation pictures; tightfit's sensitivity
 probes count as evaluations, though they look at 256 pictures after the "fast" repair. All minimise the KL divergence
 to the float outputs. The best eight of each, by the search pictures, are measured again on 2,048 evaluation pictures
 that no search sees; the one with the highest accuracy there goes to the 10,000 test pictures, once. No training, no
