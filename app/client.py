@@ -272,6 +272,10 @@ class Client:
         """Return the Pareto front of a search."""
         return list(self.items(f"/v1/searches/{id}/front"))
 
+    def whatif(self, id: str, limits: list[Json]) -> Json:
+        """Return the best a search knows inside other limits, measured and predicted."""
+        return self.post(f"/v1/searches/{id}/whatif", {"limits": limits})
+
     def candidates(self, id: str) -> list[Json]:
         """Return the candidates of a search, best first."""
         return list(self.items(f"/v1/searches/{id}/candidates"))

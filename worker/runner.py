@@ -14,7 +14,7 @@ from app.domain.space import Assignment
 from app.store import evaluations
 from app.store import runner as rows
 from app.store.tables import Trial
-from worker import warm
+from worker import predictions, warm
 from worker.cache import Cache
 from worker.crew import Crew
 from worker.finish import Finisher, export_candidate
@@ -71,6 +71,7 @@ class Runner:
         if job is None:
             return "finished"
         self.crew.enter(job.runners)
+        predictions.note_reachable(self.site, self.search_id)
         try:
             measured = self._measured(job)
             job = job if measured is None else self._prepared(job, measured)
@@ -358,6 +359,7 @@ class Runner:
         with self.site.database.writing() as session:
             rows.progress(session, self.search_id, {"sensitivity": loop.table.to_json()})
         outcome = finisher.run()
+        predictions.store(self.site, job, loop)
         with self.site.database.writing() as session:
             rows.complete(session, self.search_id, outcome)
 

@@ -107,6 +107,18 @@ class SearchIn(Strict):
         return self
 
 
+class WhatIfIn(Strict):
+    """The body of POST /v1/searches/{id}/whatif: modelled limits to ask about."""
+
+    limits: Annotated[list[LimitIn], Field(max_length=32)]
+
+    @model_validator(mode="after")
+    def _modelled(self) -> Self:
+        if any(limit.evidence == "measured" for limit in self.limits):
+            raise ValueError("nothing is measured here: ask about modelled limits")
+        return self
+
+
 class MemberIn(Strict):
     """One device of a fleet: its limits, and its own space where the common one does not suit it."""
 

@@ -18,7 +18,7 @@ from app.api import shapes
 from app.api.auth import require
 from app.api.deps import Filter, Json, KeyDep, PagingDep, ServiceDep, body, idempotent, paged
 from app.api.resources import accepted, listing, one
-from app.api.schemas import SearchIn
+from app.api.schemas import SearchIn, WhatIfIn
 from app.domain import pareto
 from app.domain.cost import METRICS
 from app.domain.lifecycle import SearchState
@@ -26,6 +26,7 @@ from app.explaining import why
 from app.problems import Problem, field_error
 from app.store import events, query, timings
 from app.store.tables import Artefact, Candidate, Search, Trial
+from app.whatif import whatif
 
 router = APIRouter(prefix="/v1")
 MAX_SEQ_DIGITS = 18
@@ -124,6 +125,14 @@ def all_trials(session: Any, search_id: str) -> list[Trial]:
 def _coordinate(row: Trial, name: str) -> float | None:
     value = (row.costs or {}).get(name) if name in METRICS else (row.metrics or {}).get(name)
     return None if value is None else (-value if name in _HIGHER else value)
+
+
+@router.post("/searches/{id}/whatif", tags=["searches"])
+async def what_if(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Json:
+    """Return the best known inside other limits, measured and predicted, without measuring anything."""
+    wanted = (await body(request, WhatIfIn)).model_dump(mode="json")
+    await run_in_threadpool(one, service, Search, id)
+    return await run_in_threadpool(whatif, service, id, wanted["limits"])
 
 
 @router.get("/searches/{id}/candidates", tags=["candidates"])

@@ -12,7 +12,7 @@ import typer
 from app.commands.base import Session, verb
 from app.commands.devices import read_record
 from app.commands.limits import parse_limit, parse_limits
-from app.commands.show import best_line, listing, progress_line, search_bar, search_summary
+from app.commands.show import best_line, listing, progress_line, search_bar, search_summary, whatif_table
 from app.commands.words import exit_code
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from app.client import Client
 
-app = typer.Typer(no_args_is_help=True, help="Searches: run, watch, show, list, cancel.")
+app = typer.Typer(no_args_is_help=True, help="Searches: run, watch, show, whatif, list, cancel.")
 
 SearchArgument = Annotated[str, typer.Argument(help="Id or name of the search.")]
 
@@ -107,6 +107,25 @@ def show(session: Session, search: SearchArgument) -> None:
         search_summary(console, found, best_candidate(session.client, found))
 
     session.answer(found, draw)
+
+
+@verb(app, "whatif")
+def whatif(
+    session: Session,
+    search: SearchArgument,
+    limit: Annotated[list[str], typer.Option(help="A limit, as for run; repeatable.")],
+) -> None:
+    """Ask what a search knows about other limits: the best it measured, the best it predicts. Nothing is measured.
+
+    Leaves with 0 when a measured trial keeps every limit, else 3.
+    """
+    try:
+        limits = parse_limits(limit)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    found = session.client.whatif(session.client.find("searches", search)["id"], limits)
+    session.answer(found, lambda console: whatif_table(console, found))
+    raise typer.Exit(0 if found["measured"] else 3)
 
 
 @verb(app, "list")

@@ -99,6 +99,28 @@ def quality_rows(candidate: Json) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def whatif_table(console: Console, found: Json) -> None:
+    """Print the limits asked about, and what is known inside them: evidence, quality, costs."""
+    kinds = [(name, found[name]) for name in ("measured", "predicted", "nearest") if found[name]]
+    heads = ("", "limit", "smallest", *(f"{name}" for name, _ in kinds))
+    rows = [
+        (label(metric), amount(metric, limit), amount(metric, found["reachable"][metric]),
+         *(amount(metric, item["costs"][metric]) for _, item in kinds))
+        for metric, limit in found["limits"].items()
+    ]  # fmt: skip
+    rows.append(("quality", "", "", *(_quality(item) for _, item in kinds)))
+    console.print(table("", heads, rows))
+    if found["binding"]:
+        console.print(f"no network of this search's space can keep {', '.join(map(label, found['binding']))}")
+
+
+def _quality(item: Json) -> str:
+    metrics = item.get("metrics") or item
+    if metrics.get("accuracy") is not None:
+        return percent(metrics["accuracy"])
+    return f"KL {metrics['kl']:.4f}"
+
+
 def progress_line(search: Json) -> str:
     """Return what a search is doing, in one line: stage, n/N, best so far."""
     progress = search.get("progress") or {}

@@ -102,6 +102,11 @@ def capacities(device: DeviceProfile) -> dict[str, float]:
 def resolve(limits: tuple[Limit, ...], graph: ModelGraph, device: DeviceProfile) -> Budget:
     """Turn limits into absolute figures, and add the device's own capacities. The tightest limit on a metric counts."""
     references = reference_costs(graph, device, {"w8a8": widest(graph, 8), "float": widest(graph, 32)})
+    return resolved(limits, references, device)
+
+
+def resolved(limits: tuple[Limit, ...], references: Mapping[str, Costs], device: DeviceProfile) -> Budget:
+    """Return what `resolve` does, given the costs of the reference networks "w8a8" and "float"."""
     absolute: dict[str, float] = {}
     for limit in limits:
         value = _absolute(limit, references)

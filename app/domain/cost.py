@@ -91,6 +91,11 @@ class Costs:
         """Return every metric by name."""
         return {metric: getattr(self, metric) for metric in METRICS}
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, float]) -> Costs:
+        """Rebuild what `to_json` wrote."""
+        return cls(**{metric: data[metric] for metric in METRICS})  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Breakdown:

@@ -14,6 +14,7 @@ CELLS = {
     "search-growth": "benchmarks.growth",
     "search-runners": "benchmarks.runners",
     "search-same": "benchmarks.search.service",
+    "search-whatif": "benchmarks.whatif",
 }
 """By cell: a module with `measure() -> dict` and `claims(found) -> list[Claim]`."""
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from app.domain.budget import Limit
+from app.store import known
 from app.store import runner as rows
 from app.store.tables import Trial
 from tests.reliability.rig import Rig, build
@@ -86,6 +87,11 @@ def test_run_when_nothing_disturbs_then_feasible_candidates_and_verified_files(w
     assert [candidate.rank for candidate in found] == list(range(1, len(found) + 1))
     assert all(candidate.feasible for candidate in found)
     assert (found[0].export_state, found[0].verification) == ("done", "verified")
+    with rig.database.reading() as session:
+        assert known.counts(session, search_id)[1] >= 5
+        best = known.best_predicted(session, search_id, search.limits)
+    assert best is not None and best.accuracy is not None
+    assert set(search.reachable or {}) == {"least", "w8a8", "float"}
 
 
 def test_run_when_it_is_finished_then_running_again_changes_nothing(whole: tuple[Rig, str]) -> None:

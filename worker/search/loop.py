@@ -331,6 +331,15 @@ class SearchLoop:
 
     # results
 
+    def learned(self) -> SensitivityTable:
+        """Return the table as every finished trial corrects it."""
+        observed = [Observation(row.assignment, row.metrics[OBJECTIVE]) for row in self._candidates()]
+        return Posterior(self.goal.space, self.table, observed).mean() if observed else self.table
+
+    def allocated(self, budget: Budget, table: SensitivityTable) -> Assignment | None:
+        """Return the best assignment that a table knows for a budget, or None where none was found."""
+        return self._solver.solve(budget, table)
+
     def measurable(self) -> list[TrialRow]:
         """Return the trials worth timing: done, with distinct assignments, lowest loss first."""
         return _distinct(sorted(self._candidates(), key=_merit), len(self._rows))
