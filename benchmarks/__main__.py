@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import budgets, export, graph, large, latency, measured, search
+from benchmarks import budgets, export, graph, large, latency, measured, odd, search
 
 SUITES = {
     "budgets": budgets.run,
@@ -13,6 +13,7 @@ SUITES = {
     "large": large.run,
     "measured": measured.run,
     "latency": latency.run,
+    "odd": odd.run,
     "search": search.run,
 }
 QUICK = {"latency": latency.run_quick, "search": search.run_quick}

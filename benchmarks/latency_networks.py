@@ -249,9 +249,22 @@ def unseen() -> dict[str, Family]:
 
 
 @cache
+def odd() -> dict[str, Family]:
+    """Return networks whose channels divide by nothing."""
+    torch.manual_seed(3)
+    return {
+        "resnet8_odd": Family(resnet((17, 33, 63), 1)),
+        "vgg_odd": Family(vgg((31, 47, 65), 1, 101)),
+        "mobilenet_v2_odd": Family(mobilenet_v2((15, 23, 37), 1, 3)),
+        "inception_odd": Family(inception((45, 61))),
+        "lenet_odd": Family(lenet((7, 17), (101, 83)), (1, 28, 28)),
+    }
+
+
+@cache
 def opened(name: str) -> Opened:
     """Return a network, read as users' files are."""
-    family = {**calibration(), **development(), **unseen()}[name]
+    family = {**calibration(), **development(), **unseen(), **odd()}[name]
     example = torch.randn(2, *family.shape)
     program = torch.export.export(family.network.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     file = io.BytesIO()

@@ -1,6 +1,6 @@
 """The whole journey on real data, against the real service: train, upload, search, download, verify, verdict.
 
-    make demo        (or: python examples/demo.py)
+    make demo        (or: python examples/demo.py [FOLDER], which is emptied first; default: .demo)
 
 Exit code 0 only if the compressed network keeps every limit, loses at most two points of hold-out accuracy, and the
 exported file agrees with the simulation.
@@ -37,7 +37,6 @@ from app.commands.show import budget_table, search_bar, table
 from app.commands.words import amount, percent, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / ".demo"
 LIMITS = [
     {"metric": "bops", "relative": 0.125},
     {"metric": "weight_bytes", "max": 30_000},
@@ -163,7 +162,7 @@ def simulated(path: Path, x: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         return np.asarray(tightfit.load(path)(torch.from_numpy(x).float() / 255).numpy())
 
 
-def journey(client: Client, data: Digits) -> tuple[dict[str, Any], dict[str, Any], dict[str, Path]]:
+def journey(client: Client, data: Digits, folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Path]]:
     """Train, upload, search, download; return the search, its best candidate and the files."""
     console.rule("1. a trained network", align="left")
     network = trained_network(data)
@@ -189,11 +188,11 @@ def journey(client: Client, data: Digits) -> tuple[dict[str, Any], dict[str, Any
     console.rule("4. download", align="left")
     names = {"onnx": "digits.onnx", "checkpoint": "digits.checkpoint.zip", "report": "report.json"}
     files = {
-        item["kind"]: client.download(item["id"], FOLDER / names.get(item["kind"], item["kind"]))
+        item["kind"]: client.download(item["id"], folder / names.get(item["kind"], item["kind"]))
         for item in candidate["artefacts"]
     }
     for kind, path in files.items():
-        console.print(f"  {kind:<10} {amount('weight_bytes', path.stat().st_size):>8}  {path.relative_to(ROOT)}")
+        console.print(f"  {kind:<10} {amount('weight_bytes', path.stat().st_size):>8}  {os.path.relpath(path, ROOT)}")
     return search, candidate, files
 
 
@@ -242,12 +241,12 @@ def show_verdict(lines: list[Check], candidate: dict[str, Any]) -> None:
         console.print(f"note: {note}", style="dim")
 
 
-def main() -> int:
-    """Run the demo; return the exit code."""
+def main(folder: Path = ROOT / ".demo") -> int:
+    """Run the demo in a folder of its own; return the exit code."""
     begin = time.monotonic()
     data = digits()
-    with service(FOLDER) as client:
-        search, candidate, files = journey(client, data)
+    with service(folder) as client:
+        search, candidate, files = journey(client, data, folder)
         lines = checks(search, candidate, files, data)
     show_verdict(lines, candidate)
     good = all(line.holds for line in lines)
@@ -260,4 +259,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    sys.exit(main())
+    sys.exit(main(*map(Path, sys.argv[1:2])))
