@@ -15,6 +15,7 @@ from app.domain import drift, ids
 from app.domain.budget import Budget, Limit, Reach, reach, resolve
 from app.domain.demand import demand_of, is_host
 from app.domain.device import DeviceProfile
+from app.domain.fallback import cautions, fallen_back
 from app.domain.graph import ModelGraph
 from app.domain.inputs import mismatches
 from app.domain.lifecycle import ModelState, SearchState
@@ -211,7 +212,7 @@ def preflight(service: Service, request: Json) -> Json:
         "feasible": bound.feasible,
         "space_log10": space.size_log10,
         "latency_accuracy": accuracy.to_json(),
-        "warnings": ["profile-stale"] if accuracy.verdict == "stale" else [],
+        **cautions(accuracy.verdict == "stale", fallen_back(graph, profile)),
     }
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app import queue
 from app.actions import Service, ready
 from app.domain import ids
-from app.domain.demand import HOST_PROFILE
+from app.domain.demand import is_host
 from app.domain.graph import ModelGraph
 from app.problems import Problem, field_error
 from app.store import measuring, query
@@ -207,7 +207,7 @@ def create_calibration(service: Service, device: str, model_ids: Sequence[str], 
             raise Problem("not-found", f"no device {device[:64]!r}")
         if agent_id is not None:
             active(session, agent_id)
-        elif base.name != HOST_PROFILE:
+        elif not is_host(base.name):
             raise Problem("agent-required", f"{base.name!r} is not the worker's own host: name an agent on the device")
         for key in model_ids:
             ready(session, Model, key, "model-not-ready")

@@ -1,4 +1,4 @@
-"""Explaining a stored candidate: the picture, profile and space it was searched with, put to `app.domain.explain`."""
+"""Explaining what is stored: why a candidate is not faster, and what a search's figures can't be trusted in."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 from app.actions import Service, space_spec
 from app.domain.device import DeviceProfile
 from app.domain.explain import explain
+from app.domain.fallback import cautions, fallen_back
 from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, build_space
 from app.problems import Problem
+from app.store import timings
 from app.store.tables import Candidate, Model, Search
 
 Json = dict[str, Any]
@@ -31,6 +33,17 @@ def why(service: Service, candidate_id: str) -> Json:
     space = build_space(graph, device, space_spec(search.spec))
     found = explain(graph, Assignment.from_json(row.assignment), device, space).to_json()
     return {"candidate_id": row.id, "device": device.name, **found, "measured": _measured(row.report or {})}
+
+
+def cautions_of(service: Service, search: Search, assignment: Json | None = None) -> Json:
+    """Return what a search's latencies, or those of an assignment of it, can't be trusted in: see `cautions`."""
+    with service.database.reading() as session:
+        stale = timings.accuracy(session, search.device).verdict == "stale"
+        model = session.get(Model, search.model_id)
+    if model is None or not model.graph:
+        return cautions(stale, ())
+    graph, device = ModelGraph.from_json(model.graph), DeviceProfile.from_json(search.device)
+    return cautions(stale, fallen_back(graph, device, assignment and Assignment.from_json(assignment)))
 
 
 def _measured(report: Json) -> Json | None:

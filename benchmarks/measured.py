@@ -63,16 +63,18 @@ def in_folder(way: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
 
 def show(found: dict[str, dict[str, Any]]) -> None:
     """Print one row per way of timing."""
-    table = Table("timed", "limit", "promised", "timed again", "kept", "hold-out", "outcome", "seconds", "agent")
+    table = Table("timed", "limit", "promised", "again", "kept", "hold-out", "seconds")
     for name, row in found.items():
         shares = [f"{row[key]:.3f}" for key in ("limit", "promised", "again")]
-        kept, killed = "yes" if row["again"] <= row["limit"] else "NO", row.get("killed")
-        told = f"killed with {killed['open']} of {killed['items']} items open" if killed else ""
-        ended = (f"{row['holdout']:.4f}", row["outcome"], f"{row['seconds']:.0f}", told)
-        table.add_row(name, *shares, kept, *ended)
+        kept = "yes" if row["again"] <= row["limit"] and row["outcome"] == "feasible" else "NO"
+        table.add_row(name, *shares, kept, f"{row['holdout']:.4f}", f"{row['seconds']:.0f}")
     Console().print(f"{NAME}: latency as a share of the float file's, timed in the same rounds", table, sep="\n")
     for name, row in found.items():
-        Console().print(f"{name}: 8 bits take {row['integers_slower_by']:.2f} times as long as floats")
+        Console().print(
+            f"{name}: {row['outcome']}, 8 bits take {row['integers_slower_by']:.2f} times as long as floats"
+        )
+        if killed := row.get("killed"):
+            print(f"{name}: killed once, {killed['open']} of {killed['items']} files of its job not timed yet")
 
 
 def measure(folder: Path) -> dict[str, Any]:

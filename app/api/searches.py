@@ -22,7 +22,7 @@ from app.api.schemas import SearchIn, WhatIfIn
 from app.domain import pareto
 from app.domain.cost import METRICS
 from app.domain.lifecycle import SearchState
-from app.explaining import why
+from app.explaining import cautions_of, why
 from app.problems import Problem, field_error
 from app.store import events, query, timings
 from app.store.tables import Artefact, Candidate, Search, Trial
@@ -43,7 +43,7 @@ async def create_search(request: Request, service: ServiceDep, key: KeyDep) -> R
 
     def act() -> JSONResponse:
         row = actions.create_search(service, wanted)
-        return accepted(shapes.search(row), f"/v1/searches/{row.id}")
+        return accepted({**shapes.search(row), **cautions_of(service, row)}, f"/v1/searches/{row.id}")
 
     return await run_in_threadpool(idempotent, request, key, json.dumps(wanted, sort_keys=True).encode(), act)
 
@@ -67,11 +67,9 @@ def list_searches(
 
 @router.get("/searches/{id}", tags=["searches"])
 def get_search(id: str, service: ServiceDep, key: KeyDep) -> Json:
-    """Return a search: state, stage, progress, outcome, best so far; `warnings` says where its device drifts."""
+    """Return a search: state, stage, progress, outcome, best so far; `warnings` say which latencies not to trust."""
     row = one(service, Search, id)
-    with service.database.reading() as session:
-        stale = timings.accuracy(session, row.device).verdict == "stale"
-    return {**shapes.search(row), "warnings": ["profile-stale"] if stale else []}
+    return {**shapes.search(row), **cautions_of(service, row)}
 
 
 @router.post("/searches/{id}/cancel", status_code=202, tags=["searches"])
@@ -150,9 +148,10 @@ def get_candidate(id: str, service: ServiceDep, key: KeyDep) -> Json:
     """Return a candidate: assignment, costs, metrics, layers, budget table, verification, artefacts."""
     row = one(service, Candidate, id)
     with service.database.reading() as session:
-        device = session.get_one(Search, row.search_id).device
+        search = session.get_one(Search, row.search_id)
         found = shapes.candidate(row, query.artefacts(session, id))
-        return {**found, "latency": shapes.latency(row, timings.accuracy(session, device))}
+        found["latency"] = shapes.latency(row, timings.accuracy(session, search.device))
+    return {**found, **cautions_of(service, search, row.assignment)}
 
 
 @router.get("/candidates/{id}/why", tags=["candidates"])
