@@ -43,7 +43,8 @@ def cautions_of(service: Service, search: Search, assignment: Json | None = None
     if model is None or not model.graph:
         return cautions(stale, ())
     graph, device = ModelGraph.from_json(model.graph), DeviceProfile.from_json(search.device)
-    return cautions(stale, fallen_back(graph, device, assignment and Assignment.from_json(assignment)))
+    given = None if assignment is None else Assignment.from_json(assignment)
+    return cautions(stale, fallen_back(graph, device, given))
 
 
 def _measured(report: Json) -> Json | None:
