@@ -28,12 +28,14 @@ from worker.prune.reconstruct import DAMP, Moments, moments, patches, refit, std
 from worker.quant.grids import round_weight, weight_scales
 from worker.quant.network import CompressedNetwork, QuantizedLayer, is_float, run
 from worker.quant.reference import FloatReference, LayerReference
-from worker.quant.rounding import round_with_feedback
+from worker.quant.rounding import round_to_outputs
 
 Repair = Literal["sequential", "fast", "none"]
 REPAIRS: tuple[Repair, ...] = ("sequential", "fast")
 MAX_FEEDBACK = 2304
 FAST_PICTURES = 128
+SHRINK = 2.0
+"""Damping of a refit with as many rows as unknowns: next to nothing is learned where there are fewer."""
 VARIANCE_RATIO = (0.5, 2.0)
 BIAS_CODES = 2**30
 """The largest code a bias gets: half of int32, the rest is left to the products it is added to."""
@@ -127,7 +129,9 @@ class Job:
         else:
             targets = _targets(float_reference, rows, len(inputs))
             stats = self._stats(float_reference, inputs, targets, (rows, columns))
-            weight = refit(stats, prior, DAMP) if self._changed(layer, columns) else prior
+            weight = (
+                refit(stats, prior, self._damp(float_reference, inputs)) if self._changed(layer, columns) else prior
+            )
             fitted, bias = _match(self._round(layer, weight, stats.gram), inputs, targets, self._per_channel(layer))
         self._install(layer, leaf, fitted, bias)
 
@@ -148,6 +152,11 @@ class Job:
         """Tell whether a refit can help: inputs were removed or carry errors."""
         full = layer.in_width.kept({group.id: group.channels for group in self.owner.graph.groups})
         return len(columns) < full or self.repair == "sequential"
+
+    def _damp(self, ref: LayerReference, inputs: Tensor) -> float:
+        """Return the refit's damping: more, the fewer rows there are for each weight that is fitted."""
+        rows = len(inputs) if self.repair == "sequential" else len(ref.outputs)
+        return DAMP + SHRINK * inputs.shape[-1] / rows
 
     def _stats(self, ref: LayerReference, inputs: Tensor, targets: Tensor, index: tuple[Tensor, Tensor]) -> Moments:
         if self.repair == "sequential":
@@ -172,7 +181,8 @@ class Job:
             return _Fitted(None, None, flat)
         scale = weight_scales(flat, bits, self._per_channel(layer)).expand(len(flat)).contiguous()
         if gram is not None and weight.dim() == 2 and bits < 8 and weight.shape[1] <= MAX_FEEDBACK:
-            integers = round_with_feedback(weight, scale, bits, gram)
+            found = round_to_outputs(weight, scale, bits, gram, self._per_channel(layer))
+            integers, scale = found.integers, found.scale
         else:
             integers = round_weight(flat, scale, bits)
         return _Fitted(integers, scale, integers * scale[:, None])

@@ -89,11 +89,9 @@ class FloatReference:
         outputs = rows_at(value, positions, isinstance(leaf, nn.Linear)).clone()
         stats = moments(inputs, outputs)
         self.layers[name] = LayerReference(positions, stats, outputs, inputs.dim() == 3)
-        variance = stats.gram.diagonal(dim1=-2, dim2=-1)
         weight = rows_first(leaf)
         kernel = weight[0, 0].numel()
-        weight = weight.reshape(weight.shape[0], -1, kernel)
-        self.scores.add(name, variance.reshape(-1, kernel), weight)
+        self.scores.add(name, stats, weight.reshape(weight.shape[0], -1, kernel))
 
 
 def row_limit(leaf: nn.Module) -> int:

@@ -5,6 +5,8 @@ The update of GPTQ (Frantar et al. 2023, eq. 2 and Algorithm 1) with the inverse
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,9 +14,13 @@ from torch import Tensor
 from worker.quant.grids import weight_limit
 
 BLOCK = 32
+RIDGE = 0.01
+SCALE_RATIOS = (1.0, 0.85, 1.2)
+"""Where error feedback starts from, in units of the scales that suit the weights alone; ties go to the first."""
+SWEEPS = 2
 
 
-def round_with_feedback(weight: Tensor, scale: Tensor, bits: int, gram: Tensor, damp: float = 0.01) -> Tensor:
+def round_with_feedback(weight: Tensor, scale: Tensor, bits: int, gram: Tensor, damp: float = RIDGE) -> Tensor:
     """Return integers (as float) [o, d] for weights [o, d], scales [o] and input Gram matrix [d, d].
 
     NumPy, columns as rows: thousands of tiny operations, for which torch's call overhead would be most of the time.
@@ -44,3 +50,74 @@ def _inverse_factor(gram: Tensor) -> Tensor:
     inverse = torch.cholesky_inverse(lower)
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
     return factor.float()
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Integers (as float) [o, d] with their scales [o]."""
+
+    integers: Tensor
+    scale: Tensor
+
+
+def round_to_outputs(weight: Tensor, scale: Tensor, bits: int, gram: Tensor, per_channel: bool = True) -> Rounded:
+    """Return the rounding of weights [o, d] that changes a layer's outputs least, by its input Gram matrix [d, d].
+
+    Error feedback from several scales around the given ones [o], each then refitted to its integers by least squares;
+    the best per output channel (or, with one scale for all, altogether) is improved by coordinate descent (the
+    steps of QuantEase, Behdin et al. 2023): each weight in turn takes the integer that is best given the others.
+    """
+    ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-8)
+    damped = gram + ridge * torch.eye(len(gram))
+    count, ratios = len(weight), torch.tensor(SCALE_RATIOS)
+    scales = (scale[None] * ratios[:, None]).reshape(-1)
+    integers = round_with_feedback(weight.repeat(len(ratios), 1), scales, bits, gram)
+    found = [
+        _refitted(weight, Rounded(some, start), damped, per_channel)
+        for some, start in zip(integers.split(count), scales.split(count), strict=True)
+    ]
+    errors = torch.stack([_errors(weight, item, damped) for item in found])
+    best = (errors if per_channel else errors.sum(1, keepdim=True).expand_as(errors)).argmin(0)
+    rows = torch.arange(count)
+    integers, scale = (
+        torch.stack(part)[best, rows] for part in zip(*[(x.integers, x.scale) for x in found], strict=True)
+    )
+    chosen = Rounded(integers, scale)
+    for _ in range(SWEEPS):
+        chosen = _refitted(weight, Rounded(_swept(weight, chosen, bits, damped), chosen.scale), damped, per_channel)
+    return chosen
+
+
+def _errors(weight: Tensor, found: Rounded, gram: Tensor) -> Tensor:
+    """Return the squared output error per channel [o]."""
+    off = found.integers * found.scale[:, None] - weight
+    return ((off @ gram) * off).sum(1)
+
+
+def _refitted(weight: Tensor, found: Rounded, gram: Tensor, per_channel: bool) -> Rounded:
+    """Return the integers with the scales that suit the outputs best (least squares); those with none keep theirs."""
+    seen = found.integers @ gram
+    gain, energy = (seen * weight).sum(1), (seen * found.integers).sum(1)
+    if not per_channel:
+        gain, energy = (item.sum().expand(len(weight)) for item in (gain, energy))
+    usable = (gain > 0) & (energy > 0)
+    return Rounded(found.integers, torch.where(usable, gain / energy.clamp_min(1e-30), found.scale))
+
+
+def _swept(weight: Tensor, start: Rounded, bits: int, gram: Tensor) -> Tensor:
+    """Return integers after one sweep of coordinate descent over the columns; NumPy, columns as rows, as above."""
+    limit, steps, table = weight_limit(bits), start.scale.numpy(), gram.numpy()
+    integers = start.integers.T.contiguous().clone().numpy()
+    pull = (gram @ (start.integers * start.scale[:, None] - weight).T).numpy()
+    moved = np.zeros_like(integers)
+    for first in range(0, len(table), BLOCK):
+        stop = min(first + BLOCK, len(table))
+        slopes = pull[first:stop] + table[first:stop, :first] @ moved[:first]
+        for column in range(first, stop):
+            slope = slopes[column - first]
+            wanted = np.rint(integers[column] - slope / (table[column, column] * steps))
+            np.clip(wanted, -limit, limit, out=wanted)
+            np.multiply(wanted - integers[column], steps, out=moved[column])
+            integers[column] = wanted
+            slopes[column - first :] += table[first:stop, column, None][column - first :] * moved[column]
+    return torch.from_numpy(integers.T.copy())

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.quant.grids import round_weight, weight_limit, weight_scales
-from worker.quant.rounding import round_with_feedback
+from worker.quant.rounding import Rounded, round_to_outputs, round_with_feedback
 
 
 def correlated(seed: int, rows: int, dims: int) -> torch.Tensor:
@@ -51,3 +51,41 @@ def test_round_with_feedback_when_inputs_are_dead_then_finite() -> None:
     weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
     integers = round_with_feedback(weight, weight_scales(weight, 4), 4, torch.zeros(20, 20))
     assert torch.isfinite(integers).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_round_to_outputs_when_inputs_correlate_then_better_than_error_feedback(bits: int, per_channel: bool) -> None:
+    x = correlated(0, 2000, 144)
+    weight = torch.randn(16, 144, generator=torch.Generator().manual_seed(1))
+    scale, gram = weight_scales(weight, bits, per_channel).expand(16).contiguous(), x.T @ x / len(x)
+    feedback = output_error(weight, round_with_feedback(weight, scale, bits, gram), scale, x)
+    found = round_to_outputs(weight, scale, bits, gram, per_channel)
+    assert output_error(weight, found.integers, found.scale, x) < 0.9 * feedback
+    assert len(found.scale.unique()) == (16 if per_channel else 1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([2, 3, 4]), st.sampled_from([9, 64, 65]))
+def test_round_to_outputs_when_rounded_then_on_the_grid_with_usable_scales(seed: int, bits: int, dims: int) -> None:
+    x = correlated(seed, 300, dims)
+    weight = torch.randn(5, dims, generator=torch.Generator().manual_seed(seed))
+    found: Rounded = round_to_outputs(weight, weight_scales(weight, bits), bits, x.T @ x / 300)
+    assert torch.equal(found.integers, found.integers.round())
+    assert found.integers.abs().max() <= weight_limit(bits)
+    assert bool((found.scale > 0).all())
+
+
+def test_round_to_outputs_when_weights_lie_on_a_grid_then_found_exactly() -> None:
+    x = correlated(0, 1000, 48)
+    integers = torch.randint(-1, 2, (6, 48), generator=torch.Generator().manual_seed(0)).float()
+    scale = torch.rand(6, generator=torch.Generator().manual_seed(1)) + 0.5
+    found = round_to_outputs(integers * scale[:, None], scale, 2, x.T @ x / 1000)
+    assert torch.equal(found.integers, integers)
+    assert torch.allclose(found.scale, scale, rtol=1e-5)
+
+
+def test_round_to_outputs_when_inputs_are_dead_then_finite() -> None:
+    weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
+    found = round_to_outputs(weight, weight_scales(weight, 4), 4, torch.zeros(20, 20))
+    assert bool(torch.isfinite(found.integers).all() and torch.isfinite(found.scale).all())
