@@ -276,6 +276,10 @@ class Client:
         """Return the best a search knows inside other limits, measured and predicted."""
         return self.post(f"/v1/searches/{id}/whatif", {"limits": limits})
 
+    def study(self, id: str) -> str:
+        """Return a search as the text of an Optuna journal file."""
+        return self._send("GET", f"/v1/searches/{id}/study").text
+
     def candidates(self, id: str) -> list[Json]:
         """Return the candidates of a search, best first."""
         return list(self.items(f"/v1/searches/{id}/candidates"))

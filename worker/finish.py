@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from app.store import runner as rows
 from app.store import timings
 from worker.job import Job, Site, problem
 from worker.measured import Measured
+from worker.provenance import provenance, versions
 from worker.sandbox import ChildDied
 from worker.search.loop import SearchLoop
 from worker.search.rows import Goal, TrialRow
@@ -30,7 +29,6 @@ Call = Callable[[Job, str, Json, float], Json]
 RESCORED = 8
 EXPORT_S = 1800.0
 NAMES = {"onnx": ".onnx", "checkpoint": ".tightfit", "report": ".report.json"}
-PACKAGES = ("tightfit", "torch", "onnx", "onnxruntime", "optuna", "numpy", "scipy")
 
 
 class Finisher:
@@ -218,12 +216,6 @@ def _manifest(job: Job, metrics: Json, feasible: bool) -> Json:
         "metrics": metrics,
         "meets_budget": feasible,
         "seed": job.settings.seed,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": versions(),
+        "provenance": {key: value for key, value in provenance(job).items() if key not in ("seed", "versions")},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

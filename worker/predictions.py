@@ -9,19 +9,21 @@ from app.store import known
 from app.store import runner as rows
 from app.whatif import facts
 from worker.job import Job, Site
+from worker.provenance import provenance
 from worker.search.loop import SearchLoop
 from worker.search.sweep import Predicted, sweep
 
 
-def note_reachable(site: Site, search_id: str) -> None:
-    """Store once what bounds and scales the search's limits."""
+def note(site: Site, job: Job) -> None:
+    """Store once what bounds and scales the search's limits, and what it was begun with."""
     with site.database.reading() as session:
-        search = rows.search_of(session, search_id)
+        search = rows.search_of(session, job.search_id)
         model = rows.model_of(session, search)
     if search.reachable is None:
         found = facts(model, search)
         with site.database.writing() as session:
-            known.note_reachable(session, search_id, found)
+            known.note_reachable(session, job.search_id, found)
+            known.note_provenance(session, job.search_id, provenance(job))
 
 
 def store(site: Site, job: Job, loop: SearchLoop) -> None:

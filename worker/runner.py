@@ -71,7 +71,7 @@ class Runner:
         if job is None:
             return "finished"
         self.crew.enter(job.runners)
-        predictions.note_reachable(self.site, self.search_id)
+        predictions.note(self.site, job)
         try:
             measured = self._measured(job)
             job = job if measured is None else self._prepared(job, measured)

@@ -26,6 +26,7 @@ from app.explaining import cautions_of, why
 from app.problems import Problem, field_error
 from app.store import events, query, timings
 from app.store.tables import Artefact, Candidate, Search, Trial
+from app.study import journal
 from app.whatif import whatif
 
 router = APIRouter(prefix="/v1")
@@ -131,6 +132,16 @@ async def what_if(id: str, request: Request, service: ServiceDep, key: KeyDep) -
     wanted = (await body(request, WhatIfIn)).model_dump(mode="json")
     await run_in_threadpool(one, service, Search, id)
     return await run_in_threadpool(whatif, service, id, wanted["limits"])
+
+
+@router.get("/searches/{id}/study", tags=["searches"])
+def study(id: str, service: ServiceDep, key: KeyDep) -> Response:
+    """Return the search as an Optuna journal file, which optuna-dashboard opens."""
+    row = one(service, Search, id)
+    with service.database.reading() as session:
+        lines = list(journal(row, all_trials(session, id)))
+    headers = {"Content-Disposition": f'attachment; filename="{id}.journal"', "X-Content-Type-Options": "nosniff"}
+    return Response("".join(lines), media_type="application/x-ndjson", headers=headers)
 
 
 @router.get("/searches/{id}/candidates", tags=["candidates"])

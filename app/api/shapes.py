@@ -93,6 +93,7 @@ def search(row: Search) -> Json:
         "best": row.best,
         "measured": row.measured,
         "warm": warm(row),
+        "provenance": row.provenance,
         "request": row.spec,
         "error": row.error,
         "created_at": moment(row.created_at),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from app.client import Client
 
-app = typer.Typer(no_args_is_help=True, help="Searches: run, watch, show, whatif, list, cancel.")
+app = typer.Typer(no_args_is_help=True, help="Searches: run, watch, show, whatif, study, list, cancel.")
 
 SearchArgument = Annotated[str, typer.Argument(help="Id or name of the search.")]
 
@@ -126,6 +126,18 @@ def whatif(
     found = session.client.whatif(session.client.find("searches", search)["id"], limits)
     session.answer(found, lambda console: whatif_table(console, found))
     raise typer.Exit(0 if found["measured"] else 3)
+
+
+@verb(app, "study")
+def study(
+    session: Session,
+    search: SearchArgument,
+    out: Annotated[Path, typer.Option("-o", "--out", dir_okay=False, help="The file to write.")],
+) -> None:
+    """Write a search as an Optuna journal file: `optuna-dashboard FILE` shows it."""
+    id = session.client.find("searches", search)["id"]
+    out.write_text(session.client.study(id))
+    session.answer({"id": id, "file": str(out)}, lambda console: console.print(f"{out}"))
 
 
 @verb(app, "list")

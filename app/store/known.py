@@ -111,3 +111,9 @@ def predict(session: Session, search_id: str, items: Sequence[dict[str, Any]]) -
 def note_reachable(session: Session, search_id: str, costs: dict[str, Json]) -> None:
     """Store the costs that bound and scale a search's limits."""
     session.execute(sa.update(Search).where(Search.id == search_id).values(reachable=costs))
+
+
+def note_provenance(session: Session, search_id: str, found: Json) -> None:
+    """Store what a search is begun with; what it was begun with first stays."""
+    first = sa.and_(Search.id == search_id, Search.provenance.is_(None))
+    session.execute(sa.update(Search).where(first).values(provenance=found))

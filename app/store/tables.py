@@ -149,6 +149,7 @@ class Search(Base):
     slice: Mapped[int] = mapped_column(default=0)
     finisher: Mapped[str | None]  #: the token of the runner that ends the search
     warm: Mapped[Json | None]  #: what it started from: known observations, trials, whose table, which probes of it
+    provenance: Mapped[Json | None]  #: seed, digests and versions it was begun with
     reachable: Mapped[Json | None]  #: costs that bound and scale limits: of `least`, `w8a8` and `float`
     fleet_id: Mapped[str | None] = mapped_column(sa.String(40), index=True)
     place: Mapped[int | None]  #: in the fleet: 0 measures first, the others use what it learned

@@ -103,7 +103,7 @@ def queued(folder: Path, name: str = NAME, **options: Any) -> str:
 
 def drive(folder: str, search: str, slot: int = 0) -> None:
     """Run a search to its end, as one of its runners."""
-    database, store = _opened(Path(folder))
+    database, store = opened(Path(folder))
     while Runner(Site(database, store), search, slot).run() == "again":
         pass
     database.dispose()
@@ -111,7 +111,7 @@ def drive(folder: str, search: str, slot: int = 0) -> None:
 
 def front(folder: Path, search: str) -> bytes:
     """Return the candidates of a finished search as canonical JSON: assignments, metrics and costs by rank."""
-    database, _ = _opened(folder)
+    database, _ = opened(folder)
     with database.reading() as session:
         found = [
             {"rank": item.rank, "assignment": item.assignment, "metrics": item.metrics, "costs": item.costs}
@@ -123,7 +123,7 @@ def front(folder: Path, search: str) -> bytes:
 
 def trials(folder: Path, search: str) -> list[Any]:
     """Return every finished trial: number, state, assignment and metrics."""
-    database, _ = _opened(folder)
+    database, _ = opened(folder)
     with database.reading() as session:
         found = [
             [item.idx, item.state, item.assignment, item.metrics]
@@ -142,7 +142,7 @@ def started(folder: Path, search: str, slot: int = 0) -> subprocess.Popen[bytes]
 
 def seconds(folder: Path, search: str) -> float:
     """Return how long a finished search took, from when it was begun."""
-    database, _ = _opened(folder)
+    database, _ = opened(folder)
     with database.reading() as session:
         row = session.get_one(Search, search)
         assert row.started_at is not None and row.finished_at is not None
@@ -167,5 +167,6 @@ def _url(folder: Path) -> str:
     return f"sqlite:///{folder / 'app.db'}"
 
 
-def _opened(folder: Path) -> tuple[Database, Blobs]:
+def opened(folder: Path) -> tuple[Database, Blobs]:
+    """Return the database and the files in a folder."""
     return connect(_url(folder)), Blobs(folder / "blobs")

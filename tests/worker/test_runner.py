@@ -92,6 +92,9 @@ def test_run_when_nothing_disturbs_then_feasible_candidates_and_verified_files(w
         best = known.best_predicted(session, search_id, search.limits)
     assert best is not None and best.accuracy is not None
     assert set(search.reachable or {}) == {"least", "w8a8", "float"}
+    made = search.provenance or {}
+    assert (made["seed"], made["sampler"], len(made["context"])) == (0, "tpe", 64)
+    assert made["versions"]["torch"] and made["model_sha256"] and made["datasets"].keys() == {"all"}
 
 
 def test_run_when_it_is_finished_then_running_again_changes_nothing(whole: tuple[Rig, str]) -> None:

@@ -57,6 +57,15 @@ def test_search_when_runners_are_asked_for_then_each_has_a_job(
     assert found == [f"{key}-r0-s1", f"{key}-r1-s2", f"{key}-r2-s3"]
 
 
+def test_study_when_asked_for_then_a_journal_of_the_search(client: TestClient, request_body: Json) -> None:
+    key = post(client, request_body).json()["id"]
+    answer = client.get(f"/v1/searches/{key}/study")
+    lines = [json.loads(line) for line in answer.text.splitlines()]
+    assert answer.headers["content-disposition"] == f'attachment; filename="{key}.journal"'
+    assert lines[0] == {"op_code": 0, "worker_id": "tightfit", "study_name": key, "directions": [1, 1]}
+    assert client.get("/v1/searches/srh_none/study").status_code == 404
+
+
 def test_search_when_latency_is_measured_then_one_runner_only(client: TestClient, request_body: Json) -> None:
     limits = [{"metric": "latency_ms", "max": 1, "evidence": "measured"}]
     answer = post(client, {**request_body, "limits": limits, "search": {"runners": 2}})
