@@ -164,6 +164,7 @@ def create_search(
         model = _searchable(session, request["model_id"])
         graph = ModelGraph.from_json(model.graph or {})
         _check_datasets(session, request["dataset"], graph)
+        _check_target(session, request)
         device = _device(session, request["device_id"])
         profile = DeviceProfile.from_json(device.profile)
         _check_measurable(session, request, profile)
@@ -364,6 +365,16 @@ def _check_datasets(session: Session, roles: Mapping[str, str], graph: ModelGrap
         if info.get("classes") and classes and info["classes"] > classes:
             detail = f"labels up to {info['classes'] - 1}, but the network has {classes} outputs"
             raise Problem("invalid-dataset", detail, [field_error(f"/dataset/{role}", detail, "labels")])
+
+
+def _check_target(session: Session, request: Json) -> None:
+    """Raise Problem invalid-limits for a target of accuracy on data that has no labels to count it by."""
+    target = ((request.get("search") or {}).get("stop") or {}).get("target") or {}
+    roles = request["dataset"]
+    info = session.get_one(Dataset, roles.get("evaluation") or roles["all"]).info or {}
+    if target.get("metric") == "accuracy" and not info.get("has_labels", True):
+        detail = "the data has no labels to count accuracy by; agreement and kl need none"
+        raise Problem("invalid-limits", detail, [field_error("/search/stop/target/metric", detail, "labels")])
 
 
 def _misfit(graph: ModelGraph, info: Json) -> str:

@@ -20,7 +20,7 @@ from app.store.blobs import Blobs
 from app.store.engine import Database
 from app.store.tables import Model
 from worker.sandbox import Limits
-from worker.search.rows import Goal, Settings
+from worker.search.rows import Goal, Settings, Stop
 
 Json = dict[str, Any]
 MAX_PROBES = 240
@@ -181,4 +181,10 @@ def search_settings(spec: Json) -> Settings:
         trials=int(data.get("trials") or 60),
         seed=int(data.get("seed") or 0),
         sampler=data.get("sampler") or "tpe",
+        stop=_stop(data.get("stop") or {}),
     )
+
+
+def _stop(data: Json) -> Stop:
+    target = data.get("target")
+    return Stop(data.get("patience"), None if target is None else (target["metric"], float(target["value"])))

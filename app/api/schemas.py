@@ -70,6 +70,20 @@ class SpaceIn(Strict):
     fixed_bits: dict[Name, tuple[Bits, Bits]] = {}
 
 
+class TargetIn(Strict):
+    """A quality that is enough, on the evaluation pictures."""
+
+    metric: Literal["accuracy", "agreement", "kl"]
+    value: FiniteFloat
+
+
+class StopIn(Strict):
+    """When to stop before the trials are spent: no gain for `patience` trials, or the target reached in the budget."""
+
+    patience: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    target: TargetIn | None = None
+
+
 class SearchOptionsIn(Strict):
     """How hard to search."""
 
@@ -79,6 +93,7 @@ class SearchOptionsIn(Strict):
     max_wall_s: Positive | None = None
     runners: Annotated[int, Field(ge=1, le=16)] = 1
     warm_start: bool = True
+    stop: StopIn = StopIn()
 
 
 class SearchIn(Strict):

@@ -59,6 +59,10 @@ class Request:
         bool | None,
         typer.Option("--warm-start/--no-warm-start", help="Begin with what other searches measured of the network."),
     ] = None
+    patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many trials without gain.")] = None
+    target: Annotated[
+        str | None, typer.Option(help="Stop once a trial in the budget is as good: 'accuracy>=0.9', 'kl<=0.05'.")
+    ] = None
     export_top: Annotated[int | None, typer.Option(min=0, help="How many candidates to export.")] = None
 
 
@@ -189,11 +193,22 @@ def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
             "max_wall_s": request.max_wall_s,
             "runners": request.runners,
             "warm_start": request.warm_start,
+            "stop": parse_stop(request.patience, request.target),
         },
     )
     own = {"name": request.name, "export_top": request.export_top, "agent": request.agent}
     whole = _over(body, {**own, "limits": limits, "space": space or None, "search": search or None})
     return {**whole, "name": whole.get("name") or "search"}
+
+
+def parse_stop(patience: int | None, target: str | None) -> dict[str, Any] | None:
+    """Return the rules to stop by, or None where none is given. Raises ValueError for a target that is none."""
+    if target is None:
+        return None if patience is None else {"patience": patience}
+    metric, sign, value = target.partition("<=" if "<=" in target else ">=")
+    if not sign or (sign == "<=") != (metric.strip() == "kl"):
+        raise ValueError(f"{target!r} is no target; write 'accuracy>=0.9', 'agreement>=0.95' or 'kl<=0.05'")
+    return {"patience": patience, "target": {"metric": metric.strip(), "value": float(value)}}
 
 
 def resolve(client: Client, names: _Names) -> dict[str, Any]:

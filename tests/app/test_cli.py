@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from app.cli import app
 from app.commands.datamake import guess_layout, parse_size
-from app.commands.searches import Request, read_request
+from app.commands.searches import Request, parse_stop, read_request
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = [
@@ -84,6 +84,16 @@ def test_request_when_options_and_file_meet_then_options_win(tmp_path: Path) -> 
         "search": {"trials": 60, "seed": 3},
         "space": {"min_keep": 0.25},
     }
+
+
+def test_stop_when_written_as_options_then_the_rules() -> None:
+    assert parse_stop(None, None) is None
+    assert parse_stop(5, None) == {"patience": 5}
+    assert parse_stop(None, "kl<=0.05") == {"patience": None, "target": {"metric": "kl", "value": 0.05}}
+    assert parse_stop(3, "accuracy >= 0.9")["target"] == {"metric": "accuracy", "value": 0.9}  # type: ignore[index]
+    for wrong in ("accuracy<=0.9", "kl>=1", "accuracy", "accuracy>=much"):
+        with pytest.raises(ValueError):
+            parse_stop(None, wrong)
 
 
 def test_request_when_the_file_is_a_list_then_is_wrong_usage(tmp_path: Path) -> None:

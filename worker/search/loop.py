@@ -19,7 +19,7 @@ from app.domain.candidate import Measurement
 from app.domain.cost import METRICS, Costs, count
 from app.domain.space import Assignment, widest
 from worker.search.refit import Observation, Posterior
-from worker.search.rows import Goal, RowState, Settings, TrialKind, TrialPlan, TrialRow
+from worker.search.rows import Goal, RowState, Settings, Stop, TrialKind, TrialPlan, TrialRow
 from worker.search.sampling import REPAIR, SLACK, SPAN, Past, Projection, Suggestion, project, stable_seed, suggest
 from worker.search.sensitivity import Probe, SensitivityTable, build_table, probes
 from worker.search.solver import Solver
@@ -59,6 +59,7 @@ class SearchLoop:
         self._costs: dict[str, Costs] = {}
         self._probes = probes(goal.graph, goal.space, settings.max_probes)
         self._rounds: list[Round] = []
+        self._passed = 0
 
     @classmethod
     def from_rows(
@@ -165,7 +166,32 @@ class SearchLoop:
             return self._rounds[-1].end
         if not self.pending_probes() and self._seeds[0][0] == "fallback":
             return self._start + 1
-        return self._start + self.settings.trials
+        return self._stopped_at(self._start + self.settings.trials)
+
+    def _stopped_at(self, whole: int) -> int:
+        """Return the number behind the last trial by the rules to stop: the first batch's end at which one holds."""
+        if self.settings.stop == Stop() or self.pending_probes():
+            return whole
+        while True:
+            end = self._start + len(self._fresh_seeds) + self._passed * max(1, self.settings.batch)
+            if end >= whole or end > self.open_from:
+                return whole
+            if self._is_enough(end):
+                return end
+            self._passed += 1  # what held no rule once never will: its trials are finished
+
+    def _is_enough(self, end: int) -> bool:
+        inside = [row for row in self._candidates() if row.idx < end and self.is_feasible(row)]
+        stop, best = self.settings.stop, min(inside, key=_merit, default=None)
+        if best is None:
+            return False
+        if stop.patience is not None and end - max(best.idx + 1, self._start) >= stop.patience:
+            return True
+        if stop.target is None:
+            return False
+        metric, value = stop.target
+        sign = 1.0 if metric in _HIGHER_IS_BETTER else -1.0
+        return any(sign * row.metrics[metric] >= sign * value for row in inside if metric in row.metrics)
 
     @property
     def _start(self) -> int:

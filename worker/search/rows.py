@@ -28,6 +28,18 @@ class Goal:
 
 
 @dataclass(frozen=True)
+class Stop:
+    """When a search ends before its trials are spent, looked at between batches.
+
+    `patience`: so many trials in a row did not improve the best one inside the budget. `target`: one inside the budget
+    reaches this value of a metric (from below where higher is better, else from above).
+    """
+
+    patience: int | None = None
+    target: tuple[str, float] | None = None
+
+
+@dataclass(frozen=True)
 class Settings:
     """How a search is run.
 
@@ -48,6 +60,7 @@ class Settings:
     max_dimensions: int = 24
     fidelity: Fidelity = "full"
     probe_fidelity: Fidelity = "screen"
+    stop: Stop = Stop()
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.actions import Service
+from app.domain import ids
 from app.domain.budget import Budget
 from app.domain.device import DeviceProfile
 from app.store import events
 from app.store import runner as rows
-from app.store.tables import Search
+from app.store.tables import Dataset, Search
 from tests.worker.search.pictures import resnet as resnet8
 
 Json = dict[str, Any]
@@ -55,6 +56,23 @@ def test_search_when_runners_are_asked_for_then_each_has_a_job(
     jobs = service.client.list_workflows(queue_name="trials", load_input=False)
     found = sorted(job.workflow_id for job in jobs if job.workflow_id.startswith(key))
     assert found == [f"{key}-r0-s1", f"{key}-r1-s2", f"{key}-r2-s3"]
+
+
+def test_search_when_accuracy_is_the_target_of_data_without_labels_then_refused(
+    client: TestClient, service: Service, request_body: Json
+) -> None:
+    stop = {"patience": 20, "target": {"metric": "accuracy", "value": 0.9}}
+    assert post(client, {**request_body, "search": {"stop": stop}}).status_code == 202
+    with service.database.writing() as session:
+        labelled = session.get_one(Dataset, request_body["dataset"]["all"])
+        plain = Dataset(id=ids.new_id("dataset"), name="x", blob_sha=labelled.blob_sha, bytes=9, state="ready", spec={})
+        plain.info = {**(labelled.info or {}), "has_labels": False}
+        session.add(plain)
+    body = {**request_body, "dataset": {"all": plain.id}, "search": {"stop": stop}}
+    answer = post(client, body)
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/search/stop/target/metric")
+    stop["target"] = {"metric": "kl", "value": 0.1}
+    assert post(client, body).status_code == 202
 
 
 def test_study_when_asked_for_then_a_journal_of_the_search(client: TestClient, request_body: Json) -> None:

@@ -14,7 +14,7 @@ from app.domain.space import build_space, widest
 from tests.worker.search.pictures import chain, device, resnet
 from tests.worker.search.worlds import World, probe, run
 from worker.search.loop import SearchLoop
-from worker.search.rows import Goal, Settings, TrialPlan, TrialRow
+from worker.search.rows import Goal, Settings, Stop, TrialPlan, TrialRow
 from worker.search.sampling import SamplerName
 
 
@@ -185,3 +185,48 @@ def test_repair_variants_when_several_then_plans_name_one() -> None:
     assert {row.repair for row in loop.rows if row.kind == "sampled"} <= {"moments", "bias"}
     assert TrialRow(4, "sampled", {"repair": "bias"}, widest(small_goal().graph, 8)).repair == "bias"
     assert TrialPlan(4, "seed", {}, widest(small_goal().graph, 8)).repair is None
+
+
+def test_loop_when_nothing_is_gained_then_it_stops_between_batches_and_so_does_one_rebuilt() -> None:
+    goal, settings = small_goal(), Settings(trials=200, batch=3, stop=Stop(patience=7))
+    loop, world = fresh(goal, settings)
+    run(loop, world)
+    best = loop.finalists(1)[0]
+    assert 7 <= len(loop.rows) - 1 - best.idx < 7 + 3
+    assert (len(loop.rows), loop.progress[0]) == (loop.total, loop.progress[1])
+    for cut in (len(loop.rows) // 2, len(loop.rows)):
+        again = SearchLoop.from_rows(goal, settings, loop.rows[:cut], loop._measured)
+        run(again, world)
+        assert [row.assignment for row in again.rows] == [row.assignment for row in loop.rows]
+
+
+def test_loop_when_the_target_is_reached_in_the_budget_then_it_stops_there() -> None:
+    goal = small_goal()
+    whole, world = fresh(goal, Settings(trials=40))
+    run(whole, world)
+    losses = sorted(row.metrics["kl"] for row in whole.rows if row.idx and whole.is_feasible(row))
+    loop, world = fresh(goal, Settings(trials=40, stop=Stop(target=("kl", losses[2]))))
+    run(loop, world)
+    assert len(loop.rows) < 41
+    assert loop.finalists(1)[0].metrics["kl"] <= losses[2]
+    never, world = fresh(goal, Settings(trials=12, stop=Stop(target=("kl", -1.0))))
+    run(never, world)
+    assert len(never.rows) == 13
+
+
+def test_loop_when_known_observations_come_first_then_they_are_not_tried_again_and_can_win() -> None:
+    goal = small_goal()
+    first, world = fresh(goal, Settings(trials=16))
+    run(first, world)
+    known = [
+        TrialRow(idx, "known", {}, row.assignment, state="done", metrics=row.metrics)
+        for idx, row in enumerate(first.finalists(5), 1)
+    ]
+    loop = SearchLoop.from_rows(goal, Settings(trials=8, seed=1), known, {})
+    assert (loop.open_from, loop.next_trials(3)[0].kind) == (0, "baseline")
+    loop.tell(0, world.measure(widest(goal.graph, 32)))
+    run(loop, world)
+    assert [row.idx for row in loop.rows] == list(range(14))
+    tried = [row.assignment.digest for row in loop.rows[6:]]
+    assert not set(tried) & {row.assignment.digest for row in known}
+    assert loop.finalists(1)[0].metrics["kl"] <= known[0].metrics["kl"]
