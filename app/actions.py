@@ -164,7 +164,7 @@ def create_search(
         model = _searchable(session, request["model_id"])
         graph = ModelGraph.from_json(model.graph or {})
         _check_datasets(session, request["dataset"], graph)
-        _check_target(session, request)
+        _check_labels(session, request)
         device = _device(session, request["device_id"])
         profile = DeviceProfile.from_json(device.profile)
         _check_measurable(session, request, profile)
@@ -367,14 +367,21 @@ def _check_datasets(session: Session, roles: Mapping[str, str], graph: ModelGrap
             raise Problem("invalid-dataset", detail, [field_error(f"/dataset/{role}", detail, "labels")])
 
 
-def _check_target(session: Session, request: Json) -> None:
-    """Raise Problem invalid-limits for a target of accuracy on data that has no labels to count it by."""
+def _check_labels(session: Session, request: Json) -> None:
+    """Raise Problem for accuracy that is asked of data without labels to count it by."""
     target = ((request.get("search") or {}).get("stop") or {}).get("target") or {}
-    roles = request["dataset"]
-    info = session.get_one(Dataset, roles.get("evaluation") or roles["all"]).info or {}
-    if target.get("metric") == "accuracy" and not info.get("has_labels", True):
-        detail = "the data has no labels to count accuracy by; agreement and kl need none"
-        raise Problem("invalid-limits", detail, [field_error("/search/stop/target/metric", detail, "labels")])
+    asked = (
+        ("invalid-limits", "search/stop/target", target),
+        ("invalid-budget", "quality", request.get("quality") or {}),
+    )
+    for slug, field, item in asked:
+        if item.get("metric") == "accuracy":
+            roles = request["dataset"]
+            for role in {"all"} if "all" in roles else {"evaluation", "holdout"}:
+                info = session.get_one(Dataset, roles[role]).info or {}
+                if not info.get("has_labels", True):
+                    detail = f"the data for {role!r} has no labels to count accuracy by; agreement needs none"
+                    raise Problem(slug, detail, [field_error(f"/{field}/metric", detail, "labels")])
 
 
 def _misfit(graph: ModelGraph, info: Json) -> str:

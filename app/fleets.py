@@ -20,7 +20,7 @@ from app.store import query
 from app.store.tables import Fleet, Search, now
 
 Json = dict[str, Any]
-COMMON = ("model_id", "dataset", "export_top")
+COMMON = ("model_id", "dataset", "export_top", "quality")
 
 
 def create_fleet(service: Service, request: Json) -> tuple[Fleet, Sequence[Search]]:
@@ -43,7 +43,7 @@ def member_request(request: Json, place: int) -> Json:
     """Return the search request of one member: its own space where it has one, everything else in common."""
     member = request["members"][place]
     return {
-        **{key: request[key] for key in COMMON},
+        **{key: request[key] for key in COMMON if request.get(key) is not None},
         "name": f"{request['name']}: {member['name'] or member['device_id']}",
         "device_id": member["device_id"],
         "limits": member["limits"],
@@ -56,7 +56,9 @@ def _member(service: Service, fleet_id: str, place: int, request: Json) -> Searc
     try:
         return actions.create_search(service, request, member=Member(fleet_id, place))
     except Problem as problem:
-        shared = any(error["pointer"].startswith(("/model_id", "/dataset", "/search")) for error in problem.errors)
+        shared = any(
+            error["pointer"].startswith(("/model_id", "/dataset", "/search", "/quality")) for error in problem.errors
+        )
         if shared or problem.slug in ("model-not-ready", "dataset-not-ready"):
             raise
         errors = [{**error, "pointer": f"/members/{place}{error['pointer']}"} for error in problem.errors]

@@ -11,10 +11,11 @@ from app.domain.budget import table, with_measured
 from app.domain.cost import count, layer_costs
 from app.domain.demand import Timing, is_host
 from app.domain.lifecycle import Outcome, Verification
+from app.domain.quality import quality_of
 from app.domain.space import Assignment
 from app.store import runner as rows
 from app.store import timings
-from worker.job import Job, Site, problem
+from worker.job import GivenUp, Job, Site, problem
 from worker.measured import Measured
 from worker.provenance import provenance, versions
 from worker.sandbox import ChildDied
@@ -39,6 +40,8 @@ class Finisher:
     ) -> None:
         self.site, self.job, self.loop, self.measured = site, job, loop, measured
         self._measure, self._call = measure, call
+        self._quality = quality_of(job.spec)
+        self._baseline: Json | None = None
 
     def run(self) -> Outcome:
         """Re-score, store, export and verify; return the outcome."""
@@ -46,6 +49,7 @@ class Finisher:
         if not chosen:
             return Outcome.none
         ranked = self._ranked(chosen)
+        feasible = feasible and (self._quality is None or any(self._judged(found)["met"] for _, found in ranked))
         ids = [self._store(rank, row, holdout) for rank, (row, holdout) in enumerate(ranked, start=1)]
         verified = 0
         for candidate_id, (row, _) in zip(ids, ranked, strict=True):
@@ -71,7 +75,10 @@ class Finisher:
         """Measure on the hold-out set, the baseline too; order by accuracy there (where labelled), then by KL."""
         base = self.loop.row(0)
         scored = [self._scored(_holdout(row)) for row in [base, *chosen]]
+        if scored[0] is None and self._quality is not None:
+            raise GivenUp(problem("baseline-invalid", "the float network could not be measured on the hold-out set"))
         if scored[0] is not None:
+            self._baseline = scored[0]["metrics"]
             baseline = {"metrics": dict(base.metrics), "holdout": scored[0]["metrics"]}
             baseline["costs"] = self.loop.costs(base.assignment).to_json()
             with self.site.database.writing() as session:
@@ -87,7 +94,7 @@ class Finisher:
 
     def _store(self, rank: int, row: TrialRow, holdout: Json) -> str:
         goal, costs = self.job.goal, self.loop.costs(row.assignment)
-        fields = {
+        fields: Json = {
             "trial_idx": row.idx,
             "rank": rank,
             "assignment": row.assignment.to_json(),
@@ -103,8 +110,19 @@ class Finisher:
         }
         if self.measured is not None:
             fields |= self._measured_fields(fields, row)
+        if self._quality is not None:
+            judged = self._judged(holdout)
+            fields |= {
+                "feasible": fields["feasible"] and judged["met"],
+                "metrics": {**fields["metrics"], "quality": judged},
+            }
         with self.site.database.writing() as session:
             return rows.put_candidate(session, self.job.search_id, fields)
+
+    def _judged(self, holdout: Json) -> Json:
+        """Return whether a candidate keeps the quality that was asked for."""
+        assert self._quality is not None and self._baseline is not None, "asked only where a quality is"
+        return self._quality.judged(holdout["metrics"], self._baseline)
 
     def _measured_fields(self, fields: Json, row: TrialRow) -> Json:
         """Return what a measured latency changes in a candidate's record: its budget row, feasibility and metrics."""

@@ -96,6 +96,20 @@ class SearchOptionsIn(Strict):
     stop: StopIn = StopIn()
 
 
+class QualityIn(Strict):
+    """A quality to keep on the hold-out pictures: at least `min`, at most `max_drop` below the float network's."""
+
+    metric: Literal["accuracy", "agreement"] = "accuracy"
+    min: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None
+    max_drop: Annotated[FiniteFloat, Field(ge=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.min is None and self.max_drop is None:
+            raise ValueError("give min, max_drop or both")
+        return self
+
+
 class SearchIn(Strict):
     """The body of POST /v1/searches."""
 
@@ -105,15 +119,16 @@ class SearchIn(Strict):
     device_id: DeviceRef
     limits: list[LimitIn]
     agent: Ident | None = None
+    quality: QualityIn | None = None
     space: SpaceIn = SpaceIn()
     search: SearchOptionsIn = SearchOptionsIn()
     export_top: Annotated[int, Field(ge=0, le=8)] = 1
 
     @model_serializer(mode="wrap")
     def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out an agent that was not named."""
+        """Leave out an agent or a quality that was not named."""
         found: dict[str, Any] = serialize(self)
-        return {key: value for key, value in found.items() if key != "agent" or value is not None}
+        return {key: value for key, value in found.items() if key not in ("agent", "quality") or value is not None}
 
     @model_validator(mode="after")
     def _timed_alone(self) -> Self:
@@ -159,6 +174,7 @@ class FleetIn(Strict):
     dataset: dict[Literal["all", "calibration", "evaluation", "holdout"], Ident]
     members: Annotated[list[MemberIn], Field(min_length=1, max_length=64)]
     share: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.2
+    quality: QualityIn | None = None
     space: SpaceIn = SpaceIn()
     search: SearchOptionsIn = SearchOptionsIn()
     export_top: Annotated[int, Field(ge=0, le=8)] = 1

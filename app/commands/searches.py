@@ -63,6 +63,8 @@ class Request:
     target: Annotated[
         str | None, typer.Option(help="Stop once a trial in the budget is as good: 'accuracy>=0.9', 'kl<=0.05'.")
     ] = None
+    min_accuracy: Annotated[float | None, typer.Option(help="Least accuracy on the hold-out pictures.")] = None
+    max_drop: Annotated[float | None, typer.Option(help="Largest drop of accuracy below the float network.")] = None
     export_top: Annotated[int | None, typer.Option(min=0, help="How many candidates to export.")] = None
 
 
@@ -196,7 +198,8 @@ def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
             "stop": parse_stop(request.patience, request.target),
         },
     )
-    own = {"name": request.name, "export_top": request.export_top, "agent": request.agent}
+    quality = _over(body.get("quality"), {"min": request.min_accuracy, "max_drop": request.max_drop})
+    own = {"quality": quality or None, "name": request.name, "export_top": request.export_top, "agent": request.agent}
     whole = _over(body, {**own, "limits": limits, "space": space or None, "search": search or None})
     return {**whole, "name": whole.get("name") or "search"}
 

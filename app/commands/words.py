@@ -72,6 +72,8 @@ def verdict(search: Mapping[str, Any]) -> str:
         return f"The search is {state}."
     if outcome == "feasible":
         return "Inside the budget: every limit is kept."
+    if outcome == "best_effort" and (search.get("request") or {}).get("quality"):
+        return "Best effort: no measured candidate keeps every limit and the quality that was asked for."
     if outcome == "best_effort":
         return "Best effort: no measured candidate keeps every limit; this one breaks them least."
     return "Nothing could be measured."

@@ -17,7 +17,7 @@ import pytest
 from app.domain.budget import Limit
 from app.store import known
 from app.store import runner as rows
-from app.store.tables import Trial
+from app.store.tables import Search, Trial
 from tests.reliability.rig import Rig, build
 from worker.job import LostTrial, Site
 from worker.runner import Runner
@@ -95,6 +95,27 @@ def test_run_when_nothing_disturbs_then_feasible_candidates_and_verified_files(w
     made = search.provenance or {}
     assert (made["seed"], made["sampler"], len(made["context"])) == (0, "tpe", 64)
     assert made["versions"]["torch"] and made["model_sha256"] and made["datasets"].keys() == {"all"}
+
+
+@pytest.mark.parametrize(
+    ("quality", "met"),
+    [({"max_drop": 0.999}, True), ({"min": 1.0}, False), ({"metric": "agreement", "min": 0.01}, True)],
+)
+def test_run_when_a_quality_is_to_be_kept_then_candidates_are_judged_on_the_holdout_set(
+    rig: Rig, quality: dict[str, Any], met: bool
+) -> None:
+    search = rig.add_search(TRIALS)
+    with rig.database.writing() as session:
+        row = session.get_one(Search, search)
+        row.spec = {**row.spec, "export_top": 0, "quality": {"metric": "accuracy", **quality}}
+    assert Runner(site(rig), search).run() == "finished"
+    ended, found = rig.search(search), rig.candidates(search)
+    assert (ended.state, ended.outcome) == ("completed", "feasible" if met else "best_effort")
+    best, judged = found[0], found[0].metrics["quality"]
+    assert (best.feasible, judged["met"]) == (met, met)
+    assert judged["value"] == best.metrics["holdout"][judged["metric"]]
+    if "max_drop" in quality:
+        assert judged["floor"] == pytest.approx((ended.baseline or {})["holdout"]["accuracy"] - 0.999)
 
 
 def test_run_when_it_is_finished_then_running_again_changes_nothing(whole: tuple[Rig, str]) -> None:

@@ -71,7 +71,13 @@ def test_search_when_accuracy_is_the_target_of_data_without_labels_then_refused(
     body = {**request_body, "dataset": {"all": plain.id}, "search": {"stop": stop}}
     answer = post(client, body)
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/search/stop/target/metric")
+    body["search"] = {}
+    answer = post(client, {**body, "quality": {"max_drop": 0.02}})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/quality/metric")
+    assert post(client, {**body, "quality": {"metric": "agreement", "min": 0.9}}).status_code == 202
+    assert post(client, {**body, "quality": {"metric": "agreement"}}).status_code == 422
     stop["target"] = {"metric": "kl", "value": 0.1}
+    body["search"] = {"stop": stop}
     assert post(client, body).status_code == 202
 
 
