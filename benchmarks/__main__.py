@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import budgets, export, graph, large, latency, measured, odd, search
+from benchmarks import budgets, export, graph, large, latency, measured, odd, search, trials
 
 SUITES = {
     "budgets": budgets.run,
@@ -15,6 +15,7 @@ SUITES = {
     "latency": latency.run,
     "odd": odd.run,
     "search": search.run,
+    "trials": trials.run,
 }
 QUICK = {"latency": latency.run_quick, "search": search.run_quick}
 

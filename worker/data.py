@@ -24,6 +24,7 @@ from torch import Tensor
 from app.domain import formats
 from app.domain.graph import Port
 from app.domain.inputs import ONLY, arrays_for, mismatches
+from app.domain.metrics import IGNORED
 from app.domain.zip_laws import DEFLATED, STORED, Buffer, ZipRefused, contents, directory
 from worker.files import mapped
 from worker.safetensors_laws import SafetensorsRefused, check_safetensors
@@ -95,7 +96,7 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class Dataset:
-    """`arrays` as stored, by name, [rows, ...] each; `labels` int64 [rows] or None."""
+    """`arrays` as stored, by name, [rows, ...] each; `labels` int64 [rows], or [rows, h, w] for pixels, or None."""
 
     arrays: Mapping[str, Array]
     labels: Array | None
@@ -140,8 +141,11 @@ class Dataset:
             "shape": first["shape"],
             "dtype": first["dtype"],
             "has_labels": self.labels is not None,
-            "classes": None if self.labels is None else int(self.labels.max()) + 1,
+            "classes": None if self.labels is None else _named(self.labels) + 1,
             "inputs": records,
+            **(
+                {"label_shape": list(self.labels.shape[1:])} if self.labels is not None and self.labels.ndim > 1 else {}
+            ),
         }
 
 
@@ -162,7 +166,10 @@ def _normalised(array: Array, spec: DatasetSpec) -> Tensor:
 
 @dataclass(frozen=True)
 class RoleData:
-    """What one role gives the network: one tensor [rows, ...] per input, and labels [rows] where there are any."""
+    """What one role gives the network: one tensor [rows, ...] per input, and labels where there are any.
+
+    Those are [rows], or [rows, h, w] where every pixel has a class.
+    """
 
     inputs: tuple[Tensor, ...]
     labels: Tensor | None = None
@@ -308,15 +315,28 @@ def _check_input(name: str, x: Array) -> None:
 def _checked_labels(y: Array, rows: int) -> Array:
     if y.dtype.kind not in "ui":
         raise DatasetRefused(f"'y' has dtype {y.dtype}; integer classes are needed", [_error("/y", "dtype")])
-    if y.shape != (rows,):
-        raise DatasetRefused(f"'y' has shape {y.shape}; ({rows},) is needed", [_error("/y", "shape")])
+    if y.shape[:1] != (rows,) or y.ndim not in (1, 3) or y.size == 0:
+        wanted = f"({rows},), or one class for every pixel, ({rows}, height, width)"
+        raise DatasetRefused(f"'y' has shape {y.shape}; {wanted} is needed", [_error("/y", "shape")])
     if int(y.min()) < 0:
-        first = int(np.flatnonzero(y < 0)[0])
+        first = _first(y < 0)
         raise DatasetRefused(f"row {first} of 'y' is negative", [_error(f"/y/{first}", "out-of-range")])
     if int(y.max()) >= MAX_CLASSES:
-        first = int(np.argmax(y))
-        raise DatasetRefused(f"row {first} of 'y' names class {y[first]}", [_error(f"/y/{first}", "out-of-range")])
+        first = _first(y == y.max())
+        detail = f"row {first} of 'y' names class {y[first].max()}"
+        raise DatasetRefused(detail, [_error(f"/y/{first}", "out-of-range")])
     return y.astype(np.int64)
+
+
+def _first(wrong: Array) -> int:
+    """Return the first row in which something is wrong."""
+    return int(np.flatnonzero(wrong.reshape(len(wrong), -1).any(1))[0])
+
+
+def _named(labels: Array) -> int:
+    """Return the highest class that labels name; of pixels, those without a class don't count."""
+    named = labels if labels.ndim == 1 else labels[labels != IGNORED]
+    return int(named.max()) if named.size else 0
 
 
 def check_against(dataset: Dataset, ports: Sequence[Port], classes: int | None) -> None:
@@ -329,10 +349,11 @@ def check_against(dataset: Dataset, ports: Sequence[Port], classes: int | None) 
         raise DatasetRefused("; ".join(text for _, text in wrong), [_error(f"/{name}", "shape") for name, _ in wrong])
     for port in ports:
         _check_ids(dataset, port, arrays_for(ports, dataset.arrays)[port.name])
-    if dataset.labels is not None and classes is not None and int(dataset.labels.max()) >= classes:
-        first = int(np.flatnonzero(dataset.labels >= classes)[0])
+    labels = dataset.labels
+    if labels is not None and labels.ndim == 1 and classes is not None and int(labels.max()) >= classes:
+        first = _first(labels >= classes)
         raise DatasetRefused(
-            f"row {first} of 'y' names class {int(dataset.labels[first])} of {classes}",
+            f"row {first} of 'y' names class {int(labels[first])} of {classes}",
             [_error(f"/y/{first}", "out-of-range")],
         )
 
@@ -361,7 +382,8 @@ def split(dataset: Dataset, seed: int) -> dict[Role, Array]:
             f"{len(dataset)} rows; at least {len(ROUND)} are needed for a split", [_error("/x", "shape")]
         )
     rng = np.random.default_rng(seed)
-    labels = np.zeros(len(dataset), np.int64) if dataset.labels is None else dataset.labels
+    single = dataset.labels is not None and dataset.labels.ndim == 1
+    labels = dataset.labels if single and dataset.labels is not None else np.zeros(len(dataset), np.int64)
     order = rng.permutation(len(dataset))
     order = order[np.argsort(labels[order], kind="stable")]
     rounds = -(-len(order) // len(ROUND))

@@ -271,3 +271,19 @@ def test_role_data_when_rows_are_given_then_inputs_and_labels_match() -> None:
     assert found.labels is not None and found.labels.tolist() == [7, 2]
     assert np.array_equal(found.inputs[0].numpy(), X[[7, 2]].astype(np.float32))
     assert len(found.head(1)) == 1
+
+
+def test_read_when_every_pixel_has_a_class_then_labels_are_maps_and_255_is_none(tmp_path: Path) -> None:
+    labels = np.zeros((10, 4, 4), np.uint8)
+    labels[0, 0], labels[1, 0] = 255, 3
+    np.savez(tmp_path / "d.npz", x=np.ones((10, 3, 4, 4), np.uint8), y=labels)
+    found = read_dataset(tmp_path / "d.npz", DatasetSpec())
+    assert found.info()["classes"] == 4 and found.info()["label_shape"] == [4, 4]
+    assert {role: len(rows) for role, rows in split(found, 0).items()} == {
+        "calibration": 2,
+        "evaluation": 4,
+        "holdout": 4,
+    }
+    np.savez(tmp_path / "e.npz", x=np.ones((10, 3, 4, 4), np.uint8), y=labels.reshape(10, 16))
+    with pytest.raises(DatasetRefused, match="one class for every pixel"):
+        read_dataset(tmp_path / "e.npz", DatasetSpec())

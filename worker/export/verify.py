@@ -19,6 +19,7 @@ from app.domain.demand import is_host
 from app.domain.device import DeviceProfile, Evidence
 from app.domain.graph import ModelGraph
 from app.domain.lifecycle import Verification
+from app.domain.metrics import labelled
 from app.domain.space import multiple_violations
 from worker.data import RoleData
 from worker.export.agreement import Agreement, Array, accuracy, agreement
@@ -28,7 +29,7 @@ from worker.export.recount import Recount, recount
 from worker.hardware import host
 from worker.hardware.measure import Latency, fed, measure, open_session
 from worker.quant.network import CompressedNetwork
-from worker.search.metrics import is_scores, joined, labelled
+from worker.search.metrics import is_scores, joined, labels_of
 
 Outputs = tuple[Array, ...]
 
@@ -173,8 +174,8 @@ def _compare_onnx(report: VerificationReport, subject: Subject, files: Files, si
             _fail(report, "outputs", detail)
     report.agreement = min(report.outputs.values(), key=lambda item: item.sqnr_db)
     labels_ = subject.evaluation.labels
-    index = None if labels_ is None else labelled(ports, int(labels_.max()) + 1)
-    if labels_ is not None and index is not None:
+    index = None if labels_ is None else labelled(ports, labels_of(labels_))
+    if labels_ is not None and labels_.dim() == 1 and index is not None:
         labels = labels_.numpy()
         pair = (accuracy(simulated[index], labels), accuracy(outputs[index], labels))
         report.accuracy_simulated, report.accuracy_onnx = pair

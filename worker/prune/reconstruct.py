@@ -8,7 +8,7 @@ bias absorbs what the weights cannot.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from worker.graph.ops.parametric import TRANSPOSED
 
 DAMP = 0.01
+Decode = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def sample_positions(sizes: Sequence[int], count: int, seed: int) -> Tensor:
     return order[: min(count, total)].sort().values
 
 
-def patches(leaf: nn.Module, x: Tensor, positions: Tensor) -> Tensor:
+def patches(leaf: nn.Module, x: Tensor, positions: Tensor, decode: Decode | None = None) -> Tensor:
     """Return what a layer sees at sampled output positions.
 
     Linear: [n * p, in] from x [n, ..., in], positions counted over the axes between (tokens). Convolution over any
@@ -49,14 +50,18 @@ def patches(leaf: nn.Module, x: Tensor, positions: Tensor) -> Tensor:
     [n * p, groups, in / groups * k], laid out group after group, as the products that follow read it. A transposed
     convolution is the linear map from the inputs that reach an output position, one per tap of its kernel, to that
     output: the same patches, zero where no input reaches.
+
+    Where x holds codes `decode` makes values of those that are picked.
     """
     layer: Any = leaf
     if isinstance(leaf, nn.Linear):
-        return _tokens(x, positions)
+        tokens = _tokens(x, positions)
+        return tokens if decode is None else decode(tokens)
     taps = _reaching if isinstance(leaf, TRANSPOSED) else _taps
     index, inside = taps(layer, x.shape[2:], positions)
     places = x.flatten(2).transpose(1, 2)  # [n, places, c]: a view of a channels-last tensor
     picked = places.index_select(1, index.reshape(-1)).reshape(len(x), *index.shape, x.shape[1])
+    picked = picked if decode is None else decode(picked)
     if not bool(inside.all()):
         picked = picked.mul_(inside[..., None])
     rows = len(x) * len(positions)

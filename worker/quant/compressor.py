@@ -26,9 +26,11 @@ from worker.graph.ops.recurrent import matrices, with_matrices
 from worker.graph.slicing import Slicer
 from worker.prune.reconstruct import DAMP, Moments, moments, patches, refit, std_mean
 from worker.quant.grids import round_weight, weight_scales
-from worker.quant.network import CompressedNetwork, QuantizedLayer, is_float, run
+from worker.quant.integer import Codes
+from worker.quant.network import CompressedNetwork, QuantizedLayer, Walk, is_float
 from worker.quant.reference import FloatReference, LayerReference
 from worker.quant.rounding import round_to_outputs
+from worker.quant.simulation import Simulation, Value
 
 Repair = Literal["sequential", "fast", "none"]
 REPAIRS: tuple[Repair, ...] = ("sequential", "fast")
@@ -71,7 +73,7 @@ class Compressor:
         """Return the network of an assignment. "sequential" refits each layer on its real inputs, "fast" from the
         float network's cached moments with fewer pictures, "none" only slices and rounds."""
         job = self.job(assignment, repair)
-        run(job.module, *self.looked_at(repair), before=job.before, after=job.after)
+        Simulation(job, before=job.before).advance(Walk(self.looked_at(repair)))
         return CompressedNetwork(job.module, job.layers, job.grids, self.graph.input_shape, assignment, job.kept)
 
     def job(self, assignment: Assignment, repair: Repair) -> Job:
@@ -109,11 +111,7 @@ class Job:
                 self.module._modules[str(node.target)] = other.module._modules[str(node.target)]
         self.layers |= {name: layer for name, layer in other.layers.items() if node_of(name) in nodes}
 
-    def after(self, name: str, value: Tensor) -> Tensor:
-        grid = self.grids.get(name)
-        return value if grid is None else grid.fake_quantize_(value)
-
-    def before(self, node: fx.Node, source: Tensor) -> None:
+    def before(self, node: fx.Node, source: Value) -> None:
         leaf: Any = self.module.get_submodule(node.name)
         layer = self.owner.graph.layer.get(node.name)
         if isinstance(leaf, Recurrent):
@@ -122,7 +120,7 @@ class Job:
             return
         float_reference = self.owner.reference.layers[node.name]
         rows, columns = self.owner.slicer.columns(node.name, self.kept)
-        inputs = patches(leaf, source, float_reference.positions)
+        inputs = picked(leaf, source, float_reference.positions)
         prior = _matrix(leaf, float_reference.grouped)
         if self.repair == "none":
             fitted, bias = self._round(layer, prior, None), leaf.bias.detach()
@@ -245,6 +243,13 @@ class Job:
 def node_of(layer: str) -> str:
     """Return the node that computes a layer: matrices of a recurrent one are called <node>.<matrix>."""
     return layer.split(".")[0]
+
+
+def picked(leaf: Any, source: Value, positions: Tensor) -> Tensor:
+    """Return the real values that a layer sees at sampled positions (see `patches`)."""
+    if isinstance(source, Codes):
+        return patches(leaf, source.raw, positions, source.decode)
+    return patches(leaf, source, positions)
 
 
 def _matrix(leaf: Any, grouped: bool) -> Tensor:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from worker.quant.network import QuantizedLayer
 
 MAX_BITS = 8
+CACHED_VALUES = 1 << 20
 INT32_MAX = 2**31 - 1
 
 
@@ -40,7 +41,11 @@ class Codes:
 
     def real(self) -> Tensor:
         """Return the float32 values that the codes stand for, in memory of their own."""
-        units = self.raw.float()
+        return self.decode(self.raw)
+
+    def decode(self, raw: Tensor) -> Tensor:
+        """Return what codes of the same grid stand for."""
+        units = raw.float()
         if self.grid.zero_point:
             units.sub_(self.grid.zero_point)
         return units.mul_(self.grid.scale)
@@ -63,12 +68,12 @@ class Quantized(Protocol):
     def grids(self) -> Mapping[str, ActivationGrid]: ...
 
 
-def integer_kernels(net: Quantized, nodes: Iterable[fx.Node]) -> Mapping[str, Kernel]:
+def integer_kernels(net: Quantized, nodes: Iterable[fx.Node], sites: Sites | None = None) -> Mapping[str, Kernel]:
     """Return, for those of some nodes that the runtime computes in integers, how; by name.
 
     A kernel takes codes on the grids of its operands and gives codes on that of the site behind it.
     """
-    sites = quantizer_sites(net.module)
+    sites = quantizer_sites(net.module) if sites is None else sites
     behind = {site.head: site.id for site in sites.sites}
     found: dict[str, Kernel] = {}
     for node in nodes:
@@ -176,6 +181,11 @@ def _byte_matrix(weight: Tensor, bias: Tensor, zero_point: int) -> Sums:
     return lambda raw: call(raw, 1.0, zero_point, packed, ones, zeros, bias, *end)
 
 
+def _few(raw: Tensor) -> int:
+    """Return how many rows of a batch to compute at once, so that float32 sums of their size stay in the caches."""
+    return max(1, CACHED_VALUES * len(raw) // max(1, raw.numel()))
+
+
 @functools.cache
 def exact_bytes() -> bool:
     """Tell whether this processor sums products of bytes exactly: without dot-product instructions (VNNI) pairs of
@@ -206,7 +216,11 @@ class _Layer:
     ratio: Tensor
 
     def __call__(self, inputs: Sequence[Codes]) -> Codes:
-        return Codes(_bytes(self.sums(inputs[0].raw).mul_(self.ratio), self.grid), self.grid)
+        raw = inputs[0].raw
+        return Codes(torch.cat([self._codes(part) for part in raw.split(_few(raw))]), self.grid)
+
+    def _codes(self, raw: Tensor) -> Tensor:
+        return _bytes(self.sums(raw).mul_(self.ratio), self.grid)
 
 
 @dataclass(frozen=True)
@@ -218,10 +232,17 @@ class _Add:
     grid: ActivationGrid
 
     def __call__(self, inputs: Sequence[Codes]) -> Codes:
+        left, right = (item.raw for item in inputs)
+        if left.shape != right.shape:
+            return Codes(self._codes(left, right), self.grid)
+        parts = zip(left.split(_few(left)), right.split(_few(left)), strict=True)
+        return Codes(torch.cat([self._codes(*pair) for pair in parts]), self.grid)
+
+    def _codes(self, left: Tensor, right: Tensor) -> Tensor:
         fused = fused_multiply if fuses(self.fixed.device) else multiply_exactly
-        inner = fused(self.fixed, inputs[1].raw, self.ratios[1])
-        codes = fused(inner, inputs[0].raw, self.ratios[0]).round_().clamp_(0, self.grid.levels)
-        return Codes(_narrowed(codes), self.grid)
+        inner = fused(self.fixed, right, self.ratios[1])
+        codes = fused(inner, left, self.ratios[0]).round_().clamp_(0, self.grid.levels)
+        return _narrowed(codes)
 
 
 def addition(left: ActivationGrid, right: ActivationGrid, grid: ActivationGrid) -> Kernel:

@@ -16,7 +16,7 @@ from app.domain.space import FLOAT_BITS, Assignment
 from worker.graph.extents import outputs_of
 from worker.graph.operands import last_uses, operands
 from worker.quant.grids import ActivationGrid
-from worker.quant.simulation import AfterNode, Simulation, real
+from worker.quant.simulation import AfterNode, Simulation, Value, real
 
 BeforeLayer = Callable[[fx.Node, Tensor], None]
 
@@ -52,11 +52,15 @@ class CompressedNetwork:
     assignment: Assignment
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *inputs: Value) -> Any:
         """Return the simulation's outputs for a batch of normalised inputs: a tensor, or a tuple of several."""
         return self.follow(*inputs)
 
-    def follow(self, *inputs: Tensor, seen: AfterNode | None = None) -> Any:
+    def encoded(self, *inputs: Tensor) -> tuple[Value, ...]:
+        """Return a batch as it lies on the grids of the inputs: `forward` takes that in its place."""
+        return self._simulation.encoded(inputs)
+
+    def follow(self, *inputs: Value, seen: AfterNode | None = None) -> Any:
         """Run a batch; `seen(site, value)` is shown what stands behind each quantizer and hands it on."""
         walk = Walk(inputs)
         self._simulation.advance(walk, seen)
@@ -79,7 +83,7 @@ class Walk:
     Nothing writes to a value once it is kept, so forks share them.
     """
 
-    inputs: tuple[Tensor, ...]
+    inputs: tuple[Value, ...]
     step: int = 0
     values: dict[str, Any] = field(default_factory=dict)
 

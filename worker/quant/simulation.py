@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from worker.graph.leaves import Reshape, Slice
 from worker.graph.operands import last_uses, operands
+from worker.graph.ops.parametric import CONVOLUTIONS
 from worker.graph.ops.table import module_of
 from worker.graph.sites import quantizer_sites
 from worker.quant.grids import ActivationGrid
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 Value = Tensor | Codes
 Values = dict[str, Any]
 Step = Callable[[Values], Value]
+BeforeLayer = Callable[[fx.Node, Value], None]
 AfterNode = Callable[[str, Tensor], Tensor]
 MOVES = frozenset({torch.flatten, torch.reshape, torch.permute, F.pixel_shuffle, F.pixel_unshuffle})
 """Functions that hand values on as they are: of codes they make codes."""
@@ -30,21 +33,29 @@ MOVES = frozenset({torch.flatten, torch.reshape, torch.permute, F.pixel_shuffle,
 class Simulation:
     """The nodes of a network from the one at `start` up to (without) the one at `stop`, ready to run on many batches.
 
-    Values are rounded to the grid of their site. What an integer kernel reads travels as codes; anything else as real
-    numbers. Nothing writes to a value that is kept, so walks may share them.
+    Values are rounded to the grid of their site. What an integer kernel may read travels as codes; anything else as
+    real numbers. Nothing writes to a value that is kept, so walks may share them.
+
+    `before(node, value)` is called on the first walk ahead of each leaf module with what it reads. It may change the
+    module and the layers of the network: how a node is computed is made up only then.
     """
 
-    def __init__(self, net: Quantized, start: int = 0, stop: int | None = None) -> None:
+    def __init__(
+        self, net: Quantized, start: int = 0, stop: int | None = None, before: BeforeLayer | None = None
+    ) -> None:
         nodes = [node for node in net.module.graph.nodes if node.op != "output"]
         self._stop = len(nodes) if stop is None else min(stop, len(nodes))
-        self._net, stretch = net, nodes[start : self._stop]
-        self._kernels = integer_kernels(net, stretch)
-        self._heads = {site.id: site.head for site in quantizer_sites(net.module).sites}
+        self._net, self._before = net, before
+        self._sites = quantizer_sites(net.module)
+        self._heads = {site.id: site.head for site in self._sites.sites}
+        self._kernels: dict[str, Kernel] = {}
         given = [node.name for node in nodes if node.op == "placeholder"]
+        stretch = nodes[start : self._stop]
         self._inputs = {node.name: given.index(node.name) for node in stretch if node.op == "placeholder"}
-        self._coded = self._read_as_codes(nodes, {node.name for node in stretch})
+        self._coded = _read_as_codes(net.module, nodes)
         gone = last_uses(net.module)
-        self._steps = [(node.name, self._step(node), tuple(gone.get(node.name, ()))) for node in stretch]
+        self._nodes = [(node, tuple(gone.get(node.name, ()))) for node in stretch]
+        self._steps: list[Step] = []
 
     def advance(self, walk: Walk, seen: AfterNode | None = None) -> None:
         """Take a walk over these nodes; `seen(site, value)` is shown what stands behind each quantizer and hands it on.
@@ -54,25 +65,38 @@ class Simulation:
         values = walk.values
         values.update({name: walk.inputs[index] for name, index in self._inputs.items()})
         with torch.no_grad():
-            for name, step, gone in self._steps:
-                value = step(values)
-                values[name] = value if seen is None or name not in self._net.grids else seen(name, real(value))
+            for index, (node, gone) in enumerate(self._nodes):
+                if index == len(self._steps):
+                    self._steps.append(self._prepared(node, values))
+                value = self._steps[index](values)
+                if seen is not None and node.name in self._net.grids:
+                    value = seen(node.name, real(value))
+                values[node.name] = value
                 for item in gone:
                     del values[item]
         walk.step = max(walk.step, self._stop)
 
-    def _read_as_codes(self, nodes: list[fx.Node], stretch: set[str]) -> set[str]:
-        """Return the nodes whose values a kernel reads, at once or behind nodes that hand codes on."""
-        found: set[str] = set()
-        for node in reversed(nodes):
-            later = node.name not in stretch and node.op == "call_module"
-            if node.name in self._kernels or later or (node.name in found and _hands_on(self._net.module, node)):
-                found.update(source.name for source in operands(node))
-        return found
+    def encoded(self, inputs: Sequence[Tensor]) -> tuple[Value, ...]:
+        """Return inputs as the steps ahead of all others make them, to be given to walks in their place."""
+        found: list[Value] = list(inputs)
+        for name, index in self._inputs.items():
+            grid = self._net.grids.get(name)
+            if grid is not None and self._is_narrow(name, grid):
+                found[index] = encode(inputs[index], grid)
+        return tuple(found)
+
+    def _is_narrow(self, name: str, grid: ActivationGrid | None) -> bool:
+        return grid is not None and grid.bits <= MAX_BITS and name in self._coded
+
+    def _prepared(self, node: fx.Node, values: Values) -> Step:
+        if self._before is not None and node.op == "call_module":
+            self._before(node, values[operands(node)[0].name])
+        self._kernels |= integer_kernels(self._net, [node], self._sites)
+        return self._step(node)
 
     def _step(self, node: fx.Node) -> Step:
         grid = self._net.grids.get(node.name)
-        narrow = grid is not None and grid.bits <= MAX_BITS and node.name in self._coded
+        narrow = self._is_narrow(node.name, grid)
         if node.op == "placeholder":
             return _rounded(lambda values: values[node.name], grid, narrow)
         if node.op == "get_attr":
@@ -95,13 +119,22 @@ class Simulation:
 
     def _kernel(self, node: fx.Node, sources: list[str]) -> Step:
         kernel: Kernel = self._kernels[node.name]
-        of = quantizer_sites(self._net.module).of
-        grids = [self._net.grids[of[source]] for source in sources]
+        grids = [self._net.grids[self._sites.of[source]] for source in sources]
 
         def step(values: Values) -> Value:
             return kernel([_codes(values[name], grid) for name, grid in zip(sources, grids, strict=True)])
 
         return step
+
+
+def _read_as_codes(module: fx.GraphModule, nodes: list[fx.Node]) -> set[str]:
+    """Return the nodes whose values kernels may read, at once or behind nodes that hand codes on."""
+    found: set[str] = set()
+    for node in reversed(nodes):
+        layer = node.op == "call_module" and isinstance(module_of(module, node), (*CONVOLUTIONS, nn.Linear))
+        if layer or node.target is torch.add or (node.name in found and _hands_on(module, node)):
+            found.update(source.name for source in operands(node))
+    return found
 
 
 def real(value: Value) -> Tensor:
@@ -113,13 +146,13 @@ def _codes(value: Value, grid: ActivationGrid) -> Codes:
     return value if isinstance(value, Codes) else encode(value, grid)
 
 
-def _on_grid(value: Tensor, grid: ActivationGrid | None, narrow: bool) -> Value:
-    if grid is None:
+def _on_grid(value: Value, grid: ActivationGrid | None, narrow: bool) -> Value:
+    if grid is None or isinstance(value, Codes):
         return value
     return encode(value, grid) if narrow else grid.fake_quantize(value)
 
 
-def _rounded(compute: Callable[[Values], Tensor], grid: ActivationGrid | None, narrow: bool) -> Step:
+def _rounded(compute: Step, grid: ActivationGrid | None, narrow: bool) -> Step:
     return lambda values: _on_grid(compute(values), grid, narrow)
 
 
@@ -186,11 +219,33 @@ def _clamped(codes: Codes, low: float | None, high: float | None) -> Codes:
     return Codes(codes.raw.clamp(first, last), grid)
 
 
+@functools.lru_cache(1024)
 def _code_of(value: float, grid: ActivationGrid) -> int:
     return int(encode(torch.tensor([value]), grid).raw)
 
 
 def _largest(raw: Tensor, rest: tuple[Any, ...], options: Mapping[str, Any]) -> Tensor:
-    """Pool bytes by maximum; torch's own pooling doesn't take them."""
+    """Pool bytes [n, c, h, w] by maximum; torch's own pooling doesn't take them."""
+    kernel, stride = options.get("kernel_size"), options.get("stride")
+    if not rest and kernel == stride and isinstance(kernel, tuple) and _is_plain(options):
+        return _largest_apart(raw, kernel)
     pooled: Tensor = F.max_pool2d(raw.float(), *rest, **options)
     return pooled.to(torch.int16).to(torch.uint8)
+
+
+def _is_plain(options: Mapping[str, Any]) -> bool:
+    """Tell whether windows are whole: no padding, no gaps, none that reaches over the edge."""
+    return (
+        options.get("padding", (0, 0)) == (0, 0)
+        and options.get("dilation", (1, 1)) == (1, 1)
+        and not options.get("ceil_mode", False)
+    )
+
+
+def _largest_apart(raw: Tensor, kernel: tuple[int, ...]) -> Tensor:
+    """Pool by windows that touch each other, one axis after the other: the larger of whole slices."""
+    for axis, size in zip((2, 3), kernel, strict=True):
+        whole = raw.narrow(axis, 0, raw.shape[axis] // size * size)
+        parts = [whole[(slice(None),) * axis + (slice(start, None, size),)] for start in range(size)]
+        raw = functools.reduce(torch.maximum, parts)
+    return raw

@@ -93,9 +93,7 @@ class Trunk:
 
 
 def _grow(job: Job, calibration: Walk, measured: Sequence[Walk], step: int | None) -> None:
-    """Compress up to a step (None: to the end), then run what is compressed on the pictures to be measured."""
-    calibration.advance(job.module, step, job.before, job.after)
-    if measured:
-        simulation = Simulation(job, measured[0].step, step)
-    for walk in measured:
+    """Compress up to a step (None: to the end) and run what is compressed on the pictures to be measured."""
+    simulation = Simulation(job, calibration.step, step, job.before)
+    for walk in (calibration, *measured):
         simulation.advance(walk)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from app.domain.space import Assignment, widest
 from app.domain.zip_laws import Buffer
 from worker.data import Role, RoleData
 from worker.graph.batches import check_batch
-from worker.graph.extents import shapes_of
+from worker.graph.extents import inputs_of, shapes_of
 from worker.graph.groups import channel_plan
 from worker.graph.picture import draw
 from worker.graph.read import named_refusals, read_network
@@ -27,8 +27,9 @@ from worker.graph.slicing import Slicer
 from worker.quant.compressor import FAST_PICTURES, Compressor, Repair
 from worker.quant.network import CompressedNetwork, is_float, live_bytes, run
 from worker.quant.reference import FloatReference
+from worker.quant.simulation import Value
 from worker.quant.trunk import Trunk
-from worker.search.metrics import Outputs, joined, measure
+from worker.search.metrics import Outputs, check_varied, joined, measure
 
 BATCH = 512
 BATCH_BYTES = 1 << 22
@@ -71,6 +72,7 @@ class Evaluator:
         self._float: dict[Fidelity, Outputs] = {}
         self._networks: OrderedDict[tuple[str, Repair], CompressedNetwork] = OrderedDict()
         self._trunk: tuple[tuple[str, Fidelity, Repair], Trunk] | None = None
+        self._inputs: tuple[object, Sequence[tuple[Value, ...]]] | None = None
         shapes = shapes_of(folded)
         self._batch = batch_size(shapes)
         self._live_bytes = live_bytes(folded, shapes)
@@ -89,12 +91,14 @@ class Evaluator:
         """Measure one assignment: `kl` to the float outputs, and what else `worker.search.metrics` names.
 
         With a `base` what the assignment has in common with it is computed once and kept for the next call (the result
-        is the same): for probes of one reference, asked in the order of the layers.
+        is the same): for probes of one reference, asked in the order of the layers. Raises ArithmeticError where
+        outputs are not finite, or the float network's are all the same.
         """
         start = time.perf_counter()
         pictures = self._sets[fidelity]
         wanted = self.float_outputs(fidelity)
         if self.is_baseline(assignment):
+            check_varied(wanted)
             outputs = wanted
         elif base is not None and self._can_branch(fidelity, repair):
             outputs = joined(self._trunk_of(base, fidelity, repair).outputs(assignment))
@@ -114,7 +118,18 @@ class Evaluator:
 
     def outputs(self, network: CompressedNetwork, fidelity: Fidelity) -> Outputs:
         """Return the simulation's outputs [rows, ...] on a fidelity's rows."""
-        return joined(network.forward(*inputs) for inputs in self._sets[fidelity].batches(self._batch))
+        return joined(network.forward(*inputs) for inputs in self._encoded(network, fidelity))
+
+    def _encoded(self, network: CompressedNetwork, fidelity: Fidelity) -> Iterable[tuple[Value, ...]]:
+        """Return a fidelity's batches on the grids of a network's inputs, which seldom change (the last are kept)."""
+        if fidelity == "holdout":  # looked at a few times, and too many rows to keep twice
+            return (network.encoded(*inputs) for inputs in self._sets[fidelity].batches(self._batch))
+        names = [node.name for node in inputs_of(network.module)]
+        key = (fidelity, *(network.grids.get(name) for name in names))
+        if self._inputs is None or self._inputs[0] != key:
+            batches = self._sets[fidelity].batches(self._batch)
+            self._inputs = key, [network.encoded(*inputs) for inputs in batches]
+        return self._inputs[1]
 
     def float_outputs(self, fidelity: Fidelity) -> Outputs:
         """Return the float network's outputs on a fidelity's rows (computed once)."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.domain.graph import Port
+from app.domain.metrics import IGNORED, TOP, Labels, labelled
 
 Outputs = tuple[Tensor, ...]
 CERTAIN = 1e-3  # how far from 1 a row of probabilities may add up
@@ -26,36 +27,74 @@ def measure(outputs: Outputs, wanted: Outputs, ports: Sequence[Port], labels: Te
     `kl`: the divergence of all outputs from the float ones in nats, added up. Of classes, scored by logits or by
     probabilities, that of the distributions (over tokens: per token); of anything else (pictures, volumes, signals,
     single numbers), that of normal distributions around the two answers with the float output's variance, which is half
-    the relative squared error. The latter also give `relative_mse` and `cosine` (means over such outputs).
+    the relative squared error. The latter also give `relative_mse` (a mean over such outputs). `cosine`: the likeness
+    of both answers' directions, a mean over rows and outputs.
     `agreement`: how often both answers are largest in the same class or channel, a mean over outputs that have at
-    least two. `accuracy`: with labels, of the first output that has a class for each. Raises ArithmeticError where an
-    output is not finite.
+    least two. `mse`: the mean squared error, a mean over outputs. With labels, of the first output that has a class for
+    each: `accuracy`, how often the largest score is right; `top5`, how often the right one is among the five largest
+    (of more than five classes); `miou`, where every pixel has a label: intersection over union of answer and label, a
+    mean over the classes that occur (Everingham et al. 2015, section 4.2). Raises ArithmeticError where an output is
+    not finite.
     """
     if not all(bool(torch.isfinite(item).all()) for item in outputs):
         raise ArithmeticError("the network's outputs are not finite")
     triples = list(zip(outputs, wanted, ports, strict=True))
     metrics = {"kl": sum(_divergence(*triple) for triple in triples)}
-    likeness = [(relative_mse(*pair), _cosine(*pair)) for *pair, port in triples if not is_scores(port)]
-    if likeness:
-        metrics["relative_mse"], metrics["cosine"] = (sum(part) / len(part) for part in zip(*likeness, strict=True))
+    for name, figure in (("mse", _mse), ("cosine", _cosine)):
+        metrics[name] = sum(figure(got, want) for got, want, _ in triples) / len(triples)
+    errors = [relative_mse(got, want) for got, want, port in triples if not is_scores(port)]
+    if errors:
+        metrics["relative_mse"] = sum(errors) / len(errors)
     agreed = [_agreement(got, want, port.axis) for got, want, port in triples if port.columns > 1]
     if agreed:
         metrics["agreement"] = sum(agreed) / len(agreed)
-    index = None if labels is None else labelled(ports, int(labels.max()) + 1)
-    if index is not None and labels is not None:
-        metrics["accuracy"] = float((outputs[index].flatten(1).argmax(1) == labels).float().mean())
-    return metrics
+    return metrics | _right(outputs, ports, labels)
+
+
+def labels_of(labels: Tensor | None) -> Labels | None:
+    """Return what a tensor of labels [rows] or [rows, h, w] asks of an output."""
+    if labels is None:
+        return None
+    named = labels if labels.dim() == 1 else labels[labels != IGNORED]
+    return Labels(tuple(labels.shape[1:]), int(named.max()) + 1 if named.numel() else 1)
+
+
+def check_varied(outputs: Outputs) -> None:
+    """Raise ArithmeticError where a network's answers to many rows are all the same: nothing can be told apart then."""
+    if all(len(item) > 1 and bool((item == item[:1]).all()) for item in outputs):
+        raise ArithmeticError(f"the network's outputs are constant: the same for all {len(outputs[0])} rows")
+
+
+def _right(outputs: Outputs, ports: Sequence[Port], labels: Tensor | None) -> dict[str, float]:
+    index = labelled(ports, labels_of(labels))
+    if index is None or labels is None:
+        return {}
+    scores = outputs[index]
+    if labels.dim() > 1:
+        return _pixels(scores.argmax(1), labels, scores.shape[1])
+    scores = scores.flatten(1)
+    found = {"accuracy": float((scores.argmax(1) == labels).float().mean())}
+    if scores.shape[1] > TOP:
+        found["top5"] = float((scores.topk(TOP, 1).indices == labels[:, None]).any(1).float().mean())
+    return found
+
+
+def _pixels(answers: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
+    """Return accuracy and mean intersection over union of answers [rows, h, w], pixels without a class left out."""
+    counted = labels != IGNORED
+    if not bool(counted.any()):
+        return {}
+    wanted, got = labels[counted], answers[counted]
+    table = torch.bincount(wanted * classes + got, minlength=classes * classes).reshape(classes, classes).double()
+    hits, union = table.diagonal(), table.sum(0) + table.sum(1) - table.diagonal()
+    occurs = union > 0
+    return {"accuracy": float(hits.sum() / table.sum()), "miou": float((hits[occurs] / union[occurs]).mean())}
 
 
 def is_scores(port: Port) -> bool:
     """Tell whether an output scores classes: one vector per row, or one per token."""
     tokens = len(port.shape) == 2 and port.axis == 2 and port.columns > 1
     return port.classes is not None or tokens
-
-
-def labelled(ports: Sequence[Port], classes: int) -> int | None:
-    """Return the first output that tells so many classes apart, or None."""
-    return next((index for index, port in enumerate(ports) if (port.classes or 0) >= classes), None)
 
 
 def relative_mse(outputs: Tensor, wanted: Tensor) -> float:
@@ -84,6 +123,10 @@ def _are_probabilities(rows: Tensor) -> bool:
 
 def _agreement(outputs: Tensor, wanted: Tensor, axis: int) -> float:
     return float((outputs.argmax(axis) == wanted.argmax(axis)).float().mean())
+
+
+def _mse(outputs: Tensor, wanted: Tensor) -> float:
+    return float((outputs.double() - wanted.double()).square().mean())
 
 
 def _cosine(outputs: Tensor, wanted: Tensor) -> float:
