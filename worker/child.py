@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # torch is imported once the limits stand
     from worker.search.evaluate import Evaluator, Opened
 
 Params = dict[str, Any]
+CUDA = "/dev/nvidiactl"
 CPU_GRACE_S = 5
 WATCH_S = 1.0
 SPENT = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
@@ -97,7 +98,8 @@ def open_(session: Session, params: Params) -> Params:
     options = EvaluatorOptions(**params.get("options", {}))
     session.network = network
     session.evaluator = open_evaluator(network, data, DeviceProfile.from_json(params["device"]), options)
-    return {"pictures": {role: len(part) for role, part in data.items()}}
+    counts = {role: len(part) for role, part in data.items()}
+    return {"pictures": counts, "processor": session.evaluator.runs_on.type}
 
 
 def evaluate(session: Session, params: Params) -> Params:
@@ -252,8 +254,10 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _limit(limits: Params) -> None:
+    # CUDA reserves far more addresses than it uses: where there is such a device, pages that can be written to count
+    memory = resource.RLIMIT_DATA if Path(CUDA).exists() else resource.RLIMIT_AS
     caps = {
-        resource.RLIMIT_AS: limits["memory_bytes"],
+        memory: limits["memory_bytes"],
         resource.RLIMIT_FSIZE: limits["file_bytes"],
         resource.RLIMIT_NOFILE: limits["files"],
         resource.RLIMIT_CORE: 0,

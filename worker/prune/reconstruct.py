@@ -135,6 +135,17 @@ def moments(x: Tensor, y: Tensor) -> Moments:
     return Moments(gram, cross, mean_x, mean_y)
 
 
+def merged(one: Moments, rows: int, other: Moments, more: int) -> Moments:
+    """Return the moments of `rows` and `more` rows together (Chan, Golub, LeVeque 1979, eq. 2.1)."""
+    share = more / (rows + more)
+    far_x, far_y = other.mean_x - one.mean_x, other.mean_y - one.mean_y
+    apart = share * (1 - share)
+    gram = torch.lerp(one.gram, other.gram, share) + apart * far_x[..., :, None] * far_x[..., None, :]
+    by_group = far_y.reshape(one.cross.shape[:-1])
+    cross = torch.lerp(one.cross, other.cross, share) + apart * by_group[..., :, None] * far_x[..., None, :]
+    return Moments(gram, cross, one.mean_x + share * far_x, one.mean_y + share * far_y)
+
+
 def std_mean(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return standard deviation and mean [d] over the rows of x [r, d]; torch's own is ten times slower that way."""
     mean = x.mean(0)

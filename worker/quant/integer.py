@@ -239,7 +239,7 @@ class _Add:
         return Codes(torch.cat([self._codes(*pair) for pair in parts]), self.grid)
 
     def _codes(self, left: Tensor, right: Tensor) -> Tensor:
-        fused = fused_multiply if fuses(self.fixed.device) else multiply_exactly
+        fused = fused_multiply if fuses(left.device) else multiply_exactly
         inner = fused(self.fixed, right, self.ratios[1])
         codes = fused(inner, left, self.ratios[0]).round_().clamp_(0, self.grid.levels)
         return _narrowed(codes)

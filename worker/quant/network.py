@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,10 @@ class CompressedNetwork:
     def encoded(self, *inputs: Tensor) -> tuple[Value, ...]:
         """Return a batch as it lies on the grids of the inputs: `forward` takes that in its place."""
         return self._simulation.encoded(inputs)
+
+    def on(self, device: torch.device) -> CompressedNetwork:
+        """Return the network as it runs on a device: itself on the CPU."""
+        return self if device.type == "cpu" else replace(self, module=moved(self.module, device))
 
     def follow(self, *inputs: Value, seen: AfterNode | None = None) -> Any:
         """Run a batch; `seen(site, value)` is shown what stands behind each quantizer and hands it on."""
@@ -173,6 +178,11 @@ def _apart(value: Tensor, values: Mapping[str, Tensor]) -> Tensor:
     storage = value.untyped_storage().data_ptr()
     shared = any(storage == other.untyped_storage().data_ptr() for other in values.values())
     return value.clone() if shared else value
+
+
+def moved(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
+    """Return a module on a device: itself on the CPU, else a copy."""
+    return module if device.type == "cpu" else copy.deepcopy(module).to(device)
 
 
 def is_float(bits: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from worker.graph.ops.parametric import rows_first
 from worker.graph.ops.table import module_of
 from worker.graph.sites import quantizer_sites
 from worker.prune.importance import ChannelScores
-from worker.prune.reconstruct import Moments, moments, output_sizes, patches, rows_at, sample_positions
+from worker.prune.reconstruct import Moments, merged, moments, output_sizes, patches, rows_at, sample_positions
 from worker.quant.network import run
 from worker.quant.observers import SiteObserver
 
@@ -44,22 +44,32 @@ class LayerReference:
 class FloatReference:
     """Runs the float network once over the calibration rows and keeps what repairs need.
 
-    `inputs` holds one tensor per network input; `in_order` tells that every layer sees the rows one behind the other,
-    so that the first rows of its samples belong to the first rows of the inputs.
+    `inputs` holds one tensor per network input. The rows stream through in batches: grids, moments and importances are
+    those of all rows, in memory that doesn't grow with them. Repairs run over the rows of the first batch,
+    which is what `inputs` and the layers' output rows keep; `in_order` tells that every layer sees the rows one behind
+    the other, so that the first rows of its samples belong to the first of the inputs. Else there is one batch.
     """
 
-    def __init__(self, module: fx.GraphModule, plan: ChannelPlan, inputs: Sequence[Tensor]) -> None:
+    def __init__(
+        self, module: fx.GraphModule, plan: ChannelPlan, inputs: Sequence[Tensor], memory: int = MEMORY
+    ) -> None:
         self.module = module
-        count = fitting(module, len(inputs[0]))
+        count = fitting(module, len(inputs[0]), memory)
         self.inputs = tuple(item[:count] for item in inputs)
         self.layers: dict[str, LayerReference] = {}
-        self.observers = {site.id: SiteObserver(site, 1) for site in quantizer_sites(module).sites}
         self.scores = ChannelScores(plan)
         self._leading = {name: shape[:1] == (BATCH,) for name, shape in shapes_of(module, BATCH).items()}
+        self._rows: dict[str, int] = {}
         self._pending: dict[str, tuple[Tensor, Tensor]] = {}
         self._weighted = {node.name for node in weighted_layers(module)}
         self.in_order = all(self._leading[name] for name in self._weighted)
-        run(module, *self.inputs, before=self._before, after=self._after)
+        batches = list(zip(*(item.split(count) for item in inputs), strict=True)) if self.in_order else [self.inputs]
+        sites = quantizer_sites(module).sites
+        self.observers = {site.id: SiteObserver(site, len(batches)) for site in sites}
+        for batch in batches:
+            run(module, *batch, before=self._before, after=self._after)
+        for name, layer in self.layers.items():
+            self._score(name, layer.stats)
 
     def _before(self, node: fx.Node, source: Tensor) -> None:
         if node.name not in self._weighted:
@@ -87,9 +97,16 @@ class FloatReference:
         positions, inputs = self._pending.pop(name)
         leaf: Any = self.module.get_submodule(name)
         outputs = rows_at(value, positions, isinstance(leaf, nn.Linear)).clone()
-        stats = moments(inputs, outputs)
-        self.layers[name] = LayerReference(positions, stats, outputs, inputs.dim() == 3)
-        weight = rows_first(leaf)
+        stats, seen = moments(inputs, outputs), self._rows.get(name, 0)
+        self._rows[name] = seen + len(outputs)
+        if seen:
+            known = self.layers[name]
+            self.layers[name] = replace(known, stats=merged(known.stats, seen, stats, len(outputs)))
+        else:
+            self.layers[name] = LayerReference(positions, stats, outputs, inputs.dim() == 3)
+
+    def _score(self, name: str, stats: Moments) -> None:
+        weight = rows_first(self.module.get_submodule(name))
         kernel = weight[0, 0].numel()
         self.scores.add(name, stats, weight.reshape(weight.shape[0], -1, kernel))
 
@@ -105,8 +122,8 @@ def row_limit(leaf: nn.Module) -> int:
     return min(GROUPED_ROWS if groups > 1 else ROWS, max(affordable, 2 * unknowns))
 
 
-def fitting(module: fx.GraphModule, rows: int) -> int:
+def fitting(module: fx.GraphModule, rows: int, memory: int = MEMORY) -> int:
     """Return how many of so many rows keep the largest activation within the memory share (at least 16)."""
     shapes = shapes_of(module)
     largest = max(4 * torch.Size(shape).numel() for shape in shapes.values())
-    return max(16, min(rows, MEMORY // largest))
+    return max(16, min(rows, memory // largest))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from app.domain.candidate import Fidelity, Measurement
 from app.domain.device import DeviceProfile
@@ -25,7 +25,7 @@ from worker.graph.read import named_refusals, read_network
 from worker.graph.rewrite import fold_batchnorm
 from worker.graph.slicing import Slicer
 from worker.quant.compressor import FAST_PICTURES, Compressor, Repair
-from worker.quant.network import CompressedNetwork, is_float, live_bytes, run
+from worker.quant.network import CompressedNetwork, is_float, live_bytes, moved, run
 from worker.quant.reference import FloatReference
 from worker.quant.simulation import Value
 from worker.quant.trunk import Trunk
@@ -51,7 +51,11 @@ class EvaluatorOptions:
 
 
 class Evaluator:
-    """Measures assignments of one network on one dataset; results depend on the arguments alone, not on their order."""
+    """Measures assignments of one network on one dataset; results depend on the arguments alone, not on their order.
+
+    Networks are compressed on the CPU and run on `runs_on`. What they compute there is the integers' arithmetic; only
+    another processor's convolutions may sum in another order (see `processor`).
+    """
 
     def __init__(
         self,
@@ -60,7 +64,9 @@ class Evaluator:
         compressor: Compressor,
         data: Mapping[Role, RoleData],
         options: EvaluatorOptions,
+        runs_on: torch.device | None = None,
     ) -> None:
+        self.runs_on = torch.device("cpu") if runs_on is None else runs_on
         self.folded = folded
         self.graph = graph
         self.compressor = compressor
@@ -118,34 +124,39 @@ class Evaluator:
 
     def outputs(self, network: CompressedNetwork, fidelity: Fidelity) -> Outputs:
         """Return the simulation's outputs [rows, ...] on a fidelity's rows."""
-        return joined(network.forward(*inputs) for inputs in self._encoded(network, fidelity))
+        there = network.on(self.runs_on)
+        return tuple(item.cpu() for item in joined(there.forward(*inputs) for inputs in self._encoded(there, fidelity)))
 
     def _encoded(self, network: CompressedNetwork, fidelity: Fidelity) -> Iterable[tuple[Value, ...]]:
         """Return a fidelity's batches on the grids of a network's inputs, which seldom change (the last are kept)."""
         if fidelity == "holdout":  # looked at a few times, and too many rows to keep twice
-            return (network.encoded(*inputs) for inputs in self._sets[fidelity].batches(self._batch))
+            return (network.encoded(*inputs) for inputs in self._batches(fidelity))
         names = [node.name for node in inputs_of(network.module)]
         key = (fidelity, *(network.grids.get(name) for name in names))
         if self._inputs is None or self._inputs[0] != key:
-            batches = self._sets[fidelity].batches(self._batch)
-            self._inputs = key, [network.encoded(*inputs) for inputs in batches]
+            self._inputs = key, [network.encoded(*inputs) for inputs in self._batches(fidelity)]
         return self._inputs[1]
 
     def float_outputs(self, fidelity: Fidelity) -> Outputs:
         """Return the float network's outputs on a fidelity's rows (computed once)."""
         if fidelity not in self._float:
-            batches = self._sets[fidelity].batches(self._batch)
-            self._float[fidelity] = joined(run(self.folded, *inputs) for inputs in batches)
+            folded = moved(self.folded, self.runs_on)
+            outputs = joined(run(folded, *inputs) for inputs in self._batches(fidelity))
+            self._float[fidelity] = tuple(item.cpu() for item in outputs)
         return self._float[fidelity]
+
+    def _batches(self, fidelity: Fidelity) -> Iterator[tuple[Tensor, ...]]:
+        for inputs in self._sets[fidelity].batches(self._batch):
+            yield tuple(item.to(self.runs_on) for item in inputs)
 
     def pictures(self, fidelity: Fidelity) -> RoleData:
         """Return the pictures a fidelity looks at."""
         return self._sets[fidelity]
 
     def _can_branch(self, fidelity: Fidelity, repair: Repair) -> bool:
-        """Tell whether the values a trunk keeps stay within their memory share."""
+        """Tell whether probes can branch off a trunk: it runs on the CPU and keeps its values within a memory share."""
         pictures = len(self._sets[fidelity]) + len(self.compressor.looked_at(repair)[0])
-        return self._live_bytes * pictures <= TRUNK_BYTES
+        return self.runs_on.type == "cpu" and self._live_bytes * pictures <= TRUNK_BYTES
 
     def _trunk_of(self, base: Assignment, fidelity: Fidelity, repair: Repair) -> Trunk:
         key = (base.digest, fidelity, repair)
@@ -167,6 +178,18 @@ def batch_size(shapes: Mapping[str, tuple[int, ...]]) -> int:
     largest = max(4 * math.prod(shape) for shape in shapes.values())
     cached, possible = BATCH_BYTES // largest, FEW_BYTES // largest
     return max(1, min(BATCH, max(cached, min(FEW, possible))))
+
+
+def processor() -> torch.device:
+    """Return where trials run: on a CUDA device where there is one, else on the CPU.
+
+    A CUDA device multiplies float32 in full: codes are summed without loss below 2^24, but for convolutions that its
+    library computes by transforms, where a code is now and then off by one. Exports are always verified on the CPU.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return torch.device("cuda")
 
 
 @dataclass(frozen=True)
@@ -204,9 +227,15 @@ def open_evaluator(
     data: Mapping[Role, RoleData],
     device: DeviceProfile,
     options: EvaluatorOptions = EvaluatorOptions(),
+    runs_on: torch.device | None = None,
 ) -> Evaluator:
-    """Return an evaluator: runs the float network once over the calibration pictures."""
+    """Return an evaluator: runs the float network once over the calibration pictures.
+
+    Trials run on `runs_on`, by default on what `processor` finds.
+    """
     inputs = data["calibration"].head(options.calibration).inputs
     reference = FloatReference(network.folded, network.slicer.plan, inputs)
     compressor = Compressor(network.slicer, network.graph, reference, device, options.fast)
-    return Evaluator(network.folded, network.graph, compressor, data, options)
+    return Evaluator(
+        network.folded, network.graph, compressor, data, options, processor() if runs_on is None else runs_on
+    )

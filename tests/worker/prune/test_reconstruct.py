@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from worker.graph.ops.parametric import rows_first
-from worker.prune.reconstruct import moments, output_sizes, patches, refit, rows_at, sample_positions, std_mean
+from worker.prune.reconstruct import merged, moments, output_sizes, patches, refit, rows_at, sample_positions, std_mean
 
 CASES: list[tuple[type[nn.Module], dict[str, Any], tuple[int, ...]]] = [
     (nn.Conv2d, {"kernel_size": 3, "padding": 1}, (9, 7)),
@@ -158,3 +158,17 @@ def test_patches_when_in_groups_then_memory_holds_group_after_group() -> None:
     found = patches(nn.Conv2d(6, 6, 3, groups=6), randn(2, 6, 5, 5), torch.arange(9))
     assert found.shape == (18, 6, 9)
     assert found.transpose(0, 1).is_contiguous()
+
+
+@pytest.mark.parametrize("groups", [None, 3])
+@pytest.mark.parametrize("first", [1, 7, 19])
+def test_merged_when_rows_come_in_two_parts_then_the_moments_of_all(groups: int | None, first: int) -> None:
+    generator = torch.Generator().manual_seed(first)
+    shape = (20, 5) if groups is None else (20, groups, 5)
+    x, y = torch.randn(shape, generator=generator) + 3, torch.randn(20, 6, generator=generator) - 2
+    found, wanted = (
+        merged(moments(x[:first], y[:first]), first, moments(x[first:], y[first:]), 20 - first),
+        moments(x, y),
+    )
+    for part in ("gram", "cross", "mean_x", "mean_y"):
+        assert torch.allclose(getattr(found, part), getattr(wanted, part), atol=1e-5), part

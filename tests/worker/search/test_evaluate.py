@@ -23,6 +23,7 @@ from worker.search.evaluate import (
     batch_size,
     open_evaluator,
     open_network,
+    processor,
 )
 
 
@@ -79,7 +80,7 @@ def test_evaluate_when_fidelities_differ_then_so_do_the_pictures() -> None:
 
 def test_evaluate_when_there_are_no_labels_then_kl_and_agreement_remain() -> None:
     owner = random_evaluator(One(), (20,), classes=None)
-    assert set(owner.evaluate(widest(owner.graph, 8)).metrics) == {"kl", "agreement"}
+    assert set(owner.evaluate(widest(owner.graph, 8)).metrics) == {"kl", "agreement", "mse", "cosine"}
 
 
 def test_evaluate_when_holdout_was_never_asked_for_then_it_never_ran() -> None:
@@ -160,3 +161,12 @@ def test_evaluate_when_resnet8_on_cifar10_then_the_reference_accuracies_are_reac
 )
 def test_batch_size_when_activations_are_large_then_fewer_run_at_once(channels: int, size: int, wanted: int) -> None:
     assert batch_size({"x": (1, 3, size, size), "conv": (1, channels, size, size)}) == wanted
+
+
+def test_processor_when_there_is_no_cuda_device_then_trials_run_on_the_cpu() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    owner = random_evaluator(One(), (20,), classes=None)
+    network = owner.compress(widest(owner.graph, 8))
+    assert processor() == owner.runs_on == torch.device("cpu")
+    assert network.on(processor()) is network
