@@ -188,6 +188,41 @@ def roofline(device: DeviceProfile) -> Figure:
     }
 
 
+def drift(pairs: Sequence[tuple[float, float]], interval: float) -> Figure:
+    """Return measured over predicted milliseconds, the line where both are equal, and the interval around it."""
+    ends = [min(min(pair) for pair in pairs), max(max(pair) for pair in pairs)] if pairs else []
+    lines = (
+        ("as predicted", 1.0, "solid"),
+        ("interval", 1 + interval, "dot"),
+        ("below", max(1 - interval, 0.01), "dot"),
+    )
+    traces: list[Figure] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": name,
+            "x": ends,
+            "y": [x * factor for x in ends],
+            "line": {"color": GREEN if factor == 1 else WIDE_COLOUR, "width": 1.5, "dash": dash},
+            "showlegend": name != "below",
+            "hoverinfo": "skip",
+        }
+        for name, factor, dash in lines
+    ]
+    dots = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "timed files",
+        "x": [predicted for predicted, _ in pairs],
+        "y": [measured for _, measured in pairs],
+        "marker": {"color": BLUE, "size": 8},
+        "hovertemplate": "predicted %{x:.3g} ms, measured %{y:.3g} ms<extra></extra>",
+    }
+    axis = {"type": "log", "exponentformat": "SI"}
+    xaxis, yaxis = ({"title": {"text": f"{name} (ms)"}, **axis} for name in ("Predicted", "Measured"))
+    return {"data": [*traces, dots], "layout": _layout(xaxis, yaxis)}
+
+
 def _roof(entry: Throughput, device: DeviceProfile, xs: Sequence[float], served: Sequence[str]) -> Figure:
     peak = entry.rate("conv") / 1e9
     dash = "dot" if not served else "longdash" if entry.activation_bits > 8 else "solid"

@@ -101,7 +101,7 @@ def devices(read: Read) -> Response:
 
 @router.get("/devices/{id}")
 def device(id: str, read: Read) -> Response:
-    """Show a device profile: rules, roofline, figures with their sources, revisions."""
+    """Show a device profile: rules, roofline, calibrations, drift, figures with their sources, revisions."""
     found = read.device(id)
     profile = found["profile"]
     columns, rows = view.rules_grid(profile)
@@ -115,7 +115,22 @@ def device(id: str, read: Read) -> Response:
         rows=rows,
         compute=devicesheet.compute_rows(profile),
         figures=devicesheet.figure_rows(profile),
+        calibrations=read.calibrations(found["name"]),
+        accuracy=read.accuracy(profile),
     )
+
+
+@router.get("/web/devices/{name}/calibrations")
+def device_calibrations(name: str, read: Read) -> Response:
+    """Refresh a device's calibrations."""
+    return page("_calibrations.html", name=read.device(name)["name"], calibrations=read.calibrations(name))
+
+
+@router.get("/web/devices/{id}/drift.json")
+def device_drift(id: str, read: Read) -> Response:
+    """Return the figure of predicted against measured latencies."""
+    profile = read.device(id)["profile"]
+    return JSONResponse(charts.drift(read.timed(profile), read.accuracy(profile).interval))
 
 
 @router.get("/web/devices/{id}/roofline.json")

@@ -10,11 +10,13 @@ from fastapi import Request
 
 from app.actions import Service
 from app.api import shapes
+from app.api.calibrations import shape as calibration
 from app.commands.words import amount
+from app.domain.drift import Accuracy, Pair
 from app.explaining import why
 from app.problems import Problem
 from app.store import query, timings
-from app.store.tables import Candidate, Dataset, Device, Model, Schedule, Search, now
+from app.store.tables import Calibration, Candidate, Dataset, Device, Model, Schedule, Search, now
 from app.web.view import moment
 
 Json = dict[str, Any]
@@ -67,6 +69,21 @@ class Reader:
         """Return the revisions of a device profile, newest first."""
         with self._database.reading() as session:
             return [shapes.device(row) for row in query.revisions(session, name)]
+
+    def calibrations(self, name: str) -> list[Json]:
+        """Return the newest calibrations of a device profile."""
+        with self._database.reading() as session:
+            return [calibration(row) for row in query.page(session, Calibration, SHOWN, device=name)]
+
+    def timed(self, profile: Json) -> list[Pair]:
+        """Return (predicted, measured) milliseconds of the files timed with a profile's revision."""
+        with self._database.reading() as session:
+            return timings.pairs(session, profile)
+
+    def accuracy(self, profile: Json) -> Accuracy:
+        """Return how far a profile's predictions lie from what was measured."""
+        with self._database.reading() as session:
+            return timings.accuracy(session, profile)
 
     def searches(self) -> list[Json]:
         """Return the newest searches."""

@@ -11,6 +11,7 @@ from typing import Literal
 
 import onnx
 import torch
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from tests.zoo import ZOO, Entry
 
@@ -39,6 +40,10 @@ SOURCES = (
     Source("script", 17, "fixed"),
     Source("dynamo", 18, "fixed"),
 )
+
+
+# The dynamo exporter parses its 500 translations anew for every file, which takes as long as the export itself.
+ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 
 
 class CannotExport(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from app.web.charts import BITS_COLOURS, Bar, Point, bits_colour, history, layers, pareto, roofline
+from app.web.charts import BITS_COLOURS, Bar, Point, bits_colour, drift, history, layers, pareto, roofline
 from tests.app.domain.drawings import profile
 
 
@@ -86,6 +86,16 @@ def test_roofline_when_drawn_then_rises_with_bandwidth_up_to_the_attained_peak()
     assert drawn["weights from the store"]["y"] == [0.5 * x for x in drawn["weights from the store"]["x"]]  # type: ignore[operator]
     assert "computes w2a4, w2a8, w4a4, w4a8" in str(drawn["w4a8"]["hovertemplate"])
     assert json.loads(json.dumps(figure)) == figure
+
+
+def test_drift_when_drawn_then_every_file_beside_the_line_of_equality_and_its_interval() -> None:
+    figure = drift([(1.0, 1.5), (2.0, 3.0)], 0.25)
+    drawn = traces(figure)
+    assert (drawn["timed files"]["x"], drawn["timed files"]["y"]) == ([1.0, 2.0], [1.5, 3.0])
+    assert (drawn["as predicted"]["x"], drawn["as predicted"]["y"]) == ([1.0, 3.0], [1.0, 3.0])
+    assert (drawn["interval"]["y"], drawn["below"]["y"]) == ([1.25, 3.75], [0.75, 2.25])
+    assert json.loads(json.dumps(figure)) == figure
+    assert traces(drift([], 0.5))["timed files"]["x"] == []
 
 
 def test_bits_colours_when_compared_then_each_width_has_its_own() -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app.domain.demand import Timing
 from app.main import create_app
 from app.settings import Settings
-from app.store import blobs, tables
+from app.store import blobs, measuring, tables, timings
 from worker.graph.errors import unsupported
 from worker.job import problem
 
@@ -254,6 +255,32 @@ def test_device_page_when_there_are_revisions_then_lists_them_and_the_list_shows
     assert 'href="/devices/twice@2"' in listed and 'href="/devices/twice@1"' not in listed
     figure = web.get("/web/devices/twice@1/roofline.json").json()
     assert max(figure["data"][0]["y"]) == 16.0
+
+
+def test_device_page_when_calibrated_and_timed_then_shows_progress_and_drift(web: TestClient) -> None:
+    assert "Never calibrated" in web.get("/devices/stm32h7").text
+    assert "Nothing was timed with this revision yet" in web.get("/devices/stm32h7").text
+    running = tables.Calibration(id="cal_1", device="rpi5-cpu", base_id="rpi5-cpu", model_ids=["mdl_1"])
+    running.state, running.stage, running.progress_done, running.progress_total = "running", "measuring", 12, 640
+    profile = web.get("/v1/devices/rpi5-cpu").json()["profile"]
+    found = [Timing(f"{n:064d}", 1.0, {"min_ms": 2.0}, {}) for n in range(8)]
+    with web.app.state.service.database.writing() as session:  # type: ignore[attr-defined]
+        search = session.get_one(tables.Search, "srh_1")
+        kept = dict(search.device)
+        search.device = profile
+        session.add(running)
+        timings.store(session, search, found)
+        search.device = kept
+    text = web.get("/devices/rpi5-cpu").text
+    assert 'data-refresh="/web/devices/rpi5-cpu/calibrations"' in text
+    assert '<progress value="12" max="640" aria-label="measuring">' in text
+    assert "stale" in text and "measured over predicted 2.00" in text
+    figure = web.get("/web/devices/rpi5-cpu@1/drift.json").json()
+    assert figure["data"][-1]["y"] == [2.0] * 8
+    with web.app.state.service.database.writing() as session:  # type: ignore[attr-defined]
+        measuring.conclude(session.get_one(tables.Calibration, "cal_1"), "failed", {"title": "x", "detail": HOSTILE})
+    fresh = web.get("/web/devices/rpi5-cpu/calibrations").text
+    assert "data-refresh" not in fresh and "failed" in fresh and HOSTILE not in fresh
 
 
 def test_search_page_when_finished_then_shows_the_verdict_and_both_chips(web: TestClient) -> None:
