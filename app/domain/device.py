@@ -167,7 +167,9 @@ class DeviceProfile:
         return self.pairs.get(kind) or self.pairs.get("default", ())
 
     def channel_multiple_for(self, weight_bits: int) -> int:
-        """Return the channel multiple that layers with `weight_bits` are padded to."""
+        """Return the channel multiple that layers with `weight_bits` are padded to: 1 where channels can be skipped."""
+        if self.skippable_channels:
+            return 1
         return self.channel_multiple.get(f"w{weight_bits}", self.channel_multiple.get("default", 1))
 
     def stored_bits(self, weight_bits: int) -> int:

@@ -28,7 +28,8 @@ _CAUSES = {
 
 @dataclass(frozen=True)
 class Change:
-    """One change and the milliseconds it saves. `kind` is keep, round, weight_bits, activation_bits or boundary."""
+    """One change and the milliseconds it saves. `kind` is keep, round, weight_bits, activation_bits, boundary or
+    sparsity."""
 
     kind: str
     target: str
@@ -53,6 +54,7 @@ _TEXTS = {
     "round": "round the {before} channels of {target} to {after}, on the device's multiple",
     "weight_bits": "store the weights of {target} in {after} instead of {before} bits",
     "activation_bits": "keep {target} in {after} instead of {before} bits",
+    "sparsity": "keep {after} of every {before} weights of {target}, in the pattern the device computes faster",
     "boundary": "keep {target} in {after} instead of {before} bits, which moves a change of precision",
 }
 
@@ -121,6 +123,7 @@ def explain(graph: ModelGraph, assignment: Assignment, device: DeviceProfile, sp
     references = {name: breakdown(graph, widest(graph, bits), device) for name, bits in (("float", 32), ("w8a8", 8))}
     found = breakdown(graph, assignment, device)
     changes = _savings(graph, assignment, device, _variants(graph, assignment, (space, device), _slowest(found)))
+    changes = sorted((*changes, *_sparse(graph, assignment, device)), key=lambda item: -item.saving_ms)
     return Why(found, references, tuple(changes[:best]), counted_evidence(device)["latency_ms"])
 
 
@@ -148,6 +151,23 @@ def _savings(
         if change.saving_ms > 1e-9 * before and change.saving_ms > (found[key].saving_ms if key in found else 0.0):
             found[key] = change
     return sorted(found.values(), key=lambda item: -item.saving_ms)
+
+
+def _sparse(graph: ModelGraph, assignment: Assignment, device: DeviceProfile) -> Iterator[Change]:
+    """Yield what weights in the pattern that the device computes faster would save, where it has one.
+
+    Counted for the roofline only: a latency table holds what dense files took.
+    """
+    if device.sparsity is None or device.table is not None:
+        return
+    kept, of = (int(number) for number in device.sparsity.pattern.split(":"))
+    quick = tuple(
+        replace(entry, gmacs=entry.gmacs * device.sparsity.speedup) if entry.weight_bits <= 8 else entry
+        for entry in device.compute
+    )
+    before, after = (count(graph, assignment, item).latency_ms for item in (device, replace(device, compute=quick)))
+    if after < before:
+        yield Change("sparsity", "all layers", of, kept, before - after)
 
 
 def _variants(

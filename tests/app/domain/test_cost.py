@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from app.domain.cost import METRICS, count, layer_costs, peak_activation_bytes, reference_costs
 from app.domain.device import MemoryPool, Overheads, Power
 from app.domain.latency import padded
-from app.domain.space import Assignment, build_space, widest
+from app.domain.space import Assignment, build_space, multiple_violations, widest
 from tests.app.domain.drawings import profile, skip, two_convs
 
 
@@ -118,3 +118,13 @@ def test_reference_costs_when_several_are_named_then_each_is_counted() -> None:
     found = reference_costs(graph, profile(), {"w8a8": widest(graph, 8), "float": widest(graph, 32)})
     assert found["float"].bops == 16 * found["w8a8"].bops
     assert set(found["float"].to_json()) == set(METRICS)
+
+
+def test_latency_when_channels_can_be_skipped_then_none_is_padded_and_any_count_may_stay() -> None:
+    graph, rules = two_convs(), {"default": 24}
+    padding, skipping = profile(channel_multiple=rules), profile(channel_multiple=rules, skippable_channels=True)
+    one = replace(widest(graph, 8), keep={**widest(graph, 8).keep, "g1": 7})
+    assert count(graph, one, skipping) == count(graph, one, profile(channel_multiple={"default": 1}))
+    assert count(graph, one, skipping).latency_ms < count(graph, one, padding).latency_ms
+    assert (len(multiple_violations(graph, one, padding)), multiple_violations(graph, one, skipping)) == (2, [])
+    assert set(build_space(graph, skipping).keep["g1"]) > set(build_space(graph, padding).keep["g1"])

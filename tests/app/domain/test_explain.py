@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.cost import count
-from app.domain.device import Fallback, MemoryPool, Overheads, Throughput
+from app.domain.device import Fallback, MemoryPool, Overheads, Sparsity, Throughput
 from app.domain.explain import explain
 from app.domain.graph import Step, Width
 from app.domain.space import build_space, multiple_violations, widest
@@ -90,3 +90,16 @@ def test_why_when_operations_fall_back_then_each_run_pays_two_crossings_once() -
     assert found["parts"]["fallback"] == pytest.approx(2 * 0.3 + 2 * 32 * 256 / 1e6 * 1e3)
     assert found["operations"][0]["bound"] == "fallback"
     assert found["bound"] == "fallback"
+
+
+def test_why_when_the_device_computes_a_pattern_faster_then_names_what_it_would_save_on_arithmetic_alone() -> None:
+    graph = two_convs()
+    plain = profile(activation_pool=MemoryPool(None, 1e6), weight_store=MemoryPool(None, 1e6))
+    device = replace(plain, sparsity=Sparsity("2:4", 2.0))
+    eight = widest(graph, 8)
+    found = explain(graph, eight, device, build_space(graph, device), best=99).to_json()
+    change = next(item for item in found["changes"] if item["kind"] == "sparsity")
+    arithmetic = found["parts"]["compute"] + found["parts"]["padding"]
+    assert change["saving_ms"] == pytest.approx(arithmetic / 2, rel=1e-3)
+    assert change["text"].startswith("keep 2 of every 4 weights of all layers")
+    assert found["latency_ms"] == explain(graph, eight, plain, build_space(graph, plain)).latency_ms, "dense as it is"
