@@ -93,7 +93,7 @@ class CompiledCosts:
         self._bias = np.array([BIAS_BYTES * layer.bias for layer in layers], float)
         self._tables = np.array([step.table * TABLE_BYTES for step in steps], float)
         self._act_positions = np.array([item.positions for item in activations], float)
-        self._buf, self._buf_fixed = self._widths(item.width for item in self.graph.tensors)
+        self.buffer_terms, self._buf_fixed = self._widths(item.width for item in self.graph.tensors)
         self._buf_positions = np.array([item.positions for item in self.graph.tensors], float)
         self.buffer_site: Ints = np.array([site[item.activation] for item in self.graph.tensors], dtype=np.intp)
 
@@ -173,7 +173,7 @@ class CompiledCosts:
     def buffer_bytes(self, values: Floats) -> Floats:
         """Return the bytes of every buffer: (n, buffers)."""
         kept, bits = values[:, : self.groups], values[:, self.groups + self.layers :][:, self.buffer_site]
-        elements = (kept @ self._buf.T + self._buf_fixed) * self._buf_positions
+        elements = (kept @ self.buffer_terms.T + self._buf_fixed) * self._buf_positions
         found: Floats = np.ceil(elements * bits / 8)
         return found
 

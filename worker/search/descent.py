@@ -16,7 +16,7 @@ from worker.search.compiled import ADDITIVE, Bools, CompiledCosts, Floats, Ints
 from worker.search.sensitivity import SensitivityTable
 
 PEAK = "peak_activation_bytes"
-_TRAFFIC = ("latency_ms", "energy_mj")
+TIMED = ("latency_ms", "energy_mj")
 _TILT = 1e-9  # of two choices with equal loss, prefer the less compressed one
 _ILLEGAL = 1e30  # finite, so that multiplying it by "not touched" gives 0
 _TIGHTEN = 1e-12  # keeps sums of floats, added in another order, inside the limit
@@ -32,25 +32,25 @@ class Descent:
         limited = [metric for metric in ADDITIVE if metric in budget.limits and self._may_break(metric, budget)]
         rows = [(metric, row) for metric in limited for row in costs.rows_of(metric)]
         self.metrics = tuple(row for _, row in rows)
-        self._live = self._crowded(budget)
+        self.live = self._crowded(budget)
         limits = [budget.limits[metric] - costs.overhead.get(row, 0.0) for metric, row in rows]
-        limits += [budget.limits[PEAK]] * len(self._live) if len(self._live) else []
-        self._limits = np.maximum(np.array(limits, float), 1e-12)
-        summed = [metric in _TRAFFIC for metric, _ in rows] + [False] * len(self._live)
+        limits += [budget.limits[PEAK]] * len(self.live) if len(self.live) else []
+        self.limits = np.maximum(np.array(limits, float), 1e-12)
+        summed = [metric in TIMED for metric, _ in rows] + [False] * len(self.live)
         self._ceilings = 1.0 - _TIGHTEN * np.array(summed, float)
         self._op_rows = len(self.metrics)
         self.losses = self._losses(table, multipliers)
         self._columns = np.arange(len(costs.coordinates))
-        self._traffic = any(metric in limited for metric in _TRAFFIC)
+        self._traffic = any(metric in limited for metric in TIMED)
         self._touch()
         self.group_colours = _colours(self._group_conflicts, costs.sizes)
-        self._site_ops = self._site_touch()
-        self.site_colours = _colours(self._site_ops, np.full(costs.sites, 2))
+        self.site_ops = self._site_touch()
+        self.site_colours = _colours(self.site_ops, np.full(costs.sites, 2))
 
     def _may_break(self, metric: str, budget: Budget) -> bool:
         """Tell whether a limit is any: the widest state breaks it, or (times) another may cost more than that one."""
         top = self.costs.costs(np.zeros((1, len(self.costs.coordinates)), dtype=np.intp))[metric][0]
-        return metric in _TRAFFIC or bool(top > budget.limits[metric])
+        return metric in TIMED or bool(top > budget.limits[metric])
 
     def _crowded(self, budget: Budget) -> Floats:
         """Return the sets of buffers alive together that are too large where nothing is compressed."""
@@ -64,7 +64,7 @@ class Descent:
     @property
     def rows(self) -> int:
         """Return the number of limits that may be broken (one per set of live buffers for the peak)."""
-        return len(self._limits)
+        return len(self.limits)
 
     def _losses(self, table: SensitivityTable, multipliers: Mapping[str, float]) -> Floats:
         """Return (coordinates, depth) losses, infinite beyond a coordinate's last choice."""
@@ -76,6 +76,7 @@ class Descent:
             ]
         finite = np.where(np.isfinite(losses), losses, 0.0)
         self.scale = float(finite.max(axis=1).sum()) or 1.0
+        self.plain_losses = losses
         tilted: Floats = losses + _TILT * self.scale * np.arange(self.costs.choices.shape[1])
         return tilted
 
@@ -86,8 +87,8 @@ class Descent:
         ops: Bools = ((c.ins + c.outs) > 0).T
         if self._traffic:
             ops = ops | (acts.astype(float) @ c.reads.T > 0) | (acts[:, c.out_site] & (c.out_site >= 0))
-        self._group_ops, self._group_acts = ops.astype(float), acts.astype(float)
-        self._group_conflicts: Bools = np.concatenate([ops, acts], axis=1) if len(self._live) else ops
+        self.group_ops, self._group_acts = ops.astype(float), acts.astype(float)
+        self._group_conflicts: Bools = np.concatenate([ops, acts], axis=1) if len(self.live) else ops
 
     def _site_touch(self) -> Bools:
         """Return which operations' costs an activation's bits change: its readers, and with traffic its producer."""
@@ -102,9 +103,17 @@ class Descent:
         """Return cost / limit of every row for states (n, coordinates): (n, rows). Kept when at most 1."""
         values = self.costs.values(states)
         ops = self.costs.op_costs(values, self.metrics).sum(axis=1)
-        live = self.costs.buffer_bytes(values) @ self._live.T if len(self._live) else np.zeros((len(states), 0))
-        found: Floats = np.concatenate([ops, live], axis=1) / self._limits
+        live = self.costs.buffer_bytes(values) @ self.live.T if len(self.live) else np.zeros((len(states), 0))
+        found: Floats = np.concatenate([ops, live], axis=1) / self.limits
         return found
+
+    def op_rows(self, values: Floats) -> Floats:
+        """Return each operation's part of the ratios of the rows that sum over operations: (n, ops, rows).
+
+        Times that are only estimates count as nothing.
+        """
+        found: Floats = self.costs.op_costs(values, self.metrics) / self.limits[: self._op_rows]
+        return found if self.costs.is_exact else found * np.array([name not in TIMED for name in self.metrics])
 
     def fits(self, ratios: Floats) -> Bools:
         """Tell for each state's ratios whether every limit is kept."""
@@ -123,9 +132,9 @@ class Descent:
         for _ in range(sweeps):
             before = state.copy()
             for colour in self.site_colours:
-                self._move_sites(state, colour, prices / self._limits)
+                self._move_sites(state, colour, prices / self.limits)
             for colour in self.group_colours:
-                self._move_groups(state, colour, prices / self._limits)
+                self._move_groups(state, colour, prices / self.limits)
             if np.array_equal(before, state):
                 break
         return state
@@ -134,9 +143,9 @@ class Descent:
         """Return the priced cost per operation (n, ops) and per activation (n, activations)."""
         values = self.costs.values(states)
         ops = self.costs.op_costs(values, self.metrics) @ prices[: self._op_rows]
-        if not len(self._live):
+        if not len(self.live):
             return ops, np.zeros((len(states), self.costs.sites))
-        priced = self.costs.buffer_bytes(values) * (prices[self._op_rows :] @ self._live)
+        priced = self.costs.buffer_bytes(values) * (prices[self._op_rows :] @ self.live)
         sites = np.arange(self.costs.sites)[None, :] == self.costs.buffer_site[:, None]
         return ops, priced @ sites.astype(float)
 
@@ -145,7 +154,7 @@ class Descent:
         states = np.repeat(state[None, :], depth, axis=0)
         states[:, colour] = np.minimum(np.arange(depth)[:, None], self.costs.sizes[colour] - 1)
         ops, acts = self._penalties(states, prices)
-        scores = ops @ self._group_ops[colour].T + acts @ self._group_acts[colour].T
+        scores = ops @ self.group_ops[colour].T + acts @ self._group_acts[colour].T
         scores += self.losses[colour, :depth].T
         self._take(state, colour, scores)
 
@@ -164,7 +173,7 @@ class Descent:
         best, choice = self._best_weights(grid, reading)
         own = grid[:, 0, :].copy()
         own[:, reading] = best
-        touched = self._site_ops[colour].astype(float)
+        touched = self.site_ops[colour].astype(float)
         scores = own @ touched.T + acts.reshape(depth, wide, -1)[:, 0, colour]
         self._take(state, first_site + colour, scores + self.losses[first_site + colour, :depth].T)
         state[c.groups + reading] = choice[state[first_site + c.in_site[reading]], np.arange(len(reading))]

@@ -8,6 +8,7 @@ times are only estimates (a latency table), an answer that the exact count refus
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,7 +19,9 @@ from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, SearchSpace
 from worker.search.compiled import CompiledCosts, Floats, Ints
-from worker.search.descent import Descent
+from worker.search.descent import TIMED, Descent
+from worker.search.proof import Allocation
+from worker.search.prover import Prover
 from worker.search.sensitivity import SensitivityTable
 from worker.search.swaps import improve
 
@@ -27,7 +30,6 @@ _UPDATES = 14
 _POLISHED = 3
 _CORRECTIONS = 5
 _CAUTION = 0.998
-TIMED = ("latency_ms", "energy_mj")
 
 
 class Solver:
@@ -54,6 +56,31 @@ class Solver:
                 break
             asked = self._corrected(asked, budget, states[0])
         return None
+
+    def prove(
+        self,
+        budget: Budget,
+        table: SensitivityTable,
+        multipliers: Mapping[str, float] | None = None,
+        *,
+        within_s: float = 10.0,
+        gap: float = 0.005,
+    ) -> Allocation:
+        """Return an allocation at least as good as `solve`'s and how far from the best it can be at most.
+
+        Ends when the gap is at most `gap` (0: the optimum), or after about `within_s` seconds. Limits on times that a
+        latency table estimates bind the allocation, but not the bound.
+        """
+        start = time.monotonic()
+        found = self.solve(budget, table, multipliers)
+
+        def keeps(state: Ints) -> bool:
+            legal = bool(self.costs.is_legal(state[None])[0])
+            return legal and budget.is_met(count(self._graph, self.costs.assignment(state), self._device))
+
+        known = None if found is None else self.costs.state(found)
+        descent = Descent(self.costs, budget, table, multipliers or {})
+        return Prover(descent, table, keeps, known, (start, within_s)).prove(gap)
 
     def _states(self, budget: Budget, table: SensitivityTable, multipliers: Mapping[str, float]) -> list[Ints]:
         """Return the states that seem to keep `budget`, least loss first."""
