@@ -19,6 +19,7 @@ from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, SearchSpace, widest
 
 HOST_PROFILE = "onnxruntime-cpu"
+WIDEST = 100.0
 MARGIN = 0.03  # a file must be this much below its limit, so that it keeps the limit when it is timed again
 NEAREST, NEARNESS = 6, 0.05
 SLOPES = (0.2, 2.5)
@@ -167,7 +168,8 @@ def integers_slower_by(floats: Sequence[Timing], integers: Sequence[Timing]) -> 
 
 def width_at(points: Sequence[tuple[float, float]], limit_ms: float) -> float:
     """Return the width at which networks take `limit_ms`: (width, milliseconds) of one ladder, interpolated between
-    neighbours on logarithmic scales, the outermost two carried on."""
+    neighbours on logarithmic scales, the outermost two carried on, to `WIDEST` at most (tiny networks of every width
+    take the same time)."""
     if len(points) < 2:
         return points[0][0] if points[0][1] <= limit_ms else 0.0
     logs = sorted((math.log(width), math.log(time)) for width, time in points)
@@ -175,7 +177,7 @@ def width_at(points: Sequence[tuple[float, float]], limit_ms: float) -> float:
     pairs = list(itertools.pairwise(logs))
     low, high = next((pair for pair in pairs if pair[1][1] >= target), pairs[-1])
     rise = max(high[1] - low[1], 1e-9)
-    return math.exp(low[0] + (target - low[1]) / rise * (high[0] - low[0]))
+    return math.exp(min(low[0] + (target - low[1]) / rise * (high[0] - low[0]), math.log(WIDEST)))
 
 
 def float_only(device: DeviceProfile) -> DeviceProfile:

@@ -88,10 +88,13 @@ def test_run_when_killed_between_measuring_and_finishing_then_nothing_is_measure
     assert rig.search(search).outcome == "feasible"
 
 
-def test_run_when_one_precision_keeps_the_limit_widest_then_the_search_is_in_it_and_says_so(rig: Rig) -> None:
-    search = rig.add_measured(4, LOOSE, HOST)
+def test_run_when_the_limit_is_relative_to_8_bits_then_kept_in_the_precision_that_keeps_it_widest(rig: Rig) -> None:
+    search = rig.add_measured(4, {"relative": 1.5, "relative_to": "w8a8"}, HOST)
     assert Runner(Site(rig.database, rig.blobs), search).run() == "finished"
     facts = rig.search(search).measured or {}
+    row = next(row for row in rig.candidates(search)[0].budget if row["metric"] == "latency_ms")
+    assert row["limit"] == pytest.approx(facts["limit_ms"]) == pytest.approx(1.5 * facts["w8a8_ms"])
+    assert (row["evidence"], row["met"]) == ("measured", True)
     assert facts["integers_slower_by"] > 0
     bits = {bits for item in rig.candidates(search) for bits in item.assignment["weight_bits"].values()}
     assert (bits == {32}) == facts["floats_only"] == (facts["mode"] == "floats")

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.demand import (
+    WIDEST,
     Demand,
     Standard,
     Timing,
@@ -68,6 +69,12 @@ def test_width_at_when_time_follows_a_power_of_width_then_its_inverse() -> None:
     assert width_at(points, 0.4) == pytest.approx(0.2 ** (2 / 3))
     assert width_at(points, 0.01) == pytest.approx(0.005 ** (2 / 3))
     assert width_at(points, 8.0) == pytest.approx(4.0 ** (2 / 3))
+
+
+def test_width_at_when_every_width_takes_the_same_time_then_the_widest_or_nothing() -> None:
+    points = [(1.0, 0.014121), (0.69, 0.014261), (0.49, 0.014372)]
+    assert width_at(points, 0.0225) == pytest.approx(WIDEST)
+    assert width_at(points, 0.0100) == pytest.approx(0.0)
 
 
 def test_width_at_when_there_is_one_network_then_its_width_or_nothing() -> None:
