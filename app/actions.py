@@ -209,7 +209,8 @@ def preflight(service: Service, request: Json) -> Json:
     return {
         "limits": dict(budget.limits),
         "reachable": dict(bound.smallest),
-        "binding": list(bound.unreachable),
+        "binding": list(bound.binding),
+        "nearest": None if bound.nearest is None else dict(bound.nearest),
         "feasible": bound.feasible,
         "space_log10": space.size_log10,
         "latency_accuracy": accuracy.to_json(),
@@ -254,8 +255,8 @@ def export_candidate(service: Service, candidate_id: str) -> Candidate:
 def create_schedule(service: Service, request: Json) -> Schedule:
     """Store a schedule and hand its cron expression to the durable engine. The template is checked now and per tick."""
     bound = preflight(service, request["search"])
-    if not bound["feasible"]:
-        raise _unreachable(bound["limits"], bound["reachable"], bound["binding"])
+    if not bound["feasible"] and not (request["search"].get("search") or {}).get("allow_best_effort"):
+        raise _unreachable(bound["limits"], bound["reachable"], bound["binding"], bound["nearest"])
     try:
         queue.check_cron(request["cron"], request["timezone"])
     except ValueError as error:
@@ -400,8 +401,8 @@ def _checked_limits(settings: Settings, request: Json, graph: ModelGraph, profil
         detail = f"{trials} trials; at most {settings.max_trials}"
         raise Problem("invalid-limits", detail, [field_error("/search/trials", detail)])
     _, budget, bound = _bounds(settings, request, graph, profile)
-    if not bound.feasible:
-        raise _unreachable(budget.limits, bound.smallest, bound.unreachable)
+    if not bound.feasible and not (request.get("search") or {}).get("allow_best_effort"):
+        raise _unreachable(budget.limits, bound.smallest, bound.binding, bound.nearest)
     return dict(budget.limits)
 
 
@@ -434,16 +435,24 @@ def _bounds(
     """Return the space a request leaves, its absolute budget, and what of it can be reached."""
     space = _space(settings, request, graph, profile)
     budget = resolve(_limits(request), graph, profile)
-    bound = reach(graph, space, profile, budget)
-    if demand_of(request) is not None:  # what the model says of a measured limit is no ground to refuse it
-        bound = Reach(bound.smallest, tuple(metric for metric in bound.unreachable if metric != "latency_ms"))
+    # what the model says of a measured limit is no ground to refuse it
+    free = () if demand_of(request) is None else ("latency_ms",)
+    bound = reach(graph, space, profile, budget, free)
     return space, budget, bound
 
 
-def _unreachable(limits: Mapping[str, float], smallest: Mapping[str, float], binding: Any) -> Problem:
-    said = "; ".join(f"{metric} can't go below {smallest[metric]:g} (limit: {limits[metric]:g})" for metric in binding)
+def _unreachable(
+    limits: Mapping[str, float], smallest: Mapping[str, float], binding: Any, near: Mapping[str, float] | None
+) -> Problem:
+    alone = [metric for metric in binding if smallest[metric] > limits[metric]]
+    said = "; ".join(f"{metric} can't go below {smallest[metric]:g} (limit: {limits[metric]:g})" for metric in alone)
+    if not alone:
+        said = f"{', '.join(binding)} can't be kept together, though each could be alone"
     errors = [field_error("/limits", f"{metric} >= {smallest[metric]:g}", metric) for metric in binding]
-    return Problem("budget-unreachable", said, errors, {"reachable": dict(smallest), "binding": list(binding)})
+    if near:
+        said += f"; the nearest that can: {', '.join(f'{metric} <= {value:g}' for metric, value in near.items())}"
+    extra = {"reachable": dict(smallest), "binding": list(binding), "nearest": None if near is None else dict(near)}
+    return Problem("budget-unreachable", said, errors, extra)
 
 
 def _space(settings: Settings, request: Json, graph: ModelGraph, profile: DeviceProfile) -> SearchSpace:

@@ -79,7 +79,7 @@ PROBLEMS: dict[str, Kind] = {
     "not-enough-measurements": Kind(409, "Not enough measurements", "A refit needs five measured latencies or more."),
     "invalid-budget": Kind(422, "Invalid budget", "No limit, or a limit that is not a positive figure."),
     "budget-unreachable": Kind(
-        422, "Budget unreachable", "No legal assignment keeps the limit; `reachable` says what could be kept."
+        422, "Budget unreachable", "No legal assignment keeps the limits; `nearest` says which could be kept."
     ),
     "invalid-search-space": Kind(422, "Invalid search space", "The space leaves a layer without a legal choice."),
     "search-space-too-large": Kind(422, "Search space too large", "More layers than one search handles."),

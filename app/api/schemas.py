@@ -93,6 +93,7 @@ class SearchOptionsIn(Strict):
     max_wall_s: Positive | None = None
     runners: Annotated[int, Field(ge=1, le=16)] = 1
     warm_start: bool = True
+    allow_best_effort: bool = False
     stop: StopIn = StopIn()
 
 

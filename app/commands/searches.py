@@ -59,6 +59,12 @@ class Request:
         bool | None,
         typer.Option("--warm-start/--no-warm-start", help="Begin with what other searches measured of the network."),
     ] = None
+    allow_best_effort: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-best-effort/--no-best-effort", help="Search an impossible budget for the nearest network."
+        ),
+    ] = None
     patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many trials without gain.")] = None
     target: Annotated[
         str | None, typer.Option(help="Stop once a trial in the budget is as good: 'accuracy>=0.9', 'kl<=0.05'.")
@@ -195,6 +201,7 @@ def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
             "max_wall_s": request.max_wall_s,
             "runners": request.runners,
             "warm_start": request.warm_start,
+            "allow_best_effort": request.allow_best_effort,
             "stop": parse_stop(request.patience, request.target),
         },
     )

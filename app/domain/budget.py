@@ -10,6 +10,7 @@ from app.domain.cost import METRICS, Costs, reference_costs
 from app.domain.device import DeviceProfile, Evidence
 from app.domain.floor import least
 from app.domain.graph import ModelGraph
+from app.domain.nearest import nearest
 from app.domain.space import SearchSpace, widest
 
 Origin = Literal["request", "device"]
@@ -82,15 +83,26 @@ class BudgetRow:
 
 @dataclass(frozen=True)
 class Reach:
-    """The smallest value each limited metric can reach, and which limits lie below it."""
+    """The smallest value each limited metric can reach, and which limits lie below it.
+
+    `conflicting` names limits that can each be kept, but provably not together. `nearest` are limits that an assignment
+    is known to keep, at least those asked for: None where nothing had to be looked for.
+    """
 
     smallest: Mapping[str, float]
     unreachable: tuple[str, ...]
+    conflicting: tuple[str, ...] = ()
+    nearest: Mapping[str, float] | None = None
 
     @property
     def feasible(self) -> bool:
-        """Tell whether every single limit can be kept."""
-        return not self.unreachable
+        """Tell whether nothing proves that the limits can't be kept."""
+        return not self.binding
+
+    @property
+    def binding(self) -> tuple[str, ...]:
+        """Return the limits that can't be kept: alone, or else together."""
+        return self.unreachable or self.conflicting
 
 
 def capacities(device: DeviceProfile) -> dict[str, float]:
@@ -121,12 +133,22 @@ def origin(metric: str, limit: float, device: DeviceProfile) -> Origin:
     return "device" if capacities(device).get(metric) == limit else "request"
 
 
-def reach(graph: ModelGraph, space: SearchSpace, device: DeviceProfile, budget: Budget) -> Reach:
-    """Return a bound below what each limited metric can reach, and the limits that lie below their bound."""
+def reach(
+    graph: ModelGraph, space: SearchSpace, device: DeviceProfile, budget: Budget, free: tuple[str, ...] = ()
+) -> Reach:
+    """Return a bound below what each limited metric can reach, and the limits that can't be kept, alone or together.
+
+    Limits on `free` metrics are no ground to refuse anything.
+    """
     floor = least(graph, space, device)
     smallest = {metric: floor.value(metric) for metric in budget.limits}
-    broken = tuple(metric for metric, limit in budget.limits.items() if smallest[metric] > limit)
-    return Reach(smallest, broken)
+    asked = {metric: limit for metric, limit in budget.limits.items() if metric not in free}
+    broken = tuple(metric for metric, limit in asked.items() if smallest[metric] > limit)
+    found = nearest(graph, space, device, asked)
+    if not broken and found.excess <= 0:
+        return Reach(smallest, ())
+    near = {m: max(limit, found.costs.value(m)) if m in asked else limit for m, limit in budget.limits.items()}
+    return Reach(smallest, broken, () if broken else found.conflicting, near)
 
 
 def counted_evidence(device: DeviceProfile) -> dict[str, Evidence]:

@@ -277,3 +277,17 @@ def test_run_when_the_next_trial_is_finished_by_another_worker_then_this_one_lea
         zombie.run()
     zombie.close()
     assert rig.search(search).state == "running"
+
+
+def test_run_when_the_budget_is_impossible_then_the_least_violating_candidate_as_best_effort(rig: Rig) -> None:
+    search = rig.add_search(TRIALS)
+    with rig.database.writing() as session:
+        row = session.get_one(Search, search)
+        row.spec = {**row.spec, "export_top": 0, "search": {**row.spec["search"], "allow_best_effort": True}}
+        row.limits = {"bops": 1000.0}
+    assert Runner(site(rig), search).run() == "finished"
+    ended, found = rig.search(search), rig.candidates(search)
+    assert (ended.state, ended.outcome) == ("completed", "best_effort")
+    assert [candidate.feasible for candidate in found] == [False]
+    done = [trial.costs["bops"] for trial in rig.trials(search) if trial.kind != "baseline" and trial.costs]
+    assert found[0].costs["bops"] == min(done)

@@ -108,8 +108,20 @@ def test_budget_when_below_the_cheapest_assignment_then_refused_with_reachable_v
     assert body["binding"] == ["bops"]
     again = [{"metric": "bops", "max": body["reachable"]["bops"]}]
     assert post(client, {**request_body, "limits": again}).status_code == 202
+    near = [{"metric": metric, "max": value} for metric, value in body["nearest"].items()]
+    assert post(client, {**request_body, "limits": near}).status_code == 202
     below = [{"metric": "bops", "max": body["reachable"]["bops"] - 1}]
     assert post(client, {**request_body, "limits": below}).json()["type"] == "/problems/budget-unreachable"
+
+
+def test_budget_when_impossible_but_best_effort_is_allowed_then_queued_and_preflight_says_so(
+    client: TestClient, request_body: Json
+) -> None:
+    asked = {**request_body, "limits": [{"metric": "bops", "relative": 1e-6}], "search": {"allow_best_effort": True}}
+    counted, made = client.post("/v1/searches/preflight", json=asked).json(), post(client, asked)
+    assert (counted["feasible"], counted["binding"]) == (False, ["bops"])
+    assert counted["nearest"]["bops"] == counted["reachable"]["bops"] > counted["limits"]["bops"]
+    assert made.status_code == 202
 
 
 @pytest.mark.parametrize(
