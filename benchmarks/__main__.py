@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import budgets, export, graph, large, latency, measured, odd, search, trials
+from benchmarks import allocation, budgets, export, graph, large, latency, measured, odd, search, trials
 
 SUITES = {
+    "allocation": allocation.run,
     "budgets": budgets.run,
     "export": export.run,
     "graph": graph.run,

@@ -11,6 +11,7 @@ from benchmarks.cells import RESULTS, cell
 from benchmarks.search.judge import Claim
 
 CELLS = {
+    "search-allocation": "benchmarks.allocation",
     "search-fleet": "benchmarks.fleet",
     "search-growth": "benchmarks.growth",
     "search-runners": "benchmarks.runners",

@@ -149,8 +149,8 @@ class _Grid:
     def __init__(self, costs: CompiledCosts, batch: _Batch) -> None:
         self._costs, self._batch = costs, batch
         self._shape = tuple(batch.lengths)
-        digits = np.indices(self._shape).reshape(len(self._shape), -1)
-        count = digits.shape[1] if self._shape else 1
+        count = int(np.prod(self._shape, dtype=np.intp))
+        digits = np.indices(self._shape).reshape(len(self._shape), count)
         self._states = np.repeat((costs.sizes - 1)[None, :], count, axis=0)
         for index, axis in batch.axis.items():
             self._states[:, index] = np.minimum(digits[axis], costs.sizes[index] - 1)

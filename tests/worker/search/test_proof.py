@@ -8,12 +8,15 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from app.domain.budget import Budget, Limit, resolve
-from app.domain.cost import count
-from app.domain.space import build_space, cheapest
+from app.domain.budget import Budget, Limit, reach, resolve
+from app.domain.cost import METRICS, count
+from app.domain.space import SpaceSpec, build_space, cheapest, widest
+from tests.app.domain.random_graphs import devices, networks
 from tests.worker.search.pictures import device, random_table, resnet
-from tests.worker.search.test_solver import FOUR_LIMITS, brute_force, cached, small_case
+from tests.worker.search.test_solver import FOUR_LIMITS, brute_force, cached, is_legal, small_case
 from worker.search.descent import Descent
 from worker.search.elimination import Elimination
 from worker.search.factors import Scope
@@ -47,6 +50,27 @@ def test_proof_when_every_assignment_can_be_tried_then_the_optimum_is_theirs(see
 @pytest.mark.parametrize("seed", range(6))
 def test_proof_when_a_weight_cache_makes_times_of_two_sums_then_the_optimum_is_brute_forces(seed: int) -> None:
     assert_optimal(*cached(seed))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_proof_when_networks_and_devices_are_any_then_every_limit_is_kept_when_recounted(data: st.DataObject) -> None:
+    (graph, _), profile = data.draw(networks()), data.draw(devices())
+    space = build_space(graph, profile)
+    low, high = count(graph, cheapest(graph, space), profile), count(graph, widest(graph, 8), profile)
+    height = data.draw(st.floats(0.0, 0.9))
+    names = data.draw(st.sets(st.sampled_from(METRICS), min_size=1))
+    budget = Budget({n: low.value(n) + height * max(0.0, high.value(n) - low.value(n)) for n in names})
+    solver, table = Solver(graph, space, profile), random_table(space)
+    proven, plain = solver.prove(budget, table, within_s=1.0), solver.solve(budget, table)
+    if proven.assignment is None:
+        assert plain is None
+        return
+    assert budget.is_met(count(graph, proven.assignment, profile))
+    assert is_legal(graph, space, proven.assignment)
+    assert proven.bound <= proven.loss
+    assert plain is None or proven.loss <= table.loss(plain) + 1e-9
+    assert reach(graph, space, profile, budget).feasible
 
 
 def test_bound_when_prices_are_any_then_below_the_optimum() -> None:
@@ -93,6 +117,17 @@ def test_proof_when_nothing_binds_then_the_widest_with_no_gap() -> None:
     assert proven.assignment is not None
     assert set(proven.assignment.weight_bits.values()) == {8}
     assert proven.gap == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("share", "kept"), [(1.0, True), (0.99, False)])
+def test_proof_when_there_is_nothing_to_choose_then_the_one_assignment_or_none(share: float, kept: bool) -> None:
+    graph, profile = resnet(), device(((8, 8),))
+    space = build_space(graph, profile, SpaceSpec(prune=False, activation_bits=(8,)))
+    only = cheapest(graph, space)
+    budget = Budget({"bops": count(graph, only, profile).bops * share})
+    proven = Solver(graph, space, profile).prove(budget, random_table(space), gap=0.0)
+    assert proven.assignment == (only if kept else None)
+    assert proven.gap == (0.0 if kept else math.inf)
 
 
 def test_elimination_when_tables_overlap_in_a_ring_then_least_and_marginals_are_those_of_the_sum() -> None:
