@@ -324,6 +324,7 @@ def space_spec(request: Mapping[str, Any]) -> SpaceSpec:
         prune=data.get("prune", True),
         freeze=tuple(data.get("freeze") or ()),
         fixed_bits={name: (pair[0], pair[1]) for name, pair in (data.get("fixed_bits") or {}).items()},
+        min_keeps=dict(data.get("min_keeps") or {}),
         **bits,
     )
 
@@ -469,11 +470,12 @@ def _space(settings: Settings, request: Json, graph: ModelGraph, profile: Device
 def _check_names(spec: SpaceSpec, graph: ModelGraph) -> None:
     """Raise Problem invalid-search-space for a pattern that fits no layer: most likely a misspelt one."""
     layers = [layer.name for layer in graph.layers]
-    known = {"freeze": [*layers, *(group.id for group in graph.groups)], "fixed_bits": layers}
-    for field, patterns in (("freeze", spec.freeze), ("fixed_bits", tuple(spec.fixed_bits))):
-        for pattern in patterns:
-            if not fnmatch.filter(known[field], pattern):
-                detail = f"{pattern!r} fits no layer{' or channel group' if field == 'freeze' else ''} of the network"
+    both = [*layers, *(group.id for group in graph.groups)]
+    known = {"freeze": both, "min_keeps": both, "fixed_bits": layers}
+    for field, names in known.items():
+        for pattern in getattr(spec, field):
+            if not fnmatch.filter(names, pattern):
+                detail = f"{pattern!r} fits no layer{'' if names is layers else ' or channel group'} of the network"
                 raise Problem("invalid-search-space", detail, [field_error(f"/space/{field}", detail)])
 
 

@@ -68,6 +68,7 @@ class SpaceIn(Strict):
     activation_bits: list[Bits] | None = None
     freeze: list[Name] = []
     fixed_bits: dict[Name, tuple[Bits, Bits]] = {}
+    min_keeps: dict[Name, Annotated[FiniteFloat, Field(gt=0, le=1)]] = {}
 
 
 class TargetIn(Strict):

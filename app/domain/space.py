@@ -50,7 +50,10 @@ class Assignment:
 
 @dataclass(frozen=True)
 class SpaceSpec:
-    """What a request says about the space: bounds and name patterns (fnmatch) to freeze."""
+    """What a request says about the space: bounds and name patterns (fnmatch) to freeze.
+
+    `min_keeps` are smallest keep ratios by pattern of a group's or its layers' names; of several, the largest counts.
+    """
 
     min_keep: float = 0.125
     prune: bool = True
@@ -58,6 +61,7 @@ class SpaceSpec:
     activation_bits: tuple[int, ...] | None = None
     freeze: tuple[str, ...] = ()
     fixed_bits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    min_keeps: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,9 @@ def keep_choices(
     if group.frozen is not None or not spec.prune or _matches(spec.freeze, [group.id, *group.producers]):
         return (group.channels,)
     multiple = math.lcm(*(device.channel_multiple_for(bits) for bits in weight_bits))
-    floor = max(1, math.ceil(spec.min_keep * group.channels))
+    names = [group.id, *group.producers]
+    smallest = max([spec.min_keep, *(least for pattern, least in spec.min_keeps.items() if _matches([pattern], names))])
+    floor = max(1, math.ceil(smallest * group.channels))
     counts = {max(multiple, round(ratio * group.channels / multiple) * multiple) for ratio in KEEP_RATIOS}
     counts.add(group.channels // multiple * multiple)
     legal = {count for count in counts if floor <= count <= group.channels}

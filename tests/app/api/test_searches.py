@@ -133,6 +133,9 @@ def test_budget_when_impossible_but_best_effort_is_allowed_then_queued_and_prefl
         ({"limits": [{"metric": "volume", "max": 1}]}, "invalid-budget"),
         ({"space": {"min_keep": 2}}, "invalid-search-space"),
         ({"space": {"weight_bits": [7]}}, "invalid-search-space"),
+        ({"space": {"freeze": ["no-such*"]}}, "invalid-search-space"),
+        ({"space": {"min_keeps": {"no-such*": 0.5}}}, "invalid-search-space"),
+        ({"space": {"min_keeps": {"*": 1.5}}}, "invalid-search-space"),
         ({"search": {"trials": 0}}, "invalid-limits"),
         ({"search": {"trials": 99_999}}, "invalid-limits"),
         ({"model_id": "mdl_none"}, "not-found"),
@@ -148,6 +151,16 @@ def test_search_when_request_is_bad_then_refused_by_name(
     assert answer.json()["type"] == f"/problems/{slug}"
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.status_code == answer.json()["status"]
+
+
+def test_preflight_when_ratios_have_a_floor_by_pattern_then_the_space_is_smaller(
+    client: TestClient, request_body: Json
+) -> None:
+    def size(space: Json) -> float:
+        answer = client.post("/v1/searches/preflight", json={**request_body, "space": space})
+        return float(answer.json()["space_log10"])
+
+    assert size({"prune": False}) < size({"min_keeps": {"*": 0.5}}) < size({})
 
 
 def test_search_when_model_is_not_ready_then_refused(client: TestClient, request_body: Json) -> None:

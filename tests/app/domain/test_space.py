@@ -34,6 +34,13 @@ def test_keep_choices_when_pruning_is_off_or_frozen_then_full_width_only(spec: S
     assert build_space(two_convs(), profile(), spec).keep == {"g1": (16,), "g2": (32,)}
 
 
+@pytest.mark.parametrize("pattern", ["g1", "conv1", "*1"])
+def test_keep_choices_when_a_pattern_asks_for_more_then_its_groups_only(pattern: str) -> None:
+    spec = SpaceSpec(min_keep=0.5, min_keeps={pattern: 0.7, "*": 0.25})
+    keep = build_space(two_convs(), profile(), spec).keep
+    assert keep == {"g1": (16, 14, 12), "g2": (32, 28, 24, 20, 16)}
+
+
 def test_keep_choices_when_the_group_is_frozen_by_the_graph_then_full_width_only() -> None:
     assert keep_choices(ChannelGroup("g", 9, (), (), "network output"), profile(), SpaceSpec()) == (9,)
 
