@@ -26,6 +26,7 @@ _CUTS = 80
 _STARTS = 2.0 ** np.arange(-9, 4, 2)
 _SETTLED = 1e-4
 _TINY = 1e-9
+_ROUNDING = 1e-13  # of prices: where a limit lies exactly on the floor they grow without end
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,16 @@ class Dual:
         excess = self.factors.constant - 1.0
         for part in self.factors.parts:
             excess[part.rows] += part.table[tuple(state[list(part.scope)])]
-        value = least + self.fixed_loss + float(prices @ (self.factors.constant - 1.0))
+        value = least + self._shift(prices)
         self.states[state.tobytes()] = state
         if value > self.bound:
             self.bound, self.prices = value, prices
         return value, excess
+
+    def _shift(self, prices: Floats) -> float:
+        """Return what the bound adds to the least sum of tables, less what rounding may have added to that."""
+        rounding = _ROUNDING * float(prices.sum())
+        return self.fixed_loss + float(prices @ (self.factors.constant - 1.0)) - rounding
 
     def climb(self, aim: float, until: float) -> None:
         """Raise the prices until the bound reaches `aim`, stops growing, or the clock shows `until`."""
@@ -104,7 +110,7 @@ class Dual:
         """Return which choices (coordinates, depth) an assignment with less loss than `below` may take."""
         found: Bools = np.isfinite(self.descent.plain_losses)
         self.at(self.prices)
-        shift = self.fixed_loss + float(self.prices @ (self.factors.constant - 1.0))
+        shift = self._shift(self.prices)
         for index, least in self._elimination.marginals().items():
             found[index, : len(least)] &= least + shift <= below + _TINY * self.descent.scale
         return found

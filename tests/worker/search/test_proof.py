@@ -73,6 +73,33 @@ def test_proof_when_networks_and_devices_are_any_then_every_limit_is_kept_when_r
     assert reach(graph, space, profile, budget).feasible
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_proof_when_a_limit_is_exactly_what_an_assignment_costs_then_the_optimum_is_no_worse(metric: str) -> None:
+    for seed in range(8):
+        solver, _, table = small_case(seed)
+        graph, profile = solver.costs.graph, solver.costs.device
+        floor = cheapest(graph, solver.costs.space)
+        if not is_legal(graph, solver.costs.space, floor):
+            continue
+        limit = Budget({metric: count(graph, floor, profile).value(metric)})
+        proven = solver.prove(limit, table, gap=0.0)
+        assert proven.assignment is not None
+        assert budget_best(solver, limit, table) == pytest.approx(proven.loss - table.base, abs=1e-6)  # the tilt
+        assert proven.bound <= proven.loss
+
+
+def budget_best(solver: Solver, budget: Budget, table: SensitivityTable) -> float:
+    """Return the least loss of all assignments, each near the limit counted exactly."""
+    descent = Descent(solver.costs, budget, table, {})
+    states = np.array(list(itertools.product(*[range(size) for size in solver.costs.sizes])))
+    ratios = descent.ratios(states).max(axis=1, initial=0.0)
+    states = states[(ratios <= 1 + 1e-9) & solver.costs.is_legal(states)]
+    for state in states[np.argsort(descent.loss(states))]:
+        if budget.is_met(count(solver.costs.graph, solver.costs.assignment(state), solver.costs.device)):
+            return float(descent.loss(state[None])[0])
+    return math.inf
+
+
 def test_bound_when_prices_are_any_then_below_the_optimum() -> None:
     rng = np.random.default_rng(3)
     for seed in range(12):
