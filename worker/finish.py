@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from app.store import timings
 from worker.job import GivenUp, Job, Site, problem
 from worker.measured import Measured
 from worker.provenance import provenance, versions
+from worker.quant.steps import Polished, polish
 from worker.sandbox import ChildDied
 from worker.search.loop import SearchLoop
 from worker.search.rows import Goal, TrialRow
@@ -28,6 +31,7 @@ Measure = Callable[[Job, Sequence[Item]], list[Json]]
 Call = Callable[[Job, str, Json, float], Json]
 
 RESCORED = 8
+POLISHED = 2
 EXPORT_S = 1800.0
 NAMES = {"onnx": ".onnx", "checkpoint": ".tightfit", "report": ".report.json"}
 
@@ -42,6 +46,7 @@ class Finisher:
         self._measure, self._call = measure, call
         self._quality = quality_of(job.spec)
         self._baseline: Json | None = None
+        self._polish: dict[int, Polished] = {}
 
     def run(self) -> Outcome:
         """Re-score, store, export and verify; return the outcome."""
@@ -60,7 +65,9 @@ class Finisher:
 
     def to_score(self) -> list[Item]:
         """Return what will be measured on the hold-out set: the baseline, then what was chosen."""
-        return [_holdout(row) for row in [self.loop.row(0), *self._chosen()[0]]]
+        chosen = self._chosen()[0]
+        plain = chosen[POLISHED:] if self.job.polish else chosen  # the first will be polished before
+        return [self._holdout(row) for row in [self.loop.row(0), *plain]]
 
     def _chosen(self) -> tuple[list[TrialRow], bool]:
         """Return the finalists, or where there are none the trial that breaks the limits least; and which it is."""
@@ -74,7 +81,8 @@ class Finisher:
     def _ranked(self, chosen: list[TrialRow]) -> list[tuple[TrialRow, Json]]:
         """Measure on the hold-out set, the baseline too; order by accuracy there (where labelled), then by KL."""
         base = self.loop.row(0)
-        scored = [self._scored(_holdout(row)) for row in [base, *chosen]]
+        self._polish_best(chosen)
+        scored = [self._scored(self._holdout(row)) for row in [base, *chosen]]
         if scored[0] is None and self._quality is not None:
             raise GivenUp(problem("baseline-invalid", "the float network could not be measured on the hold-out set"))
         if scored[0] is not None:
@@ -85,6 +93,30 @@ class Finisher:
                 rows.progress(session, self.job.search_id, {"baseline": baseline})
         pairs = [(row, found) for row, found in zip(chosen, scored[1:], strict=True) if found is not None]
         return sorted(pairs, key=lambda pair: (-pair[1]["metrics"].get("accuracy", 0.0), pair[1]["metrics"]["kl"]))
+
+    def _polish_best(self, chosen: list[TrialRow]) -> None:
+        """Polish the first few of what was chosen; one whose polish fails stays as it is."""
+        if not self.job.polish:
+            return
+        with self.site.database.writing() as session:
+            rows.progress(session, self.job.search_id, {"stage": "polish"})
+        for row in chosen[:POLISHED]:
+            with suppress(ArithmeticError):
+                self._polish[row.idx] = polish(self._repair(row), functools.partial(self._loss, row.assignment))
+
+    def _loss(self, assignment: Assignment, repair: str) -> float:
+        """Return a network's loss on the evaluation pictures. Raises ArithmeticError where it can't be measured."""
+        found = self._scored((assignment, "full", repair))
+        if found is None:
+            raise ArithmeticError(repair)
+        return float(found["metrics"]["kl"])
+
+    def _repair(self, row: TrialRow) -> str:
+        found = self._polish.get(row.idx)
+        return row.repair or "sequential" if found is None else found.repair
+
+    def _holdout(self, row: TrialRow) -> Item:
+        return row.assignment, "holdout", self._repair(row)
 
     def _scored(self, item: Item) -> Json | None:
         try:
@@ -108,6 +140,9 @@ class Finisher:
             "budget": [item.to_json() for item in table(goal.budget, costs.to_json(), {}, goal.device)],
             "feasible": goal.budget.is_met(costs),
         }
+        if row.idx in self._polish:
+            polished = self._scored((row.assignment, "full", self._repair(row))) or {"metrics": row.metrics}
+            fields["metrics"] |= {"evaluation": polished["metrics"], "polish": self._polish[row.idx].to_json()}
         if self.measured is not None:
             fields |= self._measured_fields(fields, row)
         if self._quality is not None:
@@ -141,14 +176,13 @@ class Finisher:
         return export_candidate(self.site, self.job, candidate_id, (row.assignment, row.repair), self._call)
 
 
-def _holdout(row: TrialRow) -> Item:
-    return row.assignment, "holdout", row.repair or "sequential"
-
-
 def export_candidate(
     site: Site, job: Job, candidate_id: str, chosen: tuple[Assignment, str | None], call: Call
 ) -> Verification:
-    """Export one candidate in the child, store its files and verification; return whether it was verified."""
+    """Export one candidate in the child, store its files and verification; return whether it was verified.
+
+    `chosen` is the trial's assignment and repair; a polished candidate's record names its own repair.
+    """
     with site.database.reading() as session:
         row = rows.candidate(session, candidate_id)
         assert row is not None
@@ -158,7 +192,7 @@ def export_candidate(
     with tempfile.TemporaryDirectory(prefix="tightfit-export-") as name:
         params = {
             "assignment": chosen[0].to_json(),
-            "repair": chosen[1],
+            "repair": (row.metrics.get("polish") or {}).get("repair") or chosen[1],
             "limits": dict(job.goal.budget.limits),
             "manifest": manifest,
             "folder": name,

@@ -106,6 +106,7 @@ class Job:
     demand: Demand | None = None
     runners: int = 1
     warm: Warm = field(default_factory=lambda: Warm())
+    polish: bool = True
 
 
 def pictures(macs: int) -> dict[str, int]:
@@ -115,6 +116,7 @@ def pictures(macs: int) -> dict[str, int]:
         "calibration": min(512, max(64, 20_000_000_000 // macs)),
         "screen": min(256, max(32, 6_000_000_000 // macs)),
         "full": min(2048, max(128, 50_000_000_000 // macs)),
+        "thorough": min(4096, max(64, 40_000_000_000 // macs)),
         "fast": min(128, max(16, 4_000_000_000 // macs)),
     }
 
@@ -160,6 +162,7 @@ def load_job(site: Site, search_id: str) -> Job:
             demand_of(spec),
             int((spec.get("search") or {}).get("runners") or 1),
             Warm(bool((spec.get("search") or {}).get("warm_start")), search.fleet_id, search.place or 0),
+            bool(spec.get("polish", True)),
         )
 
 

@@ -125,6 +125,7 @@ class SearchIn(Strict):
     space: SpaceIn = SpaceIn()
     search: SearchOptionsIn = SearchOptionsIn()
     export_top: Annotated[int, Field(ge=0, le=8)] = 1
+    polish: bool = True
 
     @model_serializer(mode="wrap")
     def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -180,6 +181,7 @@ class FleetIn(Strict):
     space: SpaceIn = SpaceIn()
     search: SearchOptionsIn = SearchOptionsIn()
     export_top: Annotated[int, Field(ge=0, le=8)] = 1
+    polish: bool = True
 
     @model_validator(mode="after")
     def _shares(self) -> Self:

@@ -13,7 +13,7 @@ from app.web.charts import Bar, Point
 
 Json = dict[str, Any]
 
-STAGES = ("baseline", "sensitivity", "search", "holdout", "export", "verify")
+STAGES = ("baseline", "sensitivity", "search", "polish", "holdout", "export", "verify")
 QUALITIES = ("accuracy", "agreement", "kl")
 
 

@@ -17,9 +17,11 @@ import pytest
 from app.domain.budget import Limit
 from app.store import known
 from app.store import runner as rows
-from app.store.tables import Search, Trial
+from app.store.tables import Candidate, Search, Trial
 from tests.reliability.rig import Rig, build
+from worker.finish import POLISHED
 from worker.job import LostTrial, Site
+from worker.quant.steps import GAIN, STEPS
 from worker.runner import Runner
 
 TRIALS = 12
@@ -116,6 +118,21 @@ def test_run_when_a_quality_is_to_be_kept_then_candidates_are_judged_on_the_hold
     assert judged["value"] == best.metrics["holdout"][judged["metric"]]
     if "max_drop" in quality:
         assert judged["floor"] == pytest.approx((ended.baseline or {})["holdout"]["accuracy"] - 0.999)
+
+
+def test_run_when_finished_then_the_best_are_polished_and_their_records_say_how(whole: tuple[Rig, str]) -> None:
+    made, search = whole
+    with made.database.reading() as session:
+        found = [row.metrics for row in session.query(Candidate).filter_by(search_id=search)]
+    polished = [metrics for metrics in found if "polish" in metrics]
+    assert len(polished) == min(POLISHED, len(found))
+    for metrics in polished:
+        steps = metrics["polish"]["steps"]
+        assert [step["name"] for step in steps] == list(STEPS)
+        assert all(step["kept"] == (step["after"] < step["before"] * (1 - GAIN)) for step in steps)
+        reached = min([steps[0]["before"], *(step["after"] for step in steps if step["kept"])])
+        assert metrics["evaluation"]["kl"] == pytest.approx(reached)
+        assert ("+" in metrics["polish"]["repair"]) == any(step["kept"] for step in steps)
 
 
 def test_run_when_it_is_finished_then_running_again_changes_nothing(whole: tuple[Rig, str]) -> None:

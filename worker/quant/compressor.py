@@ -25,7 +25,7 @@ from worker.graph.ops.parametric import as_stored, rows_first
 from worker.graph.ops.recurrent import matrices, with_matrices
 from worker.graph.slicing import Slicer
 from worker.prune.reconstruct import DAMP, Moments, moments, patches, refit, std_mean
-from worker.quant.grids import round_weight, weight_scales
+from worker.quant.grids import ActivationGrid, round_weight, weight_scales
 from worker.quant.integer import Codes
 from worker.quant.network import CompressedNetwork, QuantizedLayer, Walk, is_float
 from worker.quant.reference import FloatReference, LayerReference
@@ -193,7 +193,7 @@ class Job:
         shape = rows_first(leaf).shape
         weight = as_stored(leaf, fitted.weight.reshape(shape)).contiguous()
         if fitted.scale is not None:
-            bias = self._bias_on_grid(layer, bias, fitted.scale)
+            bias = bias_on_grid(bias, fitted.scale, self.grids.get(layer.input))
         if weight.dim() == 4:
             weight = weight.contiguous(memory_format=torch.channels_last)
         leaf.weight = nn.Parameter(weight, requires_grad=False)
@@ -227,17 +227,17 @@ class Job:
         integers = (fitted.weight / scale[:, None]).round()
         return _Fitted(integers, scale, integers * scale[:, None])
 
-    def _bias_on_grid(self, layer: Layer, bias: Tensor, scale: Tensor) -> Tensor:
-        """Round the bias to the int32 grid of the accumulator, scale_x * scale_w, as runtimes store it.
 
-        Where int32 is too narrow for it (16-bit weights on 16-bit activations) it stays float, as in the export.
-        """
-        grid = self.grids.get(layer.input)
-        if grid is None:
-            return bias
-        step = scale.double() * grid.scale
-        codes = torch.round(bias.double() / step)
-        return (codes * step).float() if float(codes.abs().max()) < 2**31 else bias
+def bias_on_grid(bias: Tensor, scale: Tensor, grid: ActivationGrid | None) -> Tensor:
+    """Round the bias to the int32 grid of the accumulator, scale_x * scale_w, as runtimes store it.
+
+    Where int32 is too narrow for it (16-bit weights on 16-bit activations) it stays float, as in the export.
+    """
+    if grid is None:
+        return bias
+    step = scale.double() * grid.scale
+    codes = torch.round(bias.double() / step)
+    return (codes * step).float() if float(codes.abs().max()) < 2**31 else bias
 
 
 def node_of(layer: str) -> str:

@@ -41,6 +41,14 @@ class LayerReference:
     grouped: bool
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How many times the usual places each layer is looked at, and the seed that draws them."""
+
+    rows: int = 1
+    seed: int = 0
+
+
 class FloatReference:
     """Runs the float network once over the calibration rows and keeps what repairs need.
 
@@ -51,9 +59,14 @@ class FloatReference:
     """
 
     def __init__(
-        self, module: fx.GraphModule, plan: ChannelPlan, inputs: Sequence[Tensor], memory: int = MEMORY
+        self,
+        module: fx.GraphModule,
+        plan: ChannelPlan,
+        inputs: Sequence[Tensor],
+        memory: int = MEMORY,
+        sampling: Sampling = Sampling(),
     ) -> None:
-        self.module = module
+        self.module, self.sampling = module, sampling
         count = fitting(module, len(inputs[0]), memory)
         self.inputs = tuple(item[:count] for item in inputs)
         self.layers: dict[str, LayerReference] = {}
@@ -81,10 +94,11 @@ class FloatReference:
 
     def _positions(self, name: str, sizes: Sequence[int]) -> Tensor:
         """Return sampled places between the rows and the channels; all of them where rows don't come first."""
-        count = max(1, row_limit(self.module.get_submodule(name)) // len(self.inputs[0]))
+        limit = self.sampling.rows * row_limit(self.module.get_submodule(name))
+        count = max(1, limit // len(self.inputs[0]))
         if not self._leading[name]:
             count = math.prod(sizes)
-        return sample_positions(sizes, count, zlib.crc32(name.encode()))
+        return sample_positions(sizes, count, zlib.crc32(name.encode()) + self.sampling.seed)
 
     def _after(self, name: str, value: Tensor) -> Tensor:
         if name in self._pending:

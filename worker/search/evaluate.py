@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, fx
@@ -26,8 +27,10 @@ from worker.graph.rewrite import fold_batchnorm
 from worker.graph.slicing import Slicer
 from worker.quant.compressor import FAST_PICTURES, Compressor, Repair
 from worker.quant.network import CompressedNetwork, is_float, live_bytes, moved, run
+from worker.quant.polish import Polisher
 from worker.quant.reference import FloatReference
 from worker.quant.simulation import Value
+from worker.quant.steps import Polished, parted, polish
 from worker.quant.trunk import Trunk
 from worker.search.metrics import Outputs, check_varied, joined, measure
 
@@ -48,6 +51,7 @@ class EvaluatorOptions:
     full: int = 2048
     holdout: int = 100_000
     fast: int = FAST_PICTURES
+    thorough: int = 4096
 
 
 class Evaluator:
@@ -75,9 +79,10 @@ class Evaluator:
             "full": data["evaluation"].head(options.full),
             "holdout": data["holdout"].head(options.holdout),
         }
+        self._polisher = Polisher(compressor, folded, data["calibration"].head(options.thorough).inputs)
         self._float: dict[Fidelity, Outputs] = {}
-        self._networks: OrderedDict[tuple[str, Repair], CompressedNetwork] = OrderedDict()
-        self._trunk: tuple[tuple[str, Fidelity, Repair], Trunk] | None = None
+        self._networks: OrderedDict[tuple[str, str], CompressedNetwork] = OrderedDict()
+        self._trunk: tuple[tuple[str, Fidelity, str], Trunk] | None = None
         self._inputs: tuple[object, Sequence[tuple[Value, ...]]] | None = None
         shapes = shapes_of(folded)
         self._batch = batch_size(shapes)
@@ -91,7 +96,7 @@ class Evaluator:
         self,
         assignment: Assignment,
         fidelity: Fidelity = "full",
-        repair: Repair = "sequential",
+        repair: str = "sequential",
         base: Assignment | None = None,
     ) -> Measurement:
         """Measure one assignment: `kl` to the float outputs, and what else `worker.search.metrics` names.
@@ -106,21 +111,33 @@ class Evaluator:
         if self.is_baseline(assignment):
             check_varied(wanted)
             outputs = wanted
-        elif base is not None and self._can_branch(fidelity, repair):
+        elif base is not None and "+" not in repair and self._can_branch(fidelity, repair):
             outputs = joined(self._trunk_of(base, fidelity, repair).outputs(assignment))
         else:
             outputs = self.outputs(self.compress(assignment, repair), fidelity)
         metrics = measure(outputs, wanted, self.graph.outputs, pictures.labels)
         return Measurement(metrics, fidelity, len(pictures), time.perf_counter() - start)
 
-    def compress(self, assignment: Assignment, repair: Repair = "sequential") -> CompressedNetwork:
+    def compress(self, assignment: Assignment, repair: str = "sequential") -> CompressedNetwork:
         """Return the compressed network of an assignment (the last few are kept)."""
         key = (assignment.digest, repair)
         if key not in self._networks:
-            self._networks[key] = self.compressor.compress(assignment, repair)
+            self._networks[key] = self._compressed(assignment, repair)
             if len(self._networks) > CACHED_NETWORKS:
                 self._networks.popitem(last=False)
         return self._networks[key]
+
+    def _compressed(self, assignment: Assignment, repair: str) -> CompressedNetwork:
+        own, steps = parted(repair)
+        network = self.compressor.compress(assignment, cast(Repair, own))
+        return self._polisher.network(assignment, network, steps) if steps else network
+
+    def polish(self, assignment: Assignment, repair: str = "sequential") -> Polished:
+        """Try the steps of the polish on an assignment's network; the evaluation pictures say which are kept.
+
+        `compress` and `evaluate` take the `repair` that comes back, in this evaluator or another one on the same data.
+        """
+        return polish(repair, lambda name: self.evaluate(assignment, "full", name).metrics["kl"])
 
     def outputs(self, network: CompressedNetwork, fidelity: Fidelity) -> Outputs:
         """Return the simulation's outputs [rows, ...] on a fidelity's rows."""
@@ -153,16 +170,16 @@ class Evaluator:
         """Return the pictures a fidelity looks at."""
         return self._sets[fidelity]
 
-    def _can_branch(self, fidelity: Fidelity, repair: Repair) -> bool:
+    def _can_branch(self, fidelity: Fidelity, repair: str) -> bool:
         """Tell whether probes can branch off a trunk: it runs on the CPU and keeps its values within a memory share."""
-        pictures = len(self._sets[fidelity]) + len(self.compressor.looked_at(repair)[0])
+        pictures = len(self._sets[fidelity]) + len(self.compressor.looked_at(cast(Repair, repair))[0])
         return self.runs_on.type == "cpu" and self._live_bytes * pictures <= TRUNK_BYTES
 
-    def _trunk_of(self, base: Assignment, fidelity: Fidelity, repair: Repair) -> Trunk:
+    def _trunk_of(self, base: Assignment, fidelity: Fidelity, repair: str) -> Trunk:
         key = (base.digest, fidelity, repair)
         if self._trunk is None or self._trunk[0] != key:
             batches = list(self._sets[fidelity].batches(self._batch))
-            self._trunk = key, Trunk(self.compressor, base, repair, batches)
+            self._trunk = key, Trunk(self.compressor, base, cast(Repair, repair), batches)
         return self._trunk[1]
 
     def is_baseline(self, assignment: Assignment) -> bool:
