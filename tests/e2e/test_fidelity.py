@@ -83,7 +83,7 @@ def test_report_when_there_are_no_labels_then_says_agreement_and_divergence_on_t
     report = json.loads((tmp_path / "best.report").read_text())
     holdout = report["manifest"]["metrics"]["holdout"]
     assert holdout == best["metrics"]["holdout"]
-    assert set(holdout) == {"kl", "agreement"}
+    assert set(holdout) == {"kl", "agreement", "cosine", "mse"}
     assert report["verification"]["accuracy"] == {"simulated": None, "onnx": None}
     x = np.load(pictures)["x"].astype(np.float32) * np.float32(SPEC["scale"])
     session = onnxruntime.InferenceSession((tmp_path / "best.onnx").read_bytes(), providers=["CPUExecutionProvider"])

@@ -34,6 +34,8 @@ def test_why_when_explained_then_shares_and_the_rest_add_up_and_savings_are_real
     savings = [change["saving_ms"] for change in found["changes"]]
     assert len(savings) <= 3 and savings == sorted(savings, reverse=True)
     for change in found["changes"]:
+        if change["kind"] == "sparsity":  # no choice of an assignment; it has a test of its own
+            continue
         part = {"keep": "keep", "round": "keep", "weight_bits": "weight_bits"}.get(change["kind"], "activation_bits")
         held = getattr(one, part)
         assert held[change["target"]] == change["before"]
