@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,13 +10,13 @@ from dbos import DBOSClient
 from sqlalchemy.orm import Session
 
 from app import queue
+from app.checking import check_datasets, check_measurable, check_names, ready, searchable, settled
 from app.domain import drift, ids
 from app.domain.budget import Budget, Limit, Reach, reach, resolve
-from app.domain.demand import demand_of, is_host
+from app.domain.demand import demand_of
 from app.domain.device import DeviceProfile
 from app.domain.fallback import cautions, fallen_back
 from app.domain.graph import ModelGraph
-from app.domain.inputs import mismatches
 from app.domain.lifecycle import ModelState, SearchState
 from app.domain.space import SearchSpace, SpaceSpec, build_space
 from app.problems import Problem, field_error
@@ -25,10 +24,9 @@ from app.settings import Settings
 from app.store import blobs, devices, events, query, timings
 from app.store.blobs import Blobs
 from app.store.engine import Database, afterwards
-from app.store.tables import Agent, Candidate, Dataset, Device, Model, Schedule, Search, now
+from app.store.tables import Candidate, Dataset, Device, Model, Schedule, Search, now
 
 Json = dict[str, Any]
-MIN_ROWS = 5  # two parts evaluation, two parts hold-out, one part calibration
 Upload = TypeVar("Upload", Model, Dataset)
 
 
@@ -158,16 +156,17 @@ def create_search(
     A later member of a fleet is recorded only: it is queued once the first one has ended.
 
     Raises Problem: not-found, model-not-ready, dataset-not-ready, invalid-dataset, invalid-search-space,
-    search-space-too-large, invalid-limits, invalid-budget, budget-unreachable, device-not-measurable.
+    search-space-too-large, invalid-limits, invalid-budget, budget-unreachable, device-not-measurable,
+    metric-not-measurable.
     """
     with service.database.writing() as session:
-        model = _searchable(session, request["model_id"])
+        model = searchable(session, request["model_id"])
         graph = ModelGraph.from_json(model.graph or {})
-        _check_datasets(session, request["dataset"], graph)
-        _check_labels(session, request)
+        check_datasets(session, request["dataset"], graph)
+        request = settled(session, request, graph)
         device = _device(session, request["device_id"])
         profile = DeviceProfile.from_json(device.profile)
-        _check_measurable(session, request, profile)
+        check_measurable(session, request, profile)
         limits = _checked_limits(service.settings, request, graph, profile)
         row = Search(
             id=ids.new_id("search"),
@@ -200,13 +199,17 @@ def runners_of(request: Json) -> int:
 def preflight(service: Service, request: Json) -> Json:
     """Return the absolute limits, the smallest reachable values and the space's size, queueing nothing."""
     with service.database.reading() as session:
-        model = _searchable(session, request["model_id"])
+        model = searchable(session, request["model_id"])
+        graph = ModelGraph.from_json(model.graph or {})
+        check_datasets(session, request["dataset"], graph)
+        request = settled(session, request, graph)
         device = _device(session, request["device_id"])
-        _check_measurable(session, request, DeviceProfile.from_json(device.profile))
+        profile = DeviceProfile.from_json(device.profile)
+        check_measurable(session, request, profile)
         accuracy = timings.accuracy(session, device.profile)
-    graph, profile = ModelGraph.from_json(model.graph or {}), DeviceProfile.from_json(device.profile)
     space, budget, bound = _bounds(service.settings, request, graph, profile)
     return {
+        "metric": request["metric"],
         "limits": dict(budget.limits),
         "reachable": dict(bound.smallest),
         "binding": list(bound.binding),
@@ -329,73 +332,6 @@ def space_spec(request: Mapping[str, Any]) -> SpaceSpec:
     )
 
 
-def ready(session: Session, table: Any, key: str, slug: str) -> Any:
-    """Return an upload that was read. Raises Problem not-found or `slug`."""
-    row = session.get(table, key)
-    if row is None:
-        raise Problem("not-found", f"no {table.__tablename__} {key!r}")
-    check_ready(row, slug)
-    return row
-
-
-def _searchable(session: Session, key: str) -> Model:
-    """Return a model that can be searched: read, and with finite outputs."""
-    row: Model = ready(session, Model, key, "model-not-ready")
-    if "non-finite-outputs" in (row.warnings or ()):
-        raise Problem("non-finite-weights", "weights are NaN or infinite, and so are the network's outputs")
-    return row
-
-
-def check_ready(row: Upload, slug: str) -> None:
-    """Raise Problem `slug` for an upload that is still being read or was rejected."""
-    if row.state != ModelState.ready:
-        raise Problem(slug, f"{row.id} is {row.state}", extra={"problem": row.problem})
-
-
-def _check_datasets(session: Session, roles: Mapping[str, str], graph: ModelGraph) -> None:
-    if set(roles) not in ({"all"}, {"calibration", "evaluation", "holdout"}):
-        detail = "give one dataset for `all`, or three for calibration, evaluation and holdout"
-        raise Problem("calibration-required", detail, [field_error("/dataset", detail)])
-    for role, key in roles.items():
-        info = ready(session, Dataset, key, "dataset-not-ready").info or {}
-        if role == "all" and info.get("rows", MIN_ROWS) < MIN_ROWS:
-            detail = f"{info['rows']} rows; at least {MIN_ROWS} are needed for a split into three roles"
-            raise Problem("invalid-dataset", detail, [field_error(f"/dataset/{role}", detail, "rows")])
-        detail, classes = _misfit(graph, info), graph.classes
-        if detail:
-            raise Problem("invalid-dataset", detail, [field_error(f"/dataset/{role}", detail, "shape")])
-        if info.get("classes") and classes and info["classes"] > classes:
-            detail = f"labels up to {info['classes'] - 1}, but the network has {classes} outputs"
-            raise Problem("invalid-dataset", detail, [field_error(f"/dataset/{role}", detail, "labels")])
-
-
-def _check_labels(session: Session, request: Json) -> None:
-    """Raise Problem for accuracy that is asked of data without labels to count it by."""
-    target = ((request.get("search") or {}).get("stop") or {}).get("target") or {}
-    asked = (
-        ("invalid-limits", "search/stop/target", target),
-        ("invalid-budget", "quality", request.get("quality") or {}),
-    )
-    for slug, field, item in asked:
-        if item.get("metric") == "accuracy":
-            roles = request["dataset"]
-            for role in {"all"} if "all" in roles else {"evaluation", "holdout"}:
-                info = session.get_one(Dataset, roles[role]).info or {}
-                if not info.get("has_labels", True):
-                    detail = f"the data for {role!r} has no labels to count accuracy by; agreement needs none"
-                    raise Problem(slug, detail, [field_error(f"/{field}/metric", detail, "labels")])
-
-
-def _misfit(graph: ModelGraph, info: Json) -> str:
-    """Return what keeps a dataset's arrays out of the network's inputs (nothing: they fit)."""
-    shape = info.get("shape", ())
-    records = info.get("inputs") or {"x": {"shape": shape, "stored": shape, "dtype": info.get("dtype", "")}}
-    try:
-        return "; ".join(text for _, text in mismatches(graph.inputs, records))
-    except ValueError as error:
-        return str(error)
-
-
 def _checked_limits(settings: Settings, request: Json, graph: ModelGraph, profile: DeviceProfile) -> dict[str, float]:
     trials = (request.get("search") or {}).get("trials") or 60
     if trials > settings.max_trials:
@@ -405,22 +341,6 @@ def _checked_limits(settings: Settings, request: Json, graph: ModelGraph, profil
     if not bound.feasible and not (request.get("search") or {}).get("allow_best_effort"):
         raise _unreachable(budget.limits, bound.smallest, bound.binding, bound.nearest)
     return dict(budget.limits)
-
-
-def _check_measurable(session: Session, request: Json, profile: DeviceProfile) -> None:
-    """Raise Problem for a measured latency limit that stands beside another, or that nobody here could measure."""
-    if demand_of(request) is None:
-        return
-    if sum(item["metric"] == "latency_ms" for item in request["limits"]) > 1:
-        detail = "a measured latency limit allows no other limit on latency_ms"
-        raise Problem("invalid-budget", detail, [field_error("/limits", detail)])
-    agent = session.get(Agent, request["agent"]) if request.get("agent") else None
-    if request.get("agent") and (agent is None or agent.state != "active"):
-        detail = f"no active agent {request['agent']!r}"
-        raise Problem("device-not-measurable", detail, [field_error("/agent", detail)])
-    if not is_host(profile.name) and agent is None:
-        detail = f"{profile.name!r} is not the machine of the workers, and the request names no agent that runs on it"
-        raise Problem("device-not-measurable", detail, [field_error("/agent", detail)])
 
 
 def _device(session: Session, key: str) -> Device:
@@ -460,23 +380,11 @@ def _space(settings: Settings, request: Json, graph: ModelGraph, profile: Device
     if len(graph.layers) > settings.max_layers:
         raise Problem("search-space-too-large", f"{len(graph.layers)} layers; at most {settings.max_layers}")
     spec = space_spec(request)
-    _check_names(spec, graph)
+    check_names(spec, graph)
     try:
         return build_space(graph, profile, spec)
     except ValueError as error:
         raise Problem("invalid-search-space", str(error), [field_error("/space", str(error))]) from error
-
-
-def _check_names(spec: SpaceSpec, graph: ModelGraph) -> None:
-    """Raise Problem invalid-search-space for a pattern that fits no layer: most likely a misspelt one."""
-    layers = [layer.name for layer in graph.layers]
-    both = [*layers, *(group.id for group in graph.groups)]
-    known = {"freeze": both, "min_keeps": both, "fixed_bits": layers}
-    for field, names in known.items():
-        for pattern in getattr(spec, field):
-            if not fnmatch.filter(names, pattern):
-                detail = f"{pattern!r} fits no layer{'' if names is layers else ' or channel group'} of the network"
-                raise Problem("invalid-search-space", detail, [field_error(f"/space/{field}", detail)])
 
 
 def _limits(request: Json) -> tuple[Limit, ...]:

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.actions import Service, ready
+from app.actions import Service
+from app.checking import ready
 from app.domain import ids
 from app.domain.demand import is_host
 from app.domain.graph import ModelGraph

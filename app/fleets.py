@@ -20,7 +20,7 @@ from app.store import query
 from app.store.tables import Fleet, Search, now
 
 Json = dict[str, Any]
-COMMON = ("model_id", "dataset", "export_top", "quality", "polish")
+COMMON = ("model_id", "dataset", "export_top", "metric", "quality", "polish")
 
 
 def create_fleet(service: Service, request: Json) -> tuple[Fleet, Sequence[Search]]:
@@ -57,7 +57,8 @@ def _member(service: Service, fleet_id: str, place: int, request: Json) -> Searc
         return actions.create_search(service, request, member=Member(fleet_id, place))
     except Problem as problem:
         shared = any(
-            error["pointer"].startswith(("/model_id", "/dataset", "/search", "/quality")) for error in problem.errors
+            error["pointer"].startswith(("/model_id", "/dataset", "/search", "/metric", "/quality"))
+            for error in problem.errors
         )
         if shared or problem.slug in ("model-not-ready", "dataset-not-ready"):
             raise

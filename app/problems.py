@@ -75,6 +75,9 @@ PROBLEMS: dict[str, Kind] = {
         "Device not measurable",
         "Measured evidence for a device that is neither the workers' machine nor an agent's.",
     ),
+    "metric-not-measurable": Kind(
+        422, "Metric not measurable", "The metric suits neither the network's outputs nor the data's labels."
+    ),
     "latency-not-measured": Kind(409, "Latency not measured", "The reference files could not be timed on the device."),
     "not-enough-measurements": Kind(409, "Not enough measurements", "A refit needs five measured latencies or more."),
     "invalid-budget": Kind(422, "Invalid budget", "No limit, or a limit that is not a positive figure."),

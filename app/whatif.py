@@ -40,7 +40,7 @@ def whatif(service: Service, search_id: str, limits: Sequence[Json]) -> Json:
             answer["measured"]["assignment"] = known.trial_assignment(session, search_id, found.idx)
         if guess is not None:
             answer["predicted"]["assignment"] = known.predicted_assignment(session, search_id, guess.number)
-    return {**answer, "known": {"measured": measured, "predicted": predicted}}
+    return {**answer, "metric": search.spec.get("metric"), "known": {"measured": measured, "predicted": predicted}}
 
 
 def facts(model: Model, search: Search) -> dict[str, Json]:

@@ -13,6 +13,7 @@ from app.domain.budget import table, with_measured
 from app.domain.cost import count, layer_costs
 from app.domain.demand import Timing, is_host
 from app.domain.lifecycle import Outcome, Verification
+from app.domain.metrics import badness
 from app.domain.quality import quality_of
 from app.domain.space import Assignment
 from app.store import runner as rows
@@ -79,12 +80,13 @@ class Finisher:
         return finalists or loop.best_effort(1), bool(finalists)
 
     def _ranked(self, chosen: list[TrialRow]) -> list[tuple[TrialRow, Json]]:
-        """Measure on the hold-out set, the baseline too; order by accuracy there (where labelled), then by KL."""
+        """Measure on the hold-out set, the baseline too; order by the search's metric there, then by the loss."""
         base = self.loop.row(0)
         self._polish_best(chosen)
         scored = [self._scored(self._holdout(row)) for row in [base, *chosen]]
-        if scored[0] is None and self._quality is not None:
-            raise GivenUp(problem("baseline-invalid", "the float network could not be measured on the hold-out set"))
+        if self._quality is not None and self._quality.metric not in (scored[0] or {"metrics": {}})["metrics"]:
+            detail = f"the float network's {self._quality.metric} could not be measured on the hold-out set"
+            raise GivenUp(problem("baseline-invalid", detail))
         if scored[0] is not None:
             self._baseline = scored[0]["metrics"]
             baseline = {"metrics": dict(base.metrics), "holdout": scored[0]["metrics"]}
@@ -92,7 +94,8 @@ class Finisher:
             with self.site.database.writing() as session:
                 rows.progress(session, self.job.search_id, {"baseline": baseline})
         pairs = [(row, found) for row, found in zip(chosen, scored[1:], strict=True) if found is not None]
-        return sorted(pairs, key=lambda pair: (-pair[1]["metrics"].get("accuracy", 0.0), pair[1]["metrics"]["kl"]))
+        metric = self.job.metric
+        return sorted(pairs, key=lambda pair: (badness(pair[1]["metrics"], metric), pair[1]["metrics"]["kl"]))
 
     def _polish_best(self, chosen: list[TrialRow]) -> None:
         """Polish the first few of what was chosen; one whose polish fails stays as it is."""
@@ -132,6 +135,7 @@ class Finisher:
             "assignment": row.assignment.to_json(),
             "costs": costs.to_json(),
             "metrics": {
+                "metric": self.job.metric,
                 "evaluation": dict(row.metrics),
                 "holdout": holdout["metrics"],
                 "holdout_pictures": holdout["pictures"],
@@ -265,6 +269,7 @@ def _manifest(job: Job, metrics: Json, feasible: bool) -> Json:
         "search_id": job.search_id,
         "request": job.spec,
         "names": job.names,
+        "metric": job.metric,
         "metrics": metrics,
         "meets_budget": feasible,
         "seed": job.settings.seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,12 @@ from app.domain.cost import count
 from app.domain.demand import Demand, demand_of
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
+from app.domain.metrics import Labels, default_metric
 from app.domain.space import build_space, widest
 from app.store import runner as rows
 from app.store.blobs import Blobs
 from app.store.engine import Database
-from app.store.tables import Model
+from app.store.tables import Dataset, Model
 from worker.sandbox import Limits
 from worker.search.rows import Goal, Settings, Stop
 
@@ -107,6 +108,7 @@ class Job:
     runners: int = 1
     warm: Warm = field(default_factory=lambda: Warm())
     polish: bool = True
+    metric: str = "kl"
 
 
 def pictures(macs: int) -> dict[str, int]:
@@ -163,7 +165,14 @@ def load_job(site: Site, search_id: str) -> Job:
             int((spec.get("search") or {}).get("runners") or 1),
             Warm(bool((spec.get("search") or {}).get("warm_start")), search.fleet_id, search.place or 0),
             bool(spec.get("polish", True)),
+            spec.get("metric") or _metric(graph, datasets),
         )
+
+
+def _metric(graph: ModelGraph, datasets: Mapping[str, Dataset]) -> str:
+    """Return the metric of a search from before requests named one."""
+    judged = datasets.get("all") or datasets["holdout"]
+    return default_metric(graph.outputs, Labels.of(judged.info or {}))
 
 
 def weights_file(site: Site, model: Model) -> str | None:

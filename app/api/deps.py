@@ -137,6 +137,7 @@ _BY_FIELD = {
     "space": "invalid-search-space",
     "search": "invalid-limits",
     "name": "invalid-name",
+    "metric": "metric-not-measurable",
 }
 
 

@@ -17,6 +17,7 @@ from app.api.auth import require
 from app.api.deps import Filter, Json, KeyDep, PagingDep, ServiceDep, idempotent, paged, parse_json, validated
 from app.api.schemas import DatasetSpecIn
 from app.api.uploads import receive
+from app.checking import check_ready
 from app.problems import Problem, field_error
 from app.store import query
 from app.store.tables import Dataset, Model
@@ -88,7 +89,7 @@ async def create_weights(
     require(key, "models:write")
     if name is not None:
         checked_name(name)
-    actions.check_ready(await run_in_threadpool(one, service, Model, id), "model-not-ready")
+    check_ready(await run_in_threadpool(one, service, Model, id), "model-not-ready")
     sha256, size, _ = await receive(request, service, "weights")
 
     def act() -> JSONResponse:

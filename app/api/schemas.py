@@ -15,6 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from app.domain.metrics import MetricName
+
 Name = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]+$")
 ]
@@ -74,7 +76,7 @@ class SpaceIn(Strict):
 class TargetIn(Strict):
     """A quality that is enough, on the evaluation pictures."""
 
-    metric: Literal["accuracy", "agreement", "kl"]
+    metric: MetricName
     value: FiniteFloat
 
 
@@ -99,17 +101,29 @@ class SearchOptionsIn(Strict):
 
 
 class QualityIn(Strict):
-    """A quality to keep on the hold-out pictures: at least `min`, at most `max_drop` below the float network's."""
+    """A quality to keep on the hold-out pictures, by the search's metric unless another is named.
 
-    metric: Literal["accuracy", "agreement"] = "accuracy"
+    Where higher is better: at least `min`, at most `max_drop` below the float network's. Else at most `max`.
+    """
+
+    metric: MetricName | None = None
     min: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None
     max_drop: Annotated[FiniteFloat, Field(ge=0, lt=1)] | None = None
+    max: Positive | None = None
 
     @model_validator(mode="after")
     def _some(self) -> Self:
-        if self.min is None and self.max_drop is None:
-            raise ValueError("give min, max_drop or both")
+        if self.min is None and self.max_drop is None and self.max is None:
+            raise ValueError("give min, max_drop or both, or max")
         return self
+
+    @model_serializer(mode="wrap")
+    def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what was not given."""
+        return {key: value for key, value in serialize(self).items() if value is not None}
+
+
+_OPTIONAL = ("agent", "metric", "quality")
 
 
 class SearchIn(Strict):
@@ -121,6 +135,7 @@ class SearchIn(Strict):
     device_id: DeviceRef
     limits: list[LimitIn]
     agent: Ident | None = None
+    metric: MetricName | None = None
     quality: QualityIn | None = None
     space: SpaceIn = SpaceIn()
     search: SearchOptionsIn = SearchOptionsIn()
@@ -129,9 +144,9 @@ class SearchIn(Strict):
 
     @model_serializer(mode="wrap")
     def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out an agent or a quality that was not named."""
+        """Leave out an agent, a metric or a quality that was not named."""
         found: dict[str, Any] = serialize(self)
-        return {key: value for key, value in found.items() if key not in ("agent", "quality") or value is not None}
+        return {key: value for key, value in found.items() if key not in _OPTIONAL or value is not None}
 
     @model_validator(mode="after")
     def _timed_alone(self) -> Self:
@@ -177,6 +192,7 @@ class FleetIn(Strict):
     dataset: dict[Literal["all", "calibration", "evaluation", "holdout"], Ident]
     members: Annotated[list[MemberIn], Field(min_length=1, max_length=64)]
     share: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.2
+    metric: MetricName | None = None
     quality: QualityIn | None = None
     space: SpaceIn = SpaceIn()
     search: SearchOptionsIn = SearchOptionsIn()

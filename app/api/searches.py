@@ -22,6 +22,8 @@ from app.api.schemas import SearchIn, WhatIfIn
 from app.domain import pareto
 from app.domain.cost import METRICS
 from app.domain.lifecycle import SearchState
+from app.domain.metrics import HIGHER_IS_BETTER
+from app.domain.metrics import METRICS as QUALITIES
 from app.explaining import cautions_of, why
 from app.problems import Problem, field_error
 from app.store import events, query, timings
@@ -32,8 +34,6 @@ from app.whatif import whatif
 router = APIRouter(prefix="/v1")
 MAX_SEQ_DIGITS = 18
 After = Annotated[int | None, Query(ge=0, lt=10**MAX_SEQ_DIGITS)]
-_HIGHER = ("accuracy", "agreement")
-_QUALITY = (*_HIGHER, "kl")
 
 
 @router.post("/searches", status_code=202, tags=["searches"])
@@ -92,13 +92,17 @@ def list_trials(id: str, request: Request, service: ServiceDep, key: KeyDep, pag
 
 
 @router.get("/searches/{id}/front", tags=["searches"])
-def front(id: str, service: ServiceDep, key: KeyDep, axes: str = "accuracy,bops", feasible: bool = False) -> Json:
-    """Return the trials no other beats on every axis (costs and quality metrics, comma-separated)."""
-    one(service, Search, id)
-    names = [name.strip() for name in axes.split(",") if name.strip()]
-    unknown = [name for name in names if name not in (*METRICS, *_QUALITY)]
+def front(id: str, service: ServiceDep, key: KeyDep, axes: str | None = None, feasible: bool = False) -> Json:
+    """Return the trials no other beats on every axis (costs and quality metrics, comma-separated).
+
+    Without axes: the search's metric and BOPs.
+    """
+    search = one(service, Search, id)
+    asked = f"{search.spec.get('metric') or 'accuracy'},bops" if axes is None else axes
+    names = [name.strip() for name in asked.split(",") if name.strip()]
+    unknown = [name for name in names if name not in (*METRICS, *QUALITIES)]
     if unknown or not names:
-        detail = f"axes are among {[*METRICS, *_QUALITY]}"
+        detail = f"axes are among {[*METRICS, *QUALITIES]}"
         raise Problem("invalid-request", detail, [field_error("/axes", detail)])
     with service.database.reading() as session:
         rows = [row for row in all_trials(session, id) if row.kind != "baseline" and row.metrics]
@@ -123,7 +127,7 @@ def all_trials(session: Any, search_id: str) -> list[Trial]:
 
 def _coordinate(row: Trial, name: str) -> float | None:
     value = (row.costs or {}).get(name) if name in METRICS else (row.metrics or {}).get(name)
-    return None if value is None else (-value if name in _HIGHER else value)
+    return None if value is None else (-value if name in HIGHER_IS_BETTER else value)
 
 
 @router.post("/searches/{id}/whatif", tags=["searches"])

@@ -83,6 +83,7 @@ def search(row: Search) -> Json:
         "dataset": row.dataset,
         "device_id": row.device_id,
         "schedule_id": row.schedule_id,
+        "metric": row.spec.get("metric"),
         "state": row.state,
         "stage": row.stage,
         "outcome": row.outcome,

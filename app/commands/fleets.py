@@ -40,6 +40,7 @@ class Request:
     name: Annotated[str | None, typer.Option(help="Name of the fleet.")] = None
     model: Annotated[str | None, typer.Option(help="Id or name of the model.")] = None
     data: Annotated[str | None, typer.Option(help="Id or name of the dataset.")] = None
+    metric: Annotated[str | None, typer.Option(help="What counts, as for a search.")] = None
     trials: Annotated[int | None, typer.Option(min=1, help="Trials of the first member.")] = None
     share: Annotated[float | None, typer.Option(help="Largest share of its evaluations for each other one.")] = None
 
@@ -96,6 +97,7 @@ def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
         "model": request.model,
         "data": request.data,
         "share": request.share,
+        "metric": request.metric,
         "members": request.member,
     }
     whole: dict[str, Any] = {**body, **{key: value for key, value in given.items() if value is not None}}

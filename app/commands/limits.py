@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from app.domain.cost import METRICS
+from app.domain.metrics import HIGHER_IS_BETTER
+from app.domain.metrics import METRICS as QUALITIES
 
 ALIASES = {
     "latency": "latency_ms",
@@ -63,6 +65,23 @@ def parse_limit(text: str) -> dict[str, Any]:
 def parse_limits(texts: Iterable[str]) -> list[dict[str, Any]]:
     """Return the limits of a request, in the order given."""
     return [parse_limit(text) for text in texts]
+
+
+def parse_figure(text: str) -> tuple[str, float]:
+    """Return the metric and the value of a bound on a quality, such as 'accuracy>=0.9' or 'kl<=0.05'.
+
+    Raises ValueError saying what is wrong.
+    """
+    metric, sign, value = (part.strip() for part in text.partition("<=" if "<=" in text else ">="))
+    if metric not in QUALITIES:
+        raise ValueError(f"{text!r}: {metric!r} is no quality metric; use one of {', '.join(QUALITIES)}")
+    right = ">=" if metric in HIGHER_IS_BETTER else "<="
+    if sign != right:
+        raise ValueError(f"{text!r} is no bound on {metric}; write '{metric}{right}VALUE'")
+    try:
+        return metric, float(value)
+    except ValueError:
+        raise ValueError(f"{text!r}: {value!r} is no number") from None
 
 
 def _relative(text: str) -> float | None:

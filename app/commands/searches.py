@@ -11,9 +11,10 @@ import typer
 
 from app.commands.base import Session, verb
 from app.commands.devices import read_record
-from app.commands.limits import parse_limit, parse_limits
+from app.commands.limits import parse_figure, parse_limit, parse_limits
 from app.commands.show import best_line, listing, progress_line, search_bar, search_summary, whatif_table
 from app.commands.words import exit_code
+from app.domain.metrics import HIGHER_IS_BETTER
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,8 +70,14 @@ class Request:
     target: Annotated[
         str | None, typer.Option(help="Stop once a trial in the budget is as good: 'accuracy>=0.9', 'kl<=0.05'.")
     ] = None
+    metric: Annotated[
+        str | None, typer.Option(help="What counts: accuracy, top5, miou, agreement, cosine, mse or kl.")
+    ] = None
+    quality: Annotated[str | None, typer.Option(help="A bound on the hold-out pictures: 'miou>=0.6', 'kl<=0.05'.")] = (
+        None
+    )
     min_accuracy: Annotated[float | None, typer.Option(help="Least accuracy on the hold-out pictures.")] = None
-    max_drop: Annotated[float | None, typer.Option(help="Largest drop of accuracy below the float network.")] = None
+    max_drop: Annotated[float | None, typer.Option(help="Largest drop of the metric below the float network.")] = None
     export_top: Annotated[int | None, typer.Option(min=0, help="How many candidates to export.")] = None
 
 
@@ -205,8 +212,9 @@ def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
             "stop": parse_stop(request.patience, request.target),
         },
     )
-    quality = _over(body.get("quality"), {"min": request.min_accuracy, "max_drop": request.max_drop})
-    own = {"quality": quality or None, "name": request.name, "export_top": request.export_top, "agent": request.agent}
+    quality = _over(body.get("quality"), parse_quality(request))
+    plain = {key: getattr(request, key) for key in ("name", "metric", "export_top", "agent")}
+    own = {**plain, "quality": quality or None}
     whole = _over(body, {**own, "limits": limits, "space": space or None, "search": search or None})
     return {**whole, "name": whole.get("name") or "search"}
 
@@ -215,10 +223,19 @@ def parse_stop(patience: int | None, target: str | None) -> dict[str, Any] | Non
     """Return the rules to stop by, or None where none is given. Raises ValueError for a target that is none."""
     if target is None:
         return None if patience is None else {"patience": patience}
-    metric, sign, value = target.partition("<=" if "<=" in target else ">=")
-    if not sign or (sign == "<=") != (metric.strip() == "kl"):
-        raise ValueError(f"{target!r} is no target; write 'accuracy>=0.9', 'agreement>=0.95' or 'kl<=0.05'")
-    return {"patience": patience, "target": {"metric": metric.strip(), "value": float(value)}}
+    metric, value = parse_figure(target)
+    return {"patience": patience, "target": {"metric": metric, "value": value}}
+
+
+def parse_quality(request: Request) -> dict[str, Any]:
+    """Return what the options ask of the quality. Raises ValueError for a bound that is none."""
+    found: dict[str, Any] = {"max_drop": request.max_drop}
+    if request.min_accuracy is not None:
+        found |= {"metric": "accuracy", "min": request.min_accuracy}
+    if request.quality is not None:
+        metric, value = parse_figure(request.quality)
+        found |= {"metric": metric, "min" if metric in HIGHER_IS_BETTER else "max": value}
+    return found
 
 
 def resolve(client: Client, names: _Names) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from app.commands.words import amount, duration, label, percent, verdict
+from app.commands.words import amount, duration, figure, label, percent, quality_label, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,21 +81,27 @@ def search_summary(console: Console, search: Json, candidate: Json | None) -> No
 def candidate_summary(console: Console, candidate: Json) -> None:
     """Print a candidate: budget table, metrics, verification, artefacts."""
     console.print(budget_table(candidate.get("budget") or []))
-    console.print(table("Quality", ("set", "accuracy", "agreement", "KL"), quality_rows(candidate)))
+    names = quality_columns(candidate)
+    console.print(table("Quality", ("set", *map(quality_label, names)), quality_rows(candidate, names)))
     console.print(f"candidate {candidate['id']}  verification: {candidate.get('verification', 'unverified')}")
     for artefact in candidate.get("artefacts") or []:
         size = amount("weight_bytes", artefact["bytes"])
         console.print(f"  {artefact['kind']:<10} {size:>9}  tightfit artefact get {artefact['id']}")
 
 
-def quality_rows(candidate: Json) -> list[tuple[str, str, str, str]]:
-    """Return (set, accuracy, agreement, KL) for each set of pictures the candidate was measured on."""
+def quality_columns(candidate: Json) -> tuple[str, ...]:
+    """Return the metrics to show of a candidate: accuracy, agreement and KL, and its search's where that is another."""
+    own = (candidate.get("metrics") or {}).get("metric")
+    usual = ("accuracy", "agreement", "kl")
+    return usual if own is None or own in usual else (own, *usual)
+
+
+def quality_rows(candidate: Json, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the set's name and the metrics' values for each set of pictures the candidate was measured on."""
     rows = []
     for key, name in (("evaluation", "evaluation"), ("holdout", "hold-out")):
         metrics = (candidate.get("metrics") or {}).get(key) or {}
-        kl = metrics.get("kl")
-        shown = "–" if kl is None else f"{kl:.4f}"
-        rows.append((name, percent(metrics.get("accuracy")), percent(metrics.get("agreement")), shown))
+        rows.append((name, *(figure(item, metrics.get(item)) for item in names)))
     return rows
 
 
@@ -108,17 +114,18 @@ def whatif_table(console: Console, found: Json) -> None:
          *(amount(metric, item["costs"][metric]) for _, item in kinds))
         for metric, limit in found["limits"].items()
     ]  # fmt: skip
-    rows.append(("quality", "", "", *(_quality(item) for _, item in kinds)))
+    rows.append(("quality", "", "", *(_quality(item.get("metrics") or item, found.get("metric")) for _, item in kinds)))
     console.print(table("", heads, rows))
     if found["binding"]:
         console.print(f"no network of this search's space can keep {', '.join(map(label, found['binding']))}")
 
 
-def _quality(item: Json) -> str:
-    metrics = item.get("metrics") or item
-    if metrics.get("accuracy") is not None:
-        return percent(metrics["accuracy"])
-    return f"KL {metrics['kl']:.4f}"
+def _quality(metrics: Json, metric: str | None) -> str:
+    """Return what is known by the search's metric, else the accuracy or the KL."""
+    name = next((name for name in (metric or "accuracy", "accuracy", "kl") if metrics.get(name) is not None), None)
+    if name is None:
+        return ""
+    return ("" if name == "accuracy" else f"{quality_label(name)} ") + figure(name, metrics[name])
 
 
 def progress_line(search: Json) -> str:
@@ -134,11 +141,9 @@ def progress_line(search: Json) -> str:
 
 def best_line(search: Json) -> str:
     """Return the best candidate so far in a few words, or nothing."""
-    best = search.get("best") or {}
-    metrics = best.get("metrics") or {}
-    if metrics.get("accuracy") is not None:
-        return f"best {percent(metrics['accuracy'])}"
-    return f"best KL {metrics['kl']:.4f}" if metrics.get("kl") is not None else ""
+    metrics = (search.get("best") or {}).get("metrics") or {}
+    shown = _quality(metrics, search.get("metric"))
+    return f"best {shown}" if shown else ""
 
 
 @contextmanager

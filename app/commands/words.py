@@ -15,6 +15,22 @@ LABELS = {
 }
 
 
+QUALITIES = {"accuracy": "accuracy", "top5": "top-5", "miou": "mIoU", "mse": "MSE", "kl": "KL"}
+SHARES = frozenset({"accuracy", "top5", "miou", "agreement"})
+
+
+def quality_label(name: str) -> str:
+    """Return the name of a quality metric as headings write it."""
+    return QUALITIES.get(name, name)
+
+
+def figure(name: str, value: float | None) -> str:
+    """Return a quality metric's value: shares as per cent, all else as a number."""
+    if value is None:
+        return "–"
+    return percent(value) if name in SHARES else f"{value:.4g}" if name == "mse" else f"{value:.4f}"
+
+
 def label(metric: str) -> str:
     """Return the name of a metric as headings write it."""
     return LABELS.get(metric, metric)

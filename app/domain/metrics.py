@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from app.domain.graph import Port
 
-MetricName = Literal["accuracy", "top5", "miou", "mse", "cosine", "kl"]
+MetricName = Literal["accuracy", "top5", "miou", "agreement", "cosine", "mse", "kl"]
 METRICS: tuple[str, ...] = get_args(MetricName)
 HIGHER_IS_BETTER = frozenset({"accuracy", "top5", "miou", "cosine", "agreement"})
 NEED_LABELS = frozenset({"accuracy", "top5", "miou"})
@@ -50,10 +51,12 @@ def misfit(name: str, ports: Sequence[Port], labels: Labels | None) -> str | Non
     """Return why a metric can't be measured on these outputs and labels, or None where it can."""
     if name not in METRICS:
         return f"no metric is called {name!r}; there are {', '.join(METRICS)}"
+    if name == "agreement" and all(port.columns < 2 for port in ports):
+        return "agreement needs an output with two classes or channels at least; mse and cosine need none"
     if name not in NEED_LABELS:
         return None
     if labels is None:
-        return f"{name} needs labels ('y' in the dataset); mse, cosine and kl compare with the float network without"
+        return f"{name} needs labels ('y' in the dataset); agreement, cosine, mse and kl need none"
     index = labelled(ports, labels)
     if index is None:
         places = " at each of their pixels" if labels.shape else ""
@@ -63,6 +66,14 @@ def misfit(name: str, ports: Sequence[Port], labels: Labels | None) -> str | Non
     if name == "top5" and ports[index].columns <= TOP:
         return f"top5 of {ports[index].columns} classes says nothing; more than {TOP} are needed"
     return None
+
+
+def badness(metrics: Mapping[str, float], name: str) -> float:
+    """Return how bad figures are by one metric: the less the better, infinite where it was not measured."""
+    value = metrics.get(name)
+    if value is None:
+        return math.inf
+    return -value if name in HIGHER_IS_BETTER else value
 
 
 def _tells(port: Port, labels: Labels) -> bool:

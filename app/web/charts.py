@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.commands.words import amount, label, percent
+from app.commands.words import SHARES, amount, figure, label, quality_label
 from app.domain.device import DeviceProfile, Throughput
+from app.domain.metrics import HIGHER_IS_BETTER
 from app.domain.pareto import front
 
 Figure = dict[str, Any]
@@ -28,7 +29,7 @@ AXES = ("latency_ms", "weight_bytes", "bops")
 
 @dataclass(frozen=True)
 class Point:
-    """One measured assignment: number, costs by metric, quality (None: not measured) and the page it leads to."""
+    """One measured assignment: number, costs, quality by a metric (None: not measured) and the page it leads to."""
 
     idx: int
     costs: Mapping[str, float]
@@ -37,6 +38,7 @@ class Point:
     kind: str = "sampled"
     href: str | None = None
     chosen: bool = False
+    metric: str = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def pareto(points: Sequence[Point], axis: str, limit: float | None, quality: str
     traces = [
         _dots("over budget", outside, axis, {"symbol": "circle-open", "color": VERMILION, "size": 8}),
         _dots("inside budget", inside, axis, {"symbol": "circle", "color": BLUE, "size": 8}),
-        _front(inside, axis),
+        _front(inside, axis, sign_of(quality)),
         _dots("baseline", baseline, axis, {"symbol": "diamond", "color": ORANGE, "size": 12}),
         _dots(
             "chosen",
@@ -74,7 +76,7 @@ def pareto(points: Sequence[Point], axis: str, limit: float | None, quality: str
         "type": "log",
         "exponentformat": "SI",
     }
-    layout = _layout(xaxis, {"title": {"text": quality}, "tickformat": ".1%" if quality != "KL" else ""})
+    layout = _layout(xaxis, quality_axis(quality))
     right = max((point.costs[axis] for point in shown), default=0.0)
     return {"data": [trace for trace in traces if trace["x"]], "layout": {**layout, **_budget(limit, axis, right)}}
 
@@ -83,10 +85,10 @@ def history(points: Sequence[Point], quality: str = "accuracy") -> Figure:
     """Return quality over trial number with the best feasible value so far as a staircase."""
     shown = [point for point in points if point.quality is not None and point.kind != "baseline"]
     inside = [point for point in shown if point.feasible]
-    best: list[float] = []
+    best, sign = list[float](), sign_of(quality)
     for point in inside:
         assert point.quality is not None
-        best.append(max(point.quality, best[-1] if best else point.quality))
+        best.append(max((point.quality, *best[-1:]), key=lambda value: sign * value))
     outside = [point for point in shown if not point.feasible]
     dots = [
         _dots("over budget", outside, None, {"symbol": "circle-open", "color": VERMILION, "size": 6}),
@@ -101,7 +103,7 @@ def history(points: Sequence[Point], quality: str = "accuracy") -> Figure:
         "y": best,
         "hoverinfo": "skip",
     }
-    layout = _layout({"title": {"text": "trial"}}, {"title": {"text": quality}, "tickformat": ".1%"})
+    layout = _layout({"title": {"text": "trial"}}, quality_axis(quality))
     return {"data": [trace for trace in (*dots, stairs) if trace["x"]], "layout": layout}
 
 
@@ -254,6 +256,17 @@ def axis_title(metric: str) -> str:
     return name + units.get(metric, "")
 
 
+def sign_of(quality: str) -> float:
+    """Return 1 for a metric where higher is better, else -1."""
+    return 1.0 if quality in HIGHER_IS_BETTER else -1.0
+
+
+def quality_axis(quality: str) -> Figure:
+    """Return the axis of a quality metric: what is better lies higher."""
+    axis = {"title": {"text": quality_label(quality)}, "tickformat": ".1%" if quality in SHARES else ""}
+    return axis if quality in HIGHER_IS_BETTER else {**axis, "autorange": "reversed"}
+
+
 def bits_colour(bits: int) -> str:
     """Return the colour that stands for a bit-width."""
     return BITS_COLOURS.get(bits, WIDE_COLOUR)
@@ -277,11 +290,11 @@ def _dots(name: str, points: Sequence[Point], axis: str | None, marker: Mapping[
 def _tip(point: Point) -> str:
     costs = "<br>".join(f"{label(name)}: {amount(name, point.costs[name])}" for name in AXES if name in point.costs)
     head = "baseline" if point.kind == "baseline" else f"trial {point.idx} ({point.kind})"
-    return f"<b>{head}</b><br>quality: {percent(point.quality)}<br>{costs}"
+    return f"<b>{head}</b><br>{quality_label(point.metric)}: {figure(point.metric, point.quality)}<br>{costs}"
 
 
-def _front(points: Sequence[Point], axis: str) -> Figure:
-    order = front([(point.costs[axis], -(point.quality or 0.0)) for point in points])
+def _front(points: Sequence[Point], axis: str, sign: float) -> Figure:
+    order = front([(point.costs[axis], -sign * (point.quality or 0.0)) for point in points])
     return {
         "type": "scatter",
         "mode": "lines",

@@ -186,17 +186,17 @@ def search_trials(id: str, read: Read) -> Response:
 @router.get("/web/searches/{id}/pareto.json")
 def pareto(id: str, read: Read, axis: Axis = "bops") -> Response:
     """Return the Pareto figure over one cost axis."""
-    trials = read.trials(id)
-    points = view.points(trials, read.candidates(id))
-    limit = view.limits_of(read.search(id)).get(axis)
-    return JSONResponse(charts.pareto(points, axis, limit, view.quality_name(trials)))
+    trials, found = read.trials(id), read.search(id)
+    points = view.points(trials, read.candidates(id), found["metric"])
+    limit = view.limits_of(found).get(axis)
+    return JSONResponse(charts.pareto(points, axis, limit, view.quality_name(trials, found["metric"])))
 
 
 @router.get("/web/searches/{id}/history.json")
 def history(id: str, read: Read) -> Response:
     """Return the best-so-far figure."""
-    trials = read.trials(id)
-    return JSONResponse(charts.history(view.points(trials), view.quality_name(trials)))
+    trials, metric = read.trials(id), read.search(id)["metric"]
+    return JSONResponse(charts.history(view.points(trials, metric=metric), view.quality_name(trials, metric)))
 
 
 @router.get("/candidates/{id}")
@@ -209,6 +209,7 @@ def candidate(id: str, read: Read) -> Response:
         here="/searches",
         candidate=found,
         search_name=owner["name"],
+        quality_names=view.quality_columns(found),
         quality=view.quality_rows(found, owner.get("baseline") or {}),
         rows=view.candidate_layers(found),
         checks=view.check_facts(found.get("report") or {}),
@@ -273,15 +274,15 @@ def _status(read: Reader, id: str) -> Json:
         "finished": found["state"] in _FINISHED,
         "stages": view.stages(found),
         "best_id": best.get("id"),
-        "best_quality": view.quality_text(best),
+        "best_quality": view.quality_text(best, found["metric"]),
         "best_costs": best.get("costs") or {},
-        "baseline_quality": view.quality_text(baseline) if baseline else "",
+        "baseline_quality": view.quality_text(baseline, found["metric"]) if baseline else "",
         "model_name": read.model_name(found["model_id"]),
         "device_name": read.device_name(found["device_id"]),
     }
 
 
 def _trials(read: Reader, id: str) -> Json:
-    trials = read.trials(id)
-    rows = view.trial_rows(trials, read.candidates(id))
-    return {"trials": rows, "quality": view.quality_name(trials).capitalize()}
+    trials, metric = read.trials(id), read.search(id)["metric"]
+    rows = view.trial_rows(trials, read.candidates(id), metric)
+    return {"trials": rows, "quality": view.quality_name(trials, metric)}

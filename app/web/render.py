@@ -36,9 +36,10 @@ def _environment() -> Environment:
     )
     made.filters.update(
         amount=lambda value, metric: amount(metric, value),
-        best_accuracy=view.best_accuracy,
+        best_quality=view.best_quality,
         brief=view.brief,
         duration=duration,
+        heading=view.heading,
         filename=lambda item: item.get("filename") or item["id"] + SUFFIXES.get(item["kind"], ""),
         label=label,
         limits=view.limits_of,

@@ -8,13 +8,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from app.commands.devicesheet import KINDS
-from app.commands.words import amount, percent
+from app.commands.words import amount, figure, percent, quality_label
 from app.web.charts import Bar, Point
 
 Json = dict[str, Any]
 
 STAGES = ("baseline", "sensitivity", "search", "polish", "holdout", "export", "verify")
 QUALITIES = ("accuracy", "agreement", "kl")
+COMPARED = ("accuracy", "top5", "miou")
 
 
 def layer_rows(graph: Mapping[str, Any]) -> list[Json]:
@@ -37,15 +38,13 @@ def refusal_rows(problem: Mapping[str, Any]) -> list[Json]:
     return [{"what": what, "count": len(where), "where": where} for what, where in found.items()]
 
 
-def quality_of(item: Mapping[str, Any]) -> tuple[str, float | None]:
-    """Return the name and value of the best quality figure known of a trial or candidate: accuracy, else agreement
-    with the float network, else KL (negated, so that more is better)."""
+def quality_of(item: Mapping[str, Any], metric: str | None = None) -> tuple[str, float | None]:
+    """Return the name and value of what is to be shown of a trial or candidate: its search's metric; where that is not
+    known accuracy, else agreement with the float network, else KL."""
     metrics = flat_metrics(item)
-    for name in QUALITIES[:2]:
-        if metrics.get(name) is not None:
-            return name, float(metrics[name])
-    kl = metrics.get("kl")
-    return "KL", None if kl is None else -float(kl)
+    order = QUALITIES if metric is None else (metric, *QUALITIES)
+    name = next((name for name in order if metrics.get(name) is not None), None)
+    return (metric or QUALITIES[-1], None) if name is None else (name, float(metrics[name]))
 
 
 def flat_metrics(item: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -55,17 +54,21 @@ def flat_metrics(item: Mapping[str, Any]) -> Mapping[str, Any]:
     return nested if isinstance(nested, Mapping) else metrics
 
 
-def points(trials: Sequence[Mapping[str, Any]], candidates: Sequence[Mapping[str, Any]] = ()) -> list[Point]:
+def points(
+    trials: Sequence[Mapping[str, Any]], candidates: Sequence[Mapping[str, Any]] = (), metric: str | None = None
+) -> list[Point]:
     """Return the measured trials as chart points; a candidate's leads to its page, the best one's is marked."""
     made, chosen = [], chosen_idx(candidates)
     for trial in trials:
         if not trial.get("costs"):
             continue
+        name, quality = quality_of(trial, metric)
         made.append(
             Point(
                 idx=trial["idx"],
                 costs=trial["costs"],
-                quality=quality_of(trial)[1],
+                quality=quality,
+                metric=name,
                 feasible=bool(trial.get("feasible")),
                 kind=str(trial.get("kind") or "sampled"),
                 href=hrefs(candidates).get(trial["idx"]),
@@ -75,9 +78,9 @@ def points(trials: Sequence[Mapping[str, Any]], candidates: Sequence[Mapping[str
     return made
 
 
-def quality_name(trials: Sequence[Mapping[str, Any]]) -> str:
-    """Return what the quality axis shows."""
-    return next((quality_of(trial)[0] for trial in trials if flat_metrics(trial)), "accuracy")
+def quality_name(trials: Sequence[Mapping[str, Any]], metric: str | None = None) -> str:
+    """Return the metric that the quality axis shows."""
+    return next((quality_of(trial, metric)[0] for trial in trials if flat_metrics(trial)), metric or "accuracy")
 
 
 def hrefs(candidates: Sequence[Mapping[str, Any]]) -> dict[int, str]:
@@ -90,13 +93,15 @@ def chosen_idx(candidates: Sequence[Mapping[str, Any]]) -> int | None:
     return min(candidates, key=lambda item: item["rank"])["trial_idx"] if candidates else None
 
 
-def trial_rows(trials: Sequence[Mapping[str, Any]], candidates: Sequence[Mapping[str, Any]] = ()) -> list[Json]:
+def trial_rows(
+    trials: Sequence[Mapping[str, Any]], candidates: Sequence[Mapping[str, Any]] = (), metric: str | None = None
+) -> list[Json]:
     """Return the trial table, newest first."""
     rows, chosen, pages = [], chosen_idx(candidates), hrefs(candidates)
     for trial in reversed(trials):
         own = {
             "costs": trial.get("costs") or {},
-            "quality": quality_of(trial)[1],
+            "quality": figure(*quality_of(trial, metric)),
             "href": pages.get(trial["idx"]),
             "chosen": trial["idx"] == chosen,
             "seconds": trial.get("seconds"),
@@ -121,31 +126,48 @@ def stages(search: Mapping[str, Any]) -> list[tuple[str, str]]:
     return list(zip(STAGES, marks, strict=True))
 
 
-def best_accuracy(search: Mapping[str, Any]) -> float | None:
-    """Return the accuracy of the best candidate so far."""
-    value = flat_metrics(search.get("best") or {}).get("accuracy")
-    return None if value is None else float(value)
+def best_quality(search: Mapping[str, Any]) -> str:
+    """Return the quality of the best candidate so far, as text."""
+    return quality_text(search.get("best") or {}, search.get("metric"))
 
 
-def quality_text(item: Mapping[str, Any]) -> str:
+def quality_text(item: Mapping[str, Any], metric: str | None = None) -> str:
     """Return the quality of a trial, candidate or baseline as text."""
-    name, value = quality_of(item)
+    name, value = quality_of(item, metric)
     if value is None:
         return "–"
-    return f"{-value:.4f} KL" if name == "KL" else percent(value) + ("" if name == "accuracy" else f" {name}")
+    return figure(name, value) + ("" if name == "accuracy" else f" {quality_label(name)}")
+
+
+def heading(metric: str) -> str:
+    """Return a quality metric as a table's head or an axis writes it."""
+    name = quality_label(metric)
+    return name[0].upper() + name[1:] if name.islower() and metric != "kl" else name
+
+
+def quality_columns(candidate: Mapping[str, Any]) -> list[str]:
+    """Return the metrics of a candidate's quality table, its search's first."""
+    own = (candidate.get("metrics") or {}).get("metric")
+    return list(dict.fromkeys(name for name in (own, *QUALITIES) if name))
 
 
 def quality_rows(candidate: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[Json]:
-    """Return the quality table of a candidate: one row per set of pictures, with the change from the float network."""
+    """Return the quality table of a candidate: one row per set of pictures, each figure with its change from the float
+    network's (`delta`: in points of a share; None where there is nothing to compare with)."""
     before = {"evaluation": baseline.get("metrics") or {}, "holdout": baseline.get("holdout") or {}}
     rows = []
     for key, name in (("evaluation", "evaluation"), ("holdout", "hold-out")):
         own = (candidate.get("metrics") or {}).get(key) or {}
-        accuracy, reference = own.get("accuracy"), before[key].get("accuracy")
-        delta = None if accuracy is None or reference is None else accuracy - reference
-        shared = {"agreement": own.get("agreement"), "kl": own.get("kl")}
-        rows.append({"name": name, "accuracy": accuracy, "delta": delta, **shared})
+        cells = [_cell(column, own.get(column), before[key].get(column)) for column in quality_columns(candidate)]
+        rows.append({"name": name, "cells": cells})
     return rows
+
+
+def _cell(name: str, value: float | None, reference: float | None) -> Json:
+    delta = None
+    if value is not None and reference is not None and name in COMPARED:
+        delta = 100 * (value - reference)
+    return {"text": figure(name, value), "delta": delta}
 
 
 def bars(rows: Sequence[Mapping[str, Any]]) -> list[Bar]:

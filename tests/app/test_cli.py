@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from app.cli import app
 from app.commands.datamake import guess_layout, parse_size
-from app.commands.searches import Request, parse_stop, read_request
+from app.commands.searches import Request, merged, parse_stop, read_request
+from app.commands.show import best_line, quality_columns, quality_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = [
@@ -94,6 +95,32 @@ def test_stop_when_written_as_options_then_the_rules() -> None:
     for wrong in ("accuracy<=0.9", "kl>=1", "accuracy", "accuracy>=much"):
         with pytest.raises(ValueError):
             parse_stop(None, wrong)
+
+
+def test_quality_when_written_as_options_then_a_bound_on_its_metric() -> None:
+    def quality(**options: object) -> object:
+        return merged({"quality": {"max_drop": 0.5}}, Request(**options))["quality"]  # type: ignore[arg-type]
+
+    assert quality() == {"max_drop": 0.5}
+    assert quality(max_drop=0.02) == {"max_drop": 0.02}
+    assert quality(min_accuracy=0.9) == {"max_drop": 0.5, "metric": "accuracy", "min": 0.9}
+    assert quality(quality="miou>=0.6") == {"max_drop": 0.5, "metric": "miou", "min": 0.6}
+    assert merged({}, Request(quality="mse<=0.01", metric="mse"))["quality"] == {"metric": "mse", "max": 0.01}
+    assert merged({"metric": "kl"}, Request(metric="cosine"))["metric"] == "cosine"
+    for wrong in ("miou<=0.6", "bleu>=1", "kl<=small"):
+        with pytest.raises(ValueError, match=r"bound|metric|number"):
+            merged({}, Request(quality=wrong))
+
+
+def test_quality_when_told_then_by_the_searchs_metric() -> None:
+    best = {"metrics": {"accuracy": 0.9, "miou": 0.5, "kl": 0.1}}
+    told = [best_line({"metric": name, "best": best}) for name in ("accuracy", "miou", "kl", "top5", None)]
+    assert told == ["best 90.00 %", "best mIoU 50.00 %", "best KL 0.1000", "best 90.00 %", "best 90.00 %"]
+    assert best_line({"best": {"metrics": {"kl": 0.1}}}) == "best KL 0.1000"
+    candidate = {"metrics": {"metric": "mse", "evaluation": {"mse": 0.25, "kl": 0.1}}}
+    names = quality_columns(candidate)
+    assert names == ("mse", "accuracy", "agreement", "kl")
+    assert quality_rows(candidate, names)[0] == ("evaluation", "0.25", "–", "–", "0.1000")
 
 
 def test_request_when_the_file_is_a_list_then_is_wrong_usage(tmp_path: Path) -> None:

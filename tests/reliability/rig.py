@@ -126,7 +126,8 @@ def build(url: str, folder: Path, files: Path, graph: dict[str, Any]) -> Rig:
         session.add(Model(id=model, name="net", format="pt2", blob_sha=network[0], bytes=network[1], state="ready",
                           graph=graph))  # fmt: skip
         session.add(Dataset(id=dataset, name="digits", blob_sha=pictures[0], bytes=pictures[1], state="ready",
-                            spec={**SPEC, "role": "all", "split_seed": 0}))  # fmt: skip
+                            spec={**SPEC, "role": "all", "split_seed": 0},
+                            info={"has_labels": True, "classes": 10}))  # fmt: skip
     return Rig(database, folder, model, dataset, ModelGraph.from_json(graph))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import threading
@@ -17,10 +18,10 @@ import pytest
 from app.domain.budget import Limit
 from app.store import known
 from app.store import runner as rows
-from app.store.tables import Candidate, Search, Trial
+from app.store.tables import Artefact, Candidate, Search, Trial
 from tests.reliability.rig import Rig, build
 from worker.finish import POLISHED
-from worker.job import LostTrial, Site
+from worker.job import LostTrial, Site, load_job
 from worker.quant.steps import GAIN, STEPS
 from worker.runner import Runner
 
@@ -63,6 +64,14 @@ def story(trials: list[Trial]) -> list[tuple[Any, ...]]:
     return [(trial.idx, trial.kind, trial.assignment, trial.state, trial.metrics) for trial in trials]
 
 
+def report_of(rig: Rig, candidate: Candidate) -> dict[str, Any]:
+    """Return an exported candidate's report as a user downloads it."""
+    with rig.database.reading() as session:
+        row = session.query(Artefact).filter_by(candidate_id=candidate.id, kind="report").one()
+    found: dict[str, Any] = json.loads(rig.blobs.path(row.blob_sha).read_text())
+    return found
+
+
 def in_background(action: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=action, daemon=True)
     thread.start()
@@ -101,7 +110,12 @@ def test_run_when_nothing_disturbs_then_feasible_candidates_and_verified_files(w
 
 @pytest.mark.parametrize(
     ("quality", "met"),
-    [({"max_drop": 0.999}, True), ({"min": 1.0}, False), ({"metric": "agreement", "min": 0.01}, True)],
+    [
+        ({"max_drop": 0.999}, True),
+        ({"min": 1.0}, False),
+        ({"metric": "agreement", "min": 0.01}, True),
+        ({"metric": "kl", "max": 1e-6}, False),
+    ],
 )
 def test_run_when_a_quality_is_to_be_kept_then_candidates_are_judged_on_the_holdout_set(
     rig: Rig, quality: dict[str, Any], met: bool
@@ -118,6 +132,30 @@ def test_run_when_a_quality_is_to_be_kept_then_candidates_are_judged_on_the_hold
     assert judged["value"] == best.metrics["holdout"][judged["metric"]]
     if "max_drop" in quality:
         assert judged["floor"] == pytest.approx((ended.baseline or {})["holdout"]["accuracy"] - 0.999)
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("accuracy", -1), ("mse", 1), ("cosine", -1)])
+def test_run_when_a_metric_is_named_then_candidates_are_ranked_by_it_on_the_holdout_set(
+    rig: Rig, metric: str, sign: int
+) -> None:
+    search = rig.add_search(TRIALS)
+    with rig.database.writing() as session:
+        row = session.get_one(Search, search)
+        row.spec = {**row.spec, "export_top": int(metric == "mse"), "metric": metric}
+    assert Runner(site(rig), search).run() == "finished"
+    found = rig.candidates(search)
+    values = [sign * candidate.metrics["holdout"][metric] for candidate in found]
+    assert len(set(values)) > 1
+    assert values == sorted(values)
+    assert {candidate.metrics["metric"] for candidate in found} == {metric}
+    if metric == "mse":
+        manifest = report_of(rig, found[0])["manifest"]
+        assert (manifest["metric"], manifest["metrics"]["holdout"]["mse"]) == ("mse", values[0])
+
+
+def test_run_when_the_metric_is_left_out_then_the_datas_default(rig: Rig) -> None:
+    job = load_job(site(rig), rig.add_search(TRIALS))
+    assert job.metric == "accuracy"
 
 
 def test_run_when_finished_then_the_best_are_polished_and_their_records_say_how(whole: tuple[Rig, str]) -> None:

@@ -17,6 +17,7 @@ from app.domain import pareto
 from app.domain.budget import Budget, capacities
 from app.domain.candidate import Measurement
 from app.domain.cost import METRICS, Costs, count
+from app.domain.metrics import HIGHER_IS_BETTER
 from app.domain.space import Assignment, widest
 from worker.search.refit import Observation, Posterior
 from worker.search.rows import Goal, RowState, Settings, Stop, TrialKind, TrialPlan, TrialRow
@@ -27,7 +28,6 @@ from worker.search.solver import Solver
 OBJECTIVE = "kl"
 _ATTEMPTS = 4
 _OFFSETS: tuple[Mapping[str, float], ...] = ({}, {"keep": SPAN}, {"weight": SPAN, "activation": SPAN})
-_HIGHER_IS_BETTER = ("accuracy", "agreement")
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class SearchLoop:
         if stop.target is None:
             return False
         metric, value = stop.target
-        sign = 1.0 if metric in _HIGHER_IS_BETTER else -1.0
+        sign = 1.0 if metric in HIGHER_IS_BETTER else -1.0
         return any(sign * row.metrics[metric] >= sign * value for row in inside if metric in row.metrics)
 
     @property
@@ -401,7 +401,7 @@ class SearchLoop:
     def _coordinate(self, row: TrialRow, axis: str) -> float:
         if axis in METRICS:
             return self.costs(row.assignment).value(axis)
-        return -row.metrics[axis] if axis in _HIGHER_IS_BETTER else row.metrics[axis]
+        return -row.metrics[axis] if axis in HIGHER_IS_BETTER else row.metrics[axis]
 
     def _candidates(self) -> list[TrialRow]:
         return [row for row in self.rows if row.state == "done" and row.kind != "baseline"]

@@ -81,6 +81,72 @@ def test_search_when_accuracy_is_the_target_of_data_without_labels_then_refused(
     assert post(client, body).status_code == 202
 
 
+def unlabelled(service: Service, body: Json) -> str:
+    """Store a dataset like the request's, but without labels; return its id."""
+    with service.database.writing() as session:
+        labelled = session.get_one(Dataset, body["dataset"]["all"])
+        plain = Dataset(id=ids.new_id("dataset"), name="x", blob_sha=labelled.blob_sha, bytes=9, state="ready", spec={})
+        plain.info = {**(labelled.info or {}), "has_labels": False, "classes": None}
+        session.add(plain)
+    return plain.id
+
+
+def test_metric_when_not_named_then_accuracy_with_labels_and_kl_without(
+    client: TestClient, service: Service, request_body: Json
+) -> None:
+    plain = {**request_body, "dataset": {"all": unlabelled(service, request_body)}}
+    asked = [request_body, plain, {**plain, "metric": "cosine"}]
+    assert [client.post("/v1/searches/preflight", json=body).json()["metric"] for body in asked] == [
+        "accuracy",
+        "kl",
+        "cosine",
+    ]
+    made = [post(client, body).json() for body in asked]
+    assert [item["metric"] for item in made] == ["accuracy", "kl", "cosine"]
+    assert made[0]["request"]["metric"] == "accuracy"
+    front = [client.get(f"/v1/searches/{item['id']}/front").json()["axes"][0] for item in made[1:]]
+    assert front == ["kl", "cosine"]
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"metric": "accuracy"}, "/metric"),
+        ({"metric": "miou"}, "/metric"),
+        ({"metric": "bleu"}, "/metric"),
+        ({"quality": {"metric": "top5", "min": 0.9}}, "/quality/metric"),
+        ({"search": {"stop": {"target": {"metric": "accuracy", "value": 0.9}}}}, "/search/stop/target/metric"),
+    ],
+)
+def test_metric_when_data_or_network_do_not_allow_it_then_refused_by_name(
+    client: TestClient, service: Service, request_body: Json, change: Json, pointer: str
+) -> None:
+    body = {**request_body, "dataset": {"all": unlabelled(service, request_body)}, **change}
+    for answer in (post(client, body), client.post("/v1/searches/preflight", json=body)):
+        assert (answer.status_code, answer.json()["type"]) == (422, "/problems/metric-not-measurable")
+        assert answer.json()["errors"][0]["pointer"] == pointer
+
+
+def test_metric_when_the_network_scores_too_few_classes_then_refused_with_labels_too(
+    client: TestClient, request_body: Json
+) -> None:
+    answer = post(client, {**request_body, "metric": "miou"})
+    assert answer.json()["type"] == "/problems/metric-not-measurable"
+    assert "a class for every pixel" in answer.json()["detail"]
+    assert post(client, {**request_body, "metric": "top5"}).status_code == 202
+
+
+def test_quality_when_its_metric_is_left_open_then_the_searchs_and_its_bounds_must_suit_it(
+    client: TestClient, request_body: Json
+) -> None:
+    made = post(client, {**request_body, "metric": "kl", "quality": {"max": 0.1}}).json()
+    assert made["request"]["quality"] == {"metric": "kl", "max": 0.1}
+    answer = post(client, {**request_body, "metric": "kl", "quality": {"max_drop": 0.1}})
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-budget")
+    assert "lower is better" in answer.json()["detail"]
+    assert post(client, {**request_body, "metric": "kl", "quality": {"metric": "accuracy", "min": 0.5}}).is_success
+
+
 def test_study_when_asked_for_then_a_journal_of_the_search(client: TestClient, request_body: Json) -> None:
     key = post(client, request_body).json()["id"]
     answer = client.get(f"/v1/searches/{key}/study")

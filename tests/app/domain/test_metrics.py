@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from app.domain.graph import Port
-from app.domain.metrics import METRICS, Labels, default_metric, labelled, misfit
+from app.domain.metrics import METRICS, Labels, badness, default_metric, labelled, misfit
 
+ONE = Port("one", (1,))
 SCORES, MASK, SIGNAL = Port("y", (10,)), Port("mask", (21, 8, 6)), Port("z", (3, 8, 6))
 FEW = Port("few", (4,))
 
@@ -36,6 +37,7 @@ def test_labelled_when_several_outputs_then_the_first_that_holds_every_class_at_
     [
         ("iou", [SCORES], None, "no metric is called 'iou'; there are accuracy, top5"),
         ("accuracy", [SCORES], None, "needs labels"),
+        ("agreement", [ONE], None, "needs an output with two classes"),
         ("accuracy", [FEW], Labels((), 10), "tells 10 classes apart; this network has none"),
         ("miou", [SCORES], Labels((8, 6), 4), "at each of their pixels"),
         ("miou", [SCORES], Labels((), 10), "a class for every pixel"),
@@ -49,6 +51,12 @@ def test_misfit_when_a_metric_cannot_be_measured_then_says_why(
 
 
 def test_misfit_when_a_metric_fits_then_none() -> None:
-    assert [misfit(name, [SCORES], Labels((), 10)) for name in METRICS if name != "miou"] == [None] * 5
+    assert [misfit(name, [SCORES], Labels((), 10)) for name in METRICS if name != "miou"] == [None] * 6
     assert misfit("miou", [MASK], Labels((8, 6), 21)) is None
-    assert [misfit(name, [SIGNAL], None) for name in ("mse", "cosine", "kl")] == [None] * 3
+    assert [misfit(name, [SIGNAL], None) for name in ("mse", "cosine", "kl", "agreement")] == [None] * 4
+
+
+def test_badness_when_metrics_point_either_way_then_the_better_is_the_smaller() -> None:
+    assert badness({"accuracy": 0.9, "kl": 0.2}, "accuracy") == -0.9
+    assert badness({"accuracy": 0.9, "kl": 0.2}, "kl") == 0.2
+    assert badness({"kl": 0.2}, "miou") == float("inf")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+
+import pytest
 
 from app.web.charts import BITS_COLOURS, Bar, Point, bits_colour, drift, history, layers, pareto, roofline
 from tests.app.domain.drawings import profile
@@ -63,6 +66,19 @@ def test_history_when_drawn_then_the_best_inside_the_budget_never_falls() -> Non
     assert drawn["best inside budget"]["x"] == [1, 2, 3]
     assert drawn["best inside budget"]["y"] == [0.70, 0.75, 0.80]
     assert drawn["over budget"]["x"] == [4]
+
+
+def test_charts_when_lower_is_better_then_the_front_and_the_stairs_go_down_and_the_axis_is_turned() -> None:
+    points = [
+        replace(point, metric="kl", quality=None if point.quality is None else 1 - point.quality) for point in POINTS
+    ]
+    figure, stairs = pareto(points, "bops", 5e6, "kl"), traces(history(points, "kl"))["best inside budget"]
+    assert traces(figure)["front"]["y"] == pytest.approx([0.25, 0.2])
+    assert stairs["y"] == pytest.approx([0.3, 0.25, 0.2])
+    assert figure["layout"]["yaxis"]["autorange"] == "reversed"
+    assert (figure["layout"]["yaxis"]["title"], figure["layout"]["yaxis"]["tickformat"]) == ({"text": "KL"}, "")
+    assert "KL: 0.2500" in str(traces(figure)["inside budget"]["text"][1])
+    assert "autorange" not in pareto(POINTS, "bops", 5e6)["layout"]["yaxis"]
 
 
 def test_layers_when_drawn_then_kept_and_removed_add_up_to_the_width() -> None:

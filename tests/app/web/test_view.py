@@ -26,14 +26,26 @@ def test_layer_rows_when_made_then_shares_add_up_to_one() -> None:
     [
         ({"accuracy": 0.8, "kl": 0.1}, ("accuracy", 0.8)),
         ({"evaluation": {"agreement": 0.9, "kl": 0.1}}, ("agreement", 0.9)),
-        ({"kl": 0.25}, ("KL", -0.25)),
-        ({}, ("KL", None)),
+        ({"kl": 0.25}, ("kl", 0.25)),
+        ({}, ("kl", None)),
     ],
 )
 def test_quality_when_metrics_differ_then_the_most_telling_is_shown(
     metrics: dict[str, object], wanted: tuple[str, float | None]
 ) -> None:
     assert view.quality_of({"metrics": metrics}) == wanted
+
+
+def test_quality_when_the_search_has_a_metric_then_that_one_is_shown_where_it_was_measured() -> None:
+    item = {"metrics": {"accuracy": 0.8, "miou": 0.61, "mse": 0.012345}}
+    assert view.quality_of(item, "miou") == ("miou", 0.61)
+    assert view.quality_of(item, "top5") == ("accuracy", 0.8)
+    assert [view.quality_text(item, name) for name in ("miou", "mse", None)] == [
+        "61.00 % mIoU",
+        "0.01235 MSE",
+        "80.00 %",
+    ]
+    assert [view.heading(name) for name in ("accuracy", "miou", "kl")] == ["Accuracy", "mIoU", "KL"]
 
 
 def test_limits_when_known_then_are_absolute_by_metric() -> None:
@@ -48,11 +60,16 @@ def test_stages_when_searching_then_earlier_ones_are_done() -> None:
 
 
 def test_quality_rows_when_baseline_is_known_then_tell_the_change() -> None:
-    candidate = {"metrics": {"evaluation": {"accuracy": 0.95}, "holdout": {"accuracy": 0.94, "kl": 0.02}}}
-    baseline = {"metrics": {"accuracy": 0.97}, "holdout": {"accuracy": 0.96}}
+    holdout = {"accuracy": 0.94, "kl": 0.02, "miou": 0.5}
+    candidate = {"metrics": {"metric": "miou", "evaluation": {"accuracy": 0.95}, "holdout": holdout}}
+    baseline = {"metrics": {"accuracy": 0.97}, "holdout": {"accuracy": 0.96, "kl": 0.0, "miou": 0.6}}
+    assert view.quality_columns(candidate) == ["miou", "accuracy", "agreement", "kl"]
     rows = view.quality_rows(candidate, baseline)
     assert [row["name"] for row in rows] == ["evaluation", "hold-out"]
-    assert [row["delta"] for row in rows] == pytest.approx([-0.02, -0.02])
+    assert [cell["text"] for cell in rows[1]["cells"]] == ["50.00 %", "94.00 %", "–", "0.0200"]
+    assert rows[1]["cells"][0]["delta"] == pytest.approx(-10)
+    assert [row["cells"][1]["delta"] for row in rows] == pytest.approx([-2, -2])
+    assert [cell["delta"] for cell in rows[1]["cells"][2:]] == [None, None]
 
 
 @pytest.mark.parametrize(
