@@ -36,15 +36,16 @@ def why(service: Service, candidate_id: str) -> Json:
 
 
 def cautions_of(service: Service, search: Search, assignment: Json | None = None) -> Json:
-    """Return what a search's latencies, or those of an assignment of it, can't be trusted in: see `cautions`."""
+    """Return what a search's figures, or those of an assignment of it, can't be trusted in: see `cautions`."""
     with service.database.reading() as session:
         stale = timings.accuracy(session, search.device).verdict == "stale"
         model = session.get(Model, search.model_id)
+    noted = (search.baseline or {}).get("warnings") or []
     if model is None or not model.graph:
-        return cautions(stale, ())
+        return cautions(stale, (), noted)
     graph, device = ModelGraph.from_json(model.graph), DeviceProfile.from_json(search.device)
     given = None if assignment is None else Assignment.from_json(assignment)
-    return cautions(stale, fallen_back(graph, device, given))
+    return cautions(stale, fallen_back(graph, device, given), noted)
 
 
 def _measured(report: Json) -> Json | None:

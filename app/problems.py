@@ -97,6 +97,8 @@ PROBLEMS: dict[str, Kind] = {
     "busy": Kind(503, "Busy", "The database is locked; try again."),
     "internal-error": Kind(500, "Internal error", "A fault of the service; the log has the request id."),
     "baseline-invalid": Kind(409, "Baseline invalid", "The float network can't be measured on the evaluation set."),
+    "baseline-not-finite": Kind(409, "Baseline not finite", "The float network answers rows with NaN or infinity."),
+    "constant-outputs": Kind(409, "Constant outputs", "The float network gives every row the same answer."),
     "trials-keep-failing": Kind(409, "Trials keep failing", "Three trials in a row ended the same bad way."),
     "search-failed": Kind(409, "Search failed", "The search ended on a fault; its record says which."),
     "export-failed": Kind(409, "Export failed", "The export could not be made."),

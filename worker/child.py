@@ -218,9 +218,18 @@ def _evaluated(evaluator: Evaluator, item: Params, base: Assignment | None) -> P
     except (RuntimeError, ValueError, ArithmeticError) as error:
         if _out_of_memory(error):
             raise MemoryError(str(error)) from error
-        detail = f"{type(error).__name__}: {str(error)[:300]}"
-        return {"failure": {"kind": "failed", "detail": detail}, "seconds": time.perf_counter() - start}
+        return {"failure": _failure(error), "seconds": time.perf_counter() - start}
     return {"measurement": found.to_json()}
+
+
+def _failure(error: Exception) -> Params:
+    """Return the class of a measurement's failure and what is to be said of it."""
+    from worker.search.metrics import Constant, NotFinite
+
+    for kind, told in (("not-finite", NotFinite), ("constant-outputs", Constant)):
+        if isinstance(error, told):
+            return {"kind": kind, "detail": str(error)}
+    return {"kind": "failed", "detail": f"{type(error).__name__}: {str(error)[:300]}"}
 
 
 def _dataset(params: Params) -> Dataset:

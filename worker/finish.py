@@ -18,6 +18,7 @@ from app.domain.quality import quality_of
 from app.domain.space import Assignment
 from app.store import runner as rows
 from app.store import timings
+from worker.baseline import NAMED, baseline_problem
 from worker.job import GivenUp, Job, Site, problem
 from worker.measured import Measured
 from worker.provenance import provenance, versions
@@ -55,6 +56,8 @@ class Finisher:
         if not chosen:
             return Outcome.none
         ranked = self._ranked(chosen)
+        if not ranked:
+            return Outcome.none
         feasible = feasible and (self._quality is None or any(self._judged(found)["met"] for _, found in ranked))
         ids = [self._store(rank, row, holdout) for rank, (row, holdout) in enumerate(ranked, start=1)]
         verified = 0
@@ -83,14 +86,14 @@ class Finisher:
         """Measure on the hold-out set, the baseline too; order by the search's metric there, then by the loss."""
         base = self.loop.row(0)
         self._polish_best(chosen)
-        scored = [self._scored(self._holdout(row)) for row in [base, *chosen]]
+        scored = [self._checked(self._holdout(base)), *(self._scored(self._holdout(row)) for row in chosen)]
         if self._quality is not None and self._quality.metric not in (scored[0] or {"metrics": {}})["metrics"]:
             detail = f"the float network's {self._quality.metric} could not be measured on the hold-out set"
             raise GivenUp(problem("baseline-invalid", detail))
         if scored[0] is not None:
             self._baseline = scored[0]["metrics"]
             baseline = {"metrics": dict(base.metrics), "holdout": scored[0]["metrics"]}
-            baseline["costs"] = self.loop.costs(base.assignment).to_json()
+            baseline |= {"costs": self.loop.costs(base.assignment).to_json(), "warnings": self._warnings()}
             with self.site.database.writing() as session:
                 rows.progress(session, self.job.search_id, {"baseline": baseline})
         pairs = [(row, found) for row, found in zip(chosen, scored[1:], strict=True) if found is not None]
@@ -120,6 +123,20 @@ class Finisher:
 
     def _holdout(self, row: TrialRow) -> Item:
         return row.assignment, "holdout", self._repair(row)
+
+    def _checked(self, item: Item) -> Json | None:
+        """Return the float network's measurement. Raises GivenUp where its answers can't be compared with."""
+        try:
+            found = self._measure(self.job, [item])[0]
+        except ChildDied:
+            return None
+        if (found.get("failure") or {}).get("kind") in NAMED:
+            raise GivenUp(baseline_problem(found["failure"], "hold-out"))
+        return found.get("measurement")
+
+    def _warnings(self) -> list[str]:
+        with self.site.database.reading() as session:
+            return (rows.search_of(session, self.job.search_id).baseline or {}).get("warnings") or []
 
     def _scored(self, item: Item) -> Json | None:
         try:

@@ -14,7 +14,7 @@ from app.domain.cost import count
 from app.domain.demand import Demand, demand_of
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
-from app.domain.metrics import Labels, default_metric
+from app.domain.metrics import Labels, default_metric, labelled
 from app.domain.space import build_space, widest
 from app.store import runner as rows
 from app.store.blobs import Blobs
@@ -109,6 +109,7 @@ class Job:
     warm: Warm = field(default_factory=lambda: Warm())
     polish: bool = True
     metric: str = "kl"
+    classes: int | None = None
 
 
 def pictures(macs: int) -> dict[str, int]:
@@ -165,14 +166,16 @@ def load_job(site: Site, search_id: str) -> Job:
             int((spec.get("search") or {}).get("runners") or 1),
             Warm(bool((spec.get("search") or {}).get("warm_start")), search.fleet_id, search.place or 0),
             bool(spec.get("polish", True)),
-            spec.get("metric") or _metric(graph, datasets),
+            *_judged_by(spec, graph, datasets),
         )
 
 
-def _metric(graph: ModelGraph, datasets: Mapping[str, Dataset]) -> str:
-    """Return the metric of a search from before requests named one."""
-    judged = datasets.get("all") or datasets["holdout"]
-    return default_metric(graph.outputs, Labels.of(judged.info or {}))
+def _judged_by(spec: Json, graph: ModelGraph, datasets: Mapping[str, Dataset]) -> tuple[str, int | None]:
+    """Return a search's metric (its data's default where its request is older than metrics are), and how many classes
+    the labels tell apart, where they fit an output."""
+    labels = Labels.of((datasets.get("all") or datasets["evaluation"]).info or {})
+    fits = labels is not None and labelled(graph.outputs, labels) is not None
+    return spec.get("metric") or default_metric(graph.outputs, labels), labels.classes if labels and fits else None
 
 
 def weights_file(site: Site, model: Model) -> str | None:

@@ -15,6 +15,7 @@ from app.store import evaluations
 from app.store import runner as rows
 from app.store.tables import Trial
 from worker import predictions, warm
+from worker.baseline import baseline_problem, baseline_warnings
 from worker.cache import Cache
 from worker.crew import Crew
 from worker.finish import Finisher, export_candidate
@@ -172,6 +173,7 @@ class Runner:
         """Run baseline, probes and trials; return False where the slice ended first."""
         if loop.open_from == 0:
             self._run_trials(job, loop, loop.next_trials(1))
+        self._check_baseline(loop)
         self._inherit(job, loop)
         if not self._probed(job, loop, deadline):
             return False
@@ -241,8 +243,9 @@ class Runner:
 
     def _check_baseline(self, loop: SearchLoop) -> None:
         if loop.row(0).state == "failed":
-            detail = "the float network could not be measured on the evaluation set"
-            raise GivenUp(problem("baseline-invalid", detail))
+            with self.site.database.reading() as session:
+                row = rows.trial_of(session, self.search_id, 0)
+            raise GivenUp(baseline_problem((row and row.failure) or {}, "evaluation"))
 
     def _out_of_time(self, job: Job) -> bool:
         return job.wall_s is not None and time.time() - job.started > job.wall_s
@@ -317,6 +320,8 @@ class Runner:
         )
         stage = "baseline" if plan.idx == 0 else "search"
         fields = self._progress(job, loop, stage)
+        if "baseline" in fields and found is not None:
+            fields["baseline"]["warnings"] = baseline_warnings(job, found)
         with self.site.database.writing() as session:
             if rows.finish(session, self.search_id, plan.idx, self.crew.token, ending):
                 rows.progress(session, self.search_id, fields)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from app.commands.words import amount, duration, figure, label, percent, quality_label, verdict
+from app.commands.words import amount, duration, figure, label, percent, quality_label, verdict, warnings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,6 +74,8 @@ def search_summary(console: Console, search: Json, candidate: Json | None) -> No
     """Print the end of a search: the verdict, the best candidate's budget table and where to go from there."""
     style = "bold green" if search.get("outcome") == "feasible" else "bold yellow"
     console.print(verdict(search), style=style)
+    for text in warnings(search):
+        console.print(text, style="yellow")
     if candidate is not None:
         candidate_summary(console, candidate)
 

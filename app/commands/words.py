@@ -95,6 +95,19 @@ def verdict(search: Mapping[str, Any]) -> str:
     return "Nothing could be measured."
 
 
+WARNINGS = {
+    "profile-stale": "What was measured with this device profile lies far from what it says.",
+    "latency-fallback": "Some operations' times are guesses: the host runs them, or none like them was measured.",
+    "baseline-is-guessing": "The float network is no better than guessing on these labels: are they the right ones, "
+    "in the order of the network's classes?",
+}
+
+
+def warnings(found: Mapping[str, Any]) -> list[str]:
+    """Return what a record warns of, in sentences."""
+    return [WARNINGS.get(name, name) for name in found.get("warnings") or ()]
+
+
 def exit_code(search: Mapping[str, Any]) -> int:
     """Return the exit code that tells scripts what became of a search: 0 feasible, 3 best effort, 1 anything else."""
     if search.get("state") != "completed":

@@ -27,10 +27,11 @@ def fallen_back(graph: ModelGraph, device: DeviceProfile, assignment: Assignment
     )
 
 
-def cautions(is_stale: bool, names: Sequence[str]) -> dict[str, Any]:
-    """Return what latencies can't be trusted in, as JSON: `warnings`, and the operations whose time is a guess.
+def cautions(is_stale: bool, names: Sequence[str], noted: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what figures can't be trusted in, as JSON: `warnings`, and the operations whose time is a guess.
 
     profile-stale: what was measured with the profile lies far from what it says. latency-fallback: some fall back.
+    `noted` are warnings that were found elsewhere.
     """
     held = (("profile-stale", is_stale), ("latency-fallback", bool(names)))
-    return {"warnings": [name for name, holds in held if holds], "fallback_operations": list(names)}
+    return {"warnings": [name for name, holds in held if holds] + list(noted), "fallback_operations": list(names)}

@@ -68,6 +68,18 @@ def misfit(name: str, ports: Sequence[Port], labels: Labels | None) -> str | Non
     return None
 
 
+def is_guessing(accuracy: float, classes: int, rows: int) -> bool:
+    """Tell whether an accuracy on so many rows is no better than guessing among the classes.
+
+    Guessing is right once in `classes`, by chance up to two standard errors of `rows` tries more often; of few rows no
+    more is taken for chance than half the way to perfect answers.
+    """
+    if classes < 2:
+        return False
+    chance = 1 / classes
+    return accuracy <= min(chance + 2 * math.sqrt(chance * (1 - chance) / rows), (1 + chance) / 2)
+
+
 def badness(metrics: Mapping[str, float], name: str) -> float:
     """Return how bad figures are by one metric: the less the better, infinite where it was not measured."""
     value = metrics.get(name)

@@ -13,7 +13,7 @@ from app.api import shapes
 from app.api.calibrations import shape as calibration
 from app.commands.words import amount
 from app.domain.drift import Accuracy, Pair
-from app.explaining import why
+from app.explaining import cautions_of, why
 from app.problems import Problem
 from app.store import query, timings
 from app.store.tables import Calibration, Candidate, Dataset, Device, Model, Schedule, Search, now
@@ -94,8 +94,9 @@ class Reader:
         return [shapes.schedule(row) for row in self._page(Schedule)]
 
     def search(self, id: str) -> Json:
-        """Return one search."""
-        return shapes.search(self._one(Search, id))
+        """Return one search with what its figures can't be trusted in."""
+        row = self._one(Search, id)
+        return {**shapes.search(row), **cautions_of(self._service, row)}
 
     def trials(self, id: str) -> list[Json]:
         """Return the trials of a search in order."""

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from app.commands.candidates import SUFFIXES
 from app.commands.devices import pairs_text
-from app.commands.words import amount, duration, label, percent, verdict
+from app.commands.words import amount, duration, label, percent, verdict, warnings
 from app.web import view
 from app.web.assets import plotly_style_ids, plotly_version, static_url
 
@@ -48,6 +48,7 @@ def _environment() -> Environment:
         percent=percent,
         pretty=lambda value: json.dumps(value, indent=2),
         verdict=verdict,
+        warnings=warnings,
     )
     made.globals.update(static=static_url, plotly_version=plotly_version(), plotly_style_ids=plotly_style_ids())
     return made

@@ -32,7 +32,7 @@ from worker.quant.reference import FloatReference
 from worker.quant.simulation import Value
 from worker.quant.steps import Polished, parted, polish
 from worker.quant.trunk import Trunk
-from worker.search.metrics import Outputs, check_varied, joined, measure
+from worker.search.metrics import Outputs, check_baseline, joined, measure
 
 BATCH = 512
 BATCH_BYTES = 1 << 22
@@ -109,7 +109,7 @@ class Evaluator:
         pictures = self._sets[fidelity]
         wanted = self.float_outputs(fidelity)
         if self.is_baseline(assignment):
-            check_varied(wanted)
+            check_baseline(wanted)
             outputs = wanted
         elif base is not None and "+" not in repair and self._can_branch(fidelity, repair):
             outputs = joined(self._trunk_of(base, fidelity, repair).outputs(assignment))

@@ -15,6 +15,14 @@ Outputs = tuple[Tensor, ...]
 CERTAIN = 1e-3  # how far from 1 a row of probabilities may add up
 
 
+class NotFinite(ArithmeticError):
+    """Outputs that are NaN or infinite."""
+
+
+class Constant(ArithmeticError):
+    """Outputs that are the same whatever the network is shown."""
+
+
 def joined(batches: Iterable[Tensor | Sequence[Tensor]]) -> Outputs:
     """Return each output of several batches in one tensor [rows, ...]."""
     rows = [batch if isinstance(batch, tuple | list) else (batch,) for batch in batches]
@@ -33,11 +41,9 @@ def measure(outputs: Outputs, wanted: Outputs, ports: Sequence[Port], labels: Te
     least two. `mse`: the mean squared error, a mean over outputs. With labels, of the first output that has a class for
     each: `accuracy`, how often the largest score is right; `top5`, how often the right one is among the five largest
     (of more than five classes); `miou`, where every pixel has a label: intersection over union of answer and label, a
-    mean over the classes that occur (Everingham et al. 2015, section 4.2). Raises ArithmeticError where an output is
-    not finite.
+    mean over the classes that occur (Everingham et al. 2015, section 4.2). Raises NotFinite where an output is not.
     """
-    if not all(bool(torch.isfinite(item).all()) for item in outputs):
-        raise ArithmeticError("the network's outputs are not finite")
+    check_finite(outputs)
     triples = list(zip(outputs, wanted, ports, strict=True))
     metrics = {"kl": sum(_divergence(*triple) for triple in triples)}
     for name, figure in (("mse", _mse), ("cosine", _cosine)):
@@ -59,10 +65,23 @@ def labels_of(labels: Tensor | None) -> Labels | None:
     return Labels(tuple(labels.shape[1:]), int(named.max()) + 1 if named.numel() else 1)
 
 
-def check_varied(outputs: Outputs) -> None:
-    """Raise ArithmeticError where a network's answers to many rows are all the same: nothing can be told apart then."""
+def check_finite(outputs: Outputs) -> None:
+    """Raise NotFinite where a network's answers are NaN or infinite, saying for how many rows and the first of them."""
+    if all(bool(torch.isfinite(item).all()) for item in outputs):
+        return
+    rows = torch.stack([~torch.isfinite(item).reshape(len(item), -1).all(1) for item in outputs]).any(0)
+    first = int(rows.nonzero()[0])
+    raise NotFinite(f"outputs are NaN or infinite for {int(rows.sum())} of {len(rows)} rows, first for row {first}")
+
+
+def check_baseline(outputs: Outputs) -> None:
+    """Raise NotFinite or Constant for the float network's outputs where nothing can be compared with them.
+
+    Constant are answers to many rows that are all the same: nothing can be told apart then.
+    """
+    check_finite(outputs)
     if all(len(item) > 1 and bool((item == item[:1]).all()) for item in outputs):
-        raise ArithmeticError(f"the network's outputs are constant: the same for all {len(outputs[0])} rows")
+        raise Constant(f"outputs are the same for all {len(outputs[0])} rows")
 
 
 def _right(outputs: Outputs, ports: Sequence[Port], labels: Tensor | None) -> dict[str, float]:

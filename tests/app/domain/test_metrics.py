@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.domain.graph import Port
-from app.domain.metrics import METRICS, Labels, badness, default_metric, labelled, misfit
+from app.domain.metrics import METRICS, Labels, badness, default_metric, is_guessing, labelled, misfit
 
 ONE = Port("one", (1,))
 SCORES, MASK, SIGNAL = Port("y", (10,)), Port("mask", (21, 8, 6)), Port("z", (3, 8, 6))
@@ -60,3 +60,22 @@ def test_badness_when_metrics_point_either_way_then_the_better_is_the_smaller() 
     assert badness({"accuracy": 0.9, "kl": 0.2}, "accuracy") == -0.9
     assert badness({"accuracy": 0.9, "kl": 0.2}, "kl") == 0.2
     assert badness({"kl": 0.2}, "miou") == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "classes", "rows", "guessing"),
+    [
+        (0.1, 10, 400, True),
+        (0.129, 10, 400, True),  # 0.1 + 2 * 0.015
+        (0.131, 10, 400, False),
+        (0.02, 10, 400, True),
+        (0.55, 2, 100, True),
+        (1.0, 2, 4, False),
+        (0.75, 2, 4, True),
+        (1.0, 1, 100, False),
+    ],
+)
+def test_is_guessing_when_an_accuracy_is_within_what_chance_gives_then_told(
+    accuracy: float, classes: int, rows: int, guessing: bool
+) -> None:
+    assert is_guessing(accuracy, classes, rows) is guessing

@@ -138,6 +138,19 @@ def cells(text: str) -> list[list[str]]:
     return [[" ".join(re.sub(r"<[^>]+>", "", cell).split()) for cell in row] for row in bare if row]
 
 
+def test_search_page_when_the_baseline_guesses_then_says_so(web: TestClient) -> None:
+    assert "no better than guessing" not in web.get("/searches/srh_1").text
+    with web.app.state.service.database.writing() as session:  # type: ignore[attr-defined]
+        row = session.get_one(tables.Search, "srh_1")
+        before, row.baseline = row.baseline, {**(row.baseline or {}), "warnings": ["baseline-is-guessing"]}
+    try:
+        assert "no better than guessing" in web.get("/searches/srh_1").text
+        assert "baseline-is-guessing" in web.get("/v1/searches/srh_1").json()["warnings"]
+    finally:
+        with web.app.state.service.database.writing() as session:  # type: ignore[attr-defined]
+            session.get_one(tables.Search, "srh_1").baseline = before
+
+
 def test_page_when_nobody_is_logged_in_then_leads_to_the_login(anonymous: TestClient) -> None:
     answer = anonymous.get("/models?x=1")
     assert (answer.status_code, answer.headers["location"]) == (303, "/login?next=%2Fmodels%3Fx%3D1")

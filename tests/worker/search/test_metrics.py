@@ -7,7 +7,7 @@ import torch
 
 from app.domain.graph import Port
 from app.domain.metrics import IGNORED
-from worker.search.metrics import check_varied, labels_of, measure
+from worker.search.metrics import Constant, NotFinite, check_baseline, labels_of, measure
 
 
 def test_measure_when_classes_are_labelled_then_accuracy_and_top5() -> None:
@@ -46,8 +46,17 @@ def test_labels_of_when_pixels_have_no_class_then_those_name_none() -> None:
     assert labels_of(None) is None
 
 
-def test_check_varied_when_every_row_gets_the_same_answer_then_refused() -> None:
-    with pytest.raises(ArithmeticError, match="constant: the same for all 3 rows"):
-        check_varied((torch.ones(3, 4),))
-    check_varied((torch.ones(3, 4), torch.arange(3.0)[:, None]))
-    check_varied((torch.ones(1, 4),))
+def test_check_baseline_when_every_row_gets_the_same_answer_then_refused() -> None:
+    with pytest.raises(Constant, match="the same for all 3 rows"):
+        check_baseline((torch.ones(3, 4),))
+    check_baseline((torch.ones(3, 4), torch.arange(3.0)[:, None]))
+    check_baseline((torch.ones(1, 4),))
+
+
+def test_check_baseline_when_answers_are_not_finite_then_says_how_many_rows_and_the_first() -> None:
+    odd = torch.arange(8.0).reshape(4, 2)
+    odd[1, 0], odd[3, 1] = float("nan"), float("inf")
+    with pytest.raises(NotFinite, match="NaN or infinite for 2 of 4 rows, first for row 1"):
+        check_baseline((torch.ones(4), odd))
+    with pytest.raises(NotFinite, match="4 of 4 rows, first for row 0"):
+        check_baseline((torch.full((4, 2), float("inf")),))
