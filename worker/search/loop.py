@@ -19,6 +19,7 @@ from app.domain.candidate import Measurement
 from app.domain.cost import METRICS, Costs, count
 from app.domain.metrics import HIGHER_IS_BETTER
 from app.domain.space import Assignment, widest
+from worker.search.moves import Moves
 from worker.search.refit import Observation, Posterior
 from worker.search.rows import Goal, RowState, Settings, Stop, TrialKind, TrialPlan, TrialRow
 from worker.search.sampling import REPAIR, SLACK, SPAN, Past, Projection, Suggestion, project, stable_seed, suggest
@@ -60,6 +61,7 @@ class SearchLoop:
         self._probes = probes(goal.graph, goal.space, settings.max_probes)
         self._rounds: list[Round] = []
         self._passed = 0
+        self._taught: tuple[int, Posterior | None] | None = None
 
     @classmethod
     def from_rows(
@@ -243,10 +245,7 @@ class SearchLoop:
         found = self._round(idx)
         if found is not None and idx == found.start:
             return self._first_of(found) or self._sampled(idx)
-        every = self.settings.feedback_every
-        if every and (place - len(self._fresh_seeds)) % every == 0:
-            return self._fed_back(idx) or self._sampled(idx)
-        return self._sampled(idx)
+        return self._refined(idx, place - len(self._fresh_seeds)) or self._sampled(idx)
 
     @cached_property
     def _seeds(self) -> list[Seed]:
@@ -302,17 +301,20 @@ class SearchLoop:
             return None
         return TrialPlan(found.start, "seed", {"round": found.start}, assignment, self.settings.fidelity)
 
+    def _refined(self, idx: int, place: int) -> TrialPlan | None:
+        """Return what the trials so far teach, where it is the turn of that: an allocation or a move."""
+        every, moves = self.settings.feedback_every, self.settings.move_every
+        if not every or place % every:
+            return None
+        if moves and place // every % moves == moves - 1:
+            return self._moved(idx) or self._fed_back(idx)
+        return self._fed_back(idx)
+
     def _fed_back(self, idx: int) -> TrialPlan | None:
         """Solve the refitted table; where that is known already, tables drawn from its posterior."""
-        start = self._batch_start(idx)
-        observed = [
-            Observation(row.assignment, row.metrics[OBJECTIVE])
-            for row in self.rows
-            if 0 < row.idx < start and row.state == "done"
-        ]
-        if not observed:
+        posterior, known = self._posterior(self._batch_start(idx)), self._known(idx)
+        if posterior is None:
             return None
-        posterior, known = Posterior(self.goal.space, self.table, observed), self._known(idx)
         for attempt in range(_ATTEMPTS):
             seed = stable_seed(self.settings.seed, idx, "draw", attempt)
             table = posterior.draw(seed) if attempt else posterior.mean()
@@ -320,6 +322,28 @@ class SearchLoop:
             if assignment is not None and (assignment.digest, None) not in known:
                 return TrialPlan(idx, "feedback", {"draw": attempt}, assignment, self.settings.fidelity)
         return None
+
+    def _moved(self, idx: int) -> TrialPlan | None:
+        """Change one of the best assignments of earlier batches in a few places."""
+        start, budget = self._batch_start(idx), self._budget(idx)
+        done = [row for row in self._candidates() if row.idx < start and budget.is_met(self.costs(row.assignment))]
+        parents = _distinct(sorted(done, key=_merit), self.settings.parents)
+        posterior = self._posterior(start)
+        if not parents or posterior is None:
+            return None
+        known = {digest for digest, _ in self._known(idx)}
+        moves = Moves(self._solver.costs, budget, posterior.mean(), [_observed(row) for row in parents])
+        assignment = moves.best(known, stable_seed(self.settings.seed, idx, "move"))
+        if assignment is None:
+            return None
+        return TrialPlan(idx, "move", {}, assignment, self.settings.fidelity)
+
+    def _posterior(self, start: int) -> Posterior | None:
+        """Return what the trials before `start` say of the table (kept for the rest of the batch), or None."""
+        if self._taught is None or self._taught[0] != start:
+            seen = [_observed(row) for row in self._candidates() if 0 < row.idx < start]
+            self._taught = start, Posterior(self.goal.space, self.table, seen) if seen else None
+        return self._taught[1]
 
     def _sampled(self, idx: int) -> TrialPlan:
         """Allocate the sampler's suggestion; where that is known already, ask again with another seed."""
@@ -405,6 +429,10 @@ class SearchLoop:
 
     def _candidates(self) -> list[TrialRow]:
         return [row for row in self.rows if row.state == "done" and row.kind != "baseline"]
+
+
+def _observed(row: TrialRow) -> Observation:
+    return Observation(row.assignment, row.metrics[OBJECTIVE])
 
 
 def _study_loss(row: TrialRow) -> float:

@@ -13,7 +13,7 @@ from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, SearchSpace
 from worker.search.sampling import SamplerName
 
-TrialKind = Literal["baseline", "known", "seed", "sweep", "feedback", "sampled", "fallback"]
+TrialKind = Literal["baseline", "known", "seed", "sweep", "feedback", "move", "sampled", "fallback"]
 RowState = Literal["running", "done", "failed"]
 
 
@@ -46,7 +46,7 @@ class Settings:
     `trials` counts the trials besides the baseline, the probes and the known observations. Trials of one `batch` are
     planned from the batches before it, so that the order in which they finish does not change what follows. Every
     `feedback_every`-th trial after the seeds solves a table refitted to the trials, the others are the sampler's (0:
-    all are). `sweep` scales the budget for the trials that fill the Pareto front.
+    all are). Every `move_every`-th of the former changes one of the best `parents` in a few places instead (0: none). `sweep` scales the budget for the trials that fill the Pareto front.
     """
 
     trials: int = 60
@@ -55,6 +55,8 @@ class Settings:
     max_probes: int | None = None
     batch: int = 4
     feedback_every: int = 2
+    move_every: int = 2
+    parents: int = 4
     sweep: tuple[float, ...] = (1.41, 0.71, 2.0, 0.5)
     repairs: tuple[str, ...] = ()
     max_dimensions: int = 24
