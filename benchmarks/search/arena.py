@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, cast
@@ -24,9 +24,10 @@ from worker.search.evaluate import Evaluator, EvaluatorOptions, open_evaluator
 from worker.search.rows import Goal
 
 REPAIR = "sequential"
-OPTIONS = EvaluatorOptions(full=1024)
+OPTIONS = EvaluatorOptions(calibration=256, full=512)
+FINAL = EvaluatorOptions(calibration=512, full=2048)
+"""Finalists are repaired again with twice the pictures before they are looked at on others than the search's."""
 RESCORED = 8
-RESCORE_PICTURES = 2048
 NOT_FINITE = 1e6
 
 
@@ -46,7 +47,7 @@ class Scored:
 
 
 class Scorer:
-    """Evaluations of one network on one device, stored; `rescore` looks at evaluation pictures no search has seen."""
+    """Evaluations of one network on one device, stored; "rescore" looks at evaluation pictures no search has seen."""
 
     def __init__(self, name: str, device: DeviceProfile) -> None:
         self.name, self.device = name, device
@@ -54,12 +55,12 @@ class Scorer:
 
     @cached_property
     def search(self) -> Evaluator:
-        """The evaluator of the search pictures and of the hold-out."""
+        """The evaluator of the search pictures."""
         return open_evaluator(network(self.name), pictures(self.name), self.device, OPTIONS)
 
     @cached_property
     def judge(self) -> Evaluator:
-        """The evaluator of the evaluation pictures behind those."""
+        """The evaluator of the evaluation pictures behind those, and of the hold-out."""
         seen, data = max(OPTIONS.full, OPTIONS.screen), pictures(self.name)
         item = data["evaluation"]
         labels = None if item.labels is None else item.labels[seen:]
@@ -67,18 +68,15 @@ class Scorer:
             **data,
             "evaluation": RoleData(tuple(part[seen:] for part in item.inputs), labels),
         }
-        own = self.search
-        return Evaluator(
-            own.folded, own.graph, own.compressor, rest, EvaluatorOptions(full=RESCORE_PICTURES, fast=OPTIONS.fast)
-        )
+        return open_evaluator(network(self.name), rest, self.device, FINAL)
 
     def score(
         self, assignment: Assignment, stage: str, repair: str = REPAIR, base: Assignment | None = None
     ) -> Measurement:
         """Return the measurement of an assignment: `stage` is a fidelity of the search, or "rescore"."""
-        key = ":".join((code_version(), self.name, self.device.name, stage, repair, assignment.digest))
-        if stage == "full":
-            key += f":{OPTIONS.full}"
+        options = OPTIONS if stage in ("full", "screen") else FINAL
+        looked = f"{options.calibration}+{options.full}"
+        key = ":".join((code_version(), self.name, self.device.name, stage, looked, repair, assignment.digest))
         found = self._stored.get(key)
         if found is None:
             try:
@@ -92,6 +90,8 @@ class Scorer:
         way = cast(Repair, repair)
         if stage == "rescore":
             return self.judge.evaluate(assignment, "full", way)
+        if stage == "holdout":
+            return self.judge.evaluate(assignment, "holdout", way)
         return self.search.evaluate(assignment, cast(Fidelity, stage), way, base)
 
 
@@ -210,3 +210,12 @@ def judged(arena: Arena, strategy: Strategy, seed: int) -> dict[str, Any]:
     else:
         found |= {"outcome": "impossible", "smallest": arena.smallest * arena.target.relative}
     return {**found, "wall_s": time.perf_counter() - start}
+
+
+def polished(arena: Arena, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Polish the chosen assignment as the service does; return its repair, hold-out metrics and seconds."""
+    start, judge = time.perf_counter(), arena.scorer.judge
+    assignment = Assignment.from_json(found["assignment"])
+    repair = judge.polish(assignment, found["repair"]).repair
+    holdout = judge.evaluate(assignment, "holdout", repair).metrics
+    return {"repair": repair, "holdout": dict(holdout), "seconds": time.perf_counter() - start}

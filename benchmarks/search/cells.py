@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.cells import RESULTS, cell
+from benchmarks.search.judge import ALLOWED_LOSS, OURS
 from benchmarks.search.plan import FRONT, Cell
 
 WORKERS = 2
@@ -65,7 +66,7 @@ def measured(item: Cell) -> str:
 
 def _measure(item: Cell) -> dict[str, Any]:
     from benchmarks.search import fronts, ours, rivals
-    from benchmarks.search.arena import Arena, judged
+    from benchmarks.search.arena import Arena, judged, polished
 
     if item.target == FRONT:
         return fronts.run(Arena(item.network, item.target), item.strategy, item.seed)
@@ -81,6 +82,8 @@ def _measure(item: Cell) -> dict[str, Any]:
     }
     arena = Arena(item.network, item.target, ours.spec(item.strategy))
     found = judged(arena, runs[item.strategy], item.seed)
+    if item.strategy == OURS and item.target.name in ALLOWED_LOSS and found["outcome"] == "found":
+        found["polished"] = polished(arena, found)
     return {**found, "strategy": item.strategy, "float": _float(arena)}
 
 

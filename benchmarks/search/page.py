@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cells import RESULTS
 from benchmarks.networks import NETWORKS
 from benchmarks.search import judge, report
 from benchmarks.search.charts import Axes, Line, chart
 from benchmarks.search.plan import BUDGETS, STRATEGIES
-from benchmarks.search.store import ROOT
 
-DOCS = ROOT / "docs"
+DOCS = RESULTS.parents[1] / "docs"
 RULES = """
 Every strategy has 200 evaluations of different assignments. An evaluation repairs the network as a trial of the
-service does ("sequential") and compares it with the float network on 1,024 evaluation pictures; tightfit's sensitivity
-probes count as evaluations, though they look at 256 pictures after the "fast" repair. All minimise the KL divergence
-to the float outputs. The best eight of each, by the search pictures, are measured again on 2,048 evaluation pictures
-that no search sees; the one with the highest accuracy there goes to the 10,000 test pictures, once. No training, no
-polish.
+service does ("sequential", on 256 calibration pictures) and compares it with the float network on 512 evaluation
+pictures; tightfit's sensitivity probes count as evaluations, though they look at 256 pictures after the "fast" repair.
+All minimise the KL divergence to the float outputs. The best eight of each, by the search pictures, are repaired again
+on 512 calibration pictures and measured on 2,048 evaluation pictures that no search sees; the one with the highest
+accuracy there goes to the 10,000 test pictures, once. No training, and no polish but where it is said.
 
 Rivals count an assignment's cost before they evaluate it, so that evaluations go only to assignments inside the
 budget. `tpe`, `nsga2`: Optuna 5 (multivariate and grouped TPE; a population of 30) over levels of channels and bits,

@@ -46,7 +46,8 @@ class Settings:
     `trials` counts the trials besides the baseline, the probes and the known observations. Trials of one `batch` are
     planned from the batches before it, so that the order in which they finish does not change what follows. Every
     `feedback_every`-th trial after the seeds solves a table refitted to the trials, the others are the sampler's (0:
-    all are). Every `move_every`-th of the former changes one of the best `parents` in a few places instead (0: none). `sweep` scales the budget for the trials that fill the Pareto front.
+    all are). Every `move_every`-th of the former changes one of the best `parents` in a few places instead (0: none).
+    `sweep` scales the budget for the trials that fill the Pareto front.
     """
 
     trials: int = 60
