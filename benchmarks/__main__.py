@@ -28,13 +28,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small version, where a benchmark has one")
     parser.add_argument("--only", action="append", metavar="NETWORK/BUDGET/STRATEGY", help="search: some of its cells")
     parser.add_argument("--workers", type=int, default=2, help="search: how many processes")
-    parser.add_argument("--page", action="store_true", help="search: write docs/search.md from the cells there are")
+    parser.add_argument("--fresh", action="store_true", help="search: measure again what is published")
+    parser.add_argument(
+        "--page", action="store_true", help="search: write docs/search.md from the cells there are, and publish them"
+    )
     asked = parser.parse_args()
     if asked.page:
         search.write_page()
         return
-    if asked.only:
-        search.run(asked.only, workers=asked.workers)
+    if asked.only or asked.fresh:
+        search.run(asked.only or (), workers=asked.workers, fresh=asked.fresh)
         return
     chosen = {**SUITES, **QUICK} if asked.quick else SUITES
     for name in asked.names or SUITES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import traceback
@@ -16,13 +15,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks.cells import RESULTS, cell
 from benchmarks.search.judge import ALLOWED_LOSS, OURS
 from benchmarks.search.plan import FRONT, Cell
+from benchmarks.search.store import stored
 
 WORKERS = 2
 
 
-def fill(wanted: Sequence[Cell], workers: int = WORKERS) -> None:
-    """Fill the cells that have no file yet, in several processes of one thread each, under a progress bar."""
-    missing = [item for item in wanted if not is_done(item)]
+def fill(wanted: Sequence[Cell], workers: int = WORKERS, fresh: bool = False) -> None:
+    """Fill the cells that have no result yet (`fresh`: no file here, whatever is published), in several processes of
+    one thread each, under a progress bar."""
+    missing = [item for item in wanted if not (is_measured(item) if fresh else is_done(item))]
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
@@ -48,6 +49,11 @@ def _filled(missing: Sequence[Cell], workers: int) -> Iterator[tuple[str, str]]:
 
 def is_done(item: Cell) -> bool:
     """Tell whether a cell has its result."""
+    return stored(item.name) is not None
+
+
+def is_measured(item: Cell) -> bool:
+    """Tell whether this checkout measured a cell."""
     return (RESULTS / f"{item.name}.json").exists()
 
 
@@ -97,4 +103,5 @@ def _float(arena: Any) -> float:
 
 def results(wanted: Sequence[Cell]) -> dict[str, dict[str, Any]]:
     """Return the stored results by cell name."""
-    return {item.name: json.loads((RESULTS / f"{item.name}.json").read_text()) for item in wanted if is_done(item)}
+    found = {item.name: stored(item.name) for item in wanted}
+    return {name: result for name, result in found.items() if result is not None}

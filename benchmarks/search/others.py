@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.cells import RESULTS, cell
+from benchmarks.cells import cell
 from benchmarks.search.judge import Claim
+from benchmarks.search.store import stored
 
 CELLS = {
     "search-allocation": "benchmarks.allocation",
@@ -24,15 +24,16 @@ CELLS = {
 def fill() -> None:
     """Measure what has no file yet, alone on the machine: some of it is timed."""
     for name, module in CELLS.items():
-        cell(name, importlib.import_module(module).measure)
+        if stored(name) is None:
+            cell(name, importlib.import_module(module).measure)
 
 
 def results() -> Iterator[tuple[str, dict[str, Any]]]:
     """Return (cell, figures) of what is measured."""
     for name in CELLS:
-        file = RESULTS / f"{name}.json"
-        if file.exists():
-            yield name, json.loads(file.read_text())
+        found = stored(name)
+        if found is not None:
+            yield name, found
 
 
 def claims() -> list[Claim]:

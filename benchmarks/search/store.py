@@ -1,16 +1,21 @@
-"""Evaluations kept in one SQLite file: strategies and seeds ask for the same assignments again and again."""
+"""Evaluations in one SQLite file (strategies and seeds ask for the same ones again and again), and published cells."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from app.domain.candidate import Measurement
 from benchmarks.cells import RESULTS
 from worker.cache import MEASUREMENT_VERSION
 
 FILE = RESULTS / "evaluations.sqlite"
+PUBLISHED = RESULTS.parents[1] / "docs" / "search-cells.jsonl"
+"""What docs/search.md was printed from: a checkout without results of its own goes on from there."""
 BUSY_S = 60.0
 
 
@@ -38,3 +43,27 @@ class Evaluations:
         """Store a measurement."""
         text = json.dumps(found.to_json())
         self._database.execute("insert or replace into evaluations values (?, ?)", (key, text))
+
+
+def stored(name: str) -> dict[str, Any] | None:
+    """Return a cell's result: what this checkout measured, or else what is published of today's measurement."""
+    file = RESULTS / f"{name}.json"
+    if file.exists():
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+    return published().get(name)
+
+
+@cache
+def published() -> dict[str, dict[str, Any]]:
+    """Return the published results by cell name, without those of another measurement."""
+    if not PUBLISHED.exists():
+        return {}
+    rows = [json.loads(line) for line in PUBLISHED.read_text().splitlines()]
+    return {row["name"]: row["result"] for row in rows if row["result"].get("code", code_version()) == code_version()}
+
+
+def publish(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write results into the file of published ones, a line each, in the order of their names."""
+    lines = [json.dumps({"name": name, "result": results[name]}, sort_keys=True) for name in sorted(results)]
+    PUBLISHED.write_text("".join(f"{line}\n" for line in lines))
