@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from app.domain.device import DeviceProfile
@@ -42,7 +43,7 @@ class Assignment:
         """Rebuild what `to_json` wrote."""
         return cls(dict(data["keep"]), dict(data["weight_bits"]), dict(data["activation_bits"]))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON text: the assignment's identity in caches."""
         return hashlib.sha256(json.dumps(self.to_json(), separators=(",", ":")).encode()).hexdigest()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +86,8 @@ class CompiledCosts:
         windows = [*(x.kernel_size for x in layers), *(x.window for x in steps)]
         self._kernel: Floats = np.array(windows, float)
         self._positions: Floats = np.array([item.positions for item in self.graph.ops], float)
+        self._work: Floats = self._kernel * self._positions
+        self._input_bits: Ints = self.groups + self.layers + self.in_site
         fixed = [1 if x.kind == "depthwise" else x.weight_shape[1] for x in layers] + [1] * len(steps)
         grouped = [x.groups > 1 or x.kind == "depthwise" for x in layers] + [True] * len(steps)
         self._grouped, self._per_group = np.array(grouped), np.array(fixed, float)
@@ -183,19 +184,24 @@ class CompiledCosts:
         bits = values[:, self.groups : self.groups + self.layers]
         ins, outs = kept @ self.ins.T + self._ins_fixed, kept @ self.outs.T + self._outs_fixed
         columns = np.where(self._grouped, self._per_group, ins)
-        macs = outs * columns * self._kernel * self._positions
+        macs = outs * columns * self._work
         layers = macs[:, : self.layers]
-        needed: dict[str, Any] = {"macs": self._of_layers(layers)}
-        if "bops" in metrics:
-            inputs = values[:, self.groups + self.layers :][:, self.in_site]
-            needed["bops"] = self._of_layers(layers * bits * inputs)
+        found: Floats = np.zeros((*macs.shape, len(metrics)))
+        for index, metric in enumerate(metrics):
+            if metric == "macs":
+                found[:, : self.layers, index] = layers
+            elif metric == "bops":
+                found[:, : self.layers, index] = layers * bits * values[:, self._input_bits]
         if "weight_bytes" in metrics or not _TIMED.isdisjoint(metrics):
             stored = self._weight_bytes(layers / self._positions[: self.layers], outs, bits.astype(np.intp))
-            needed["weight_bytes"] = np.hstack([stored, outs[:, self.layers :] * self._tables])
+            needed = {"weight_bytes": np.hstack([stored, outs[:, self.layers :] * self._tables])}
             if not _TIMED.isdisjoint(metrics):
                 sizes = self.activation_bytes(values)
                 needed |= self._timed(Asked(columns, outs, macs, bits, values[:, -self.sites :], kept), sizes, stored)
-        return np.stack([needed[metric] for metric in metrics], axis=2) if metrics else np.zeros((*macs.shape, 0))
+            for index, metric in enumerate(metrics):
+                if metric in needed:
+                    found[:, :, index] = needed[metric]
+        return found
 
     def _of_layers(self, values: Floats) -> Floats:
         """Return values per layer, followed by zeros for the steps."""

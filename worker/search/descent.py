@@ -8,6 +8,8 @@ Blocks of one colour share no operation or activation, so all of them move at on
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -128,72 +130,129 @@ class Descent:
 
     def descend(self, start: Ints, prices: Floats, sweeps: int = 12) -> Ints:
         """Return a state that no block move improves under `prices` (rows,), each in loss per limit."""
-        state = start.copy()
+        state, priced = start.copy(), prices / self.limits
         for _ in range(sweeps):
             before = state.copy()
-            for colour in self.site_colours:
-                self._move_sites(state, colour, prices / self.limits)
-            for colour in self.group_colours:
-                self._move_groups(state, colour, prices / self.limits)
-            if np.array_equal(before, state):
+            for sites in self._site_blocks:
+                self._move_sites(state, sites, priced)
+            for groups in self._group_blocks:
+                self._move_groups(state, groups, priced)
+            if (before == state).all():
                 break
         return state
 
-    def _penalties(self, states: Ints, prices: Floats) -> tuple[Floats, Floats]:
-        """Return the priced cost per operation (n, ops) and per activation (n, activations)."""
-        values = self.costs.values(states)
+    @cached_property
+    def _group_blocks(self) -> list[_Block]:
+        return [
+            self._block(colour, int(self.costs.sizes[colour].max()), (self.group_ops[colour], self._group_acts[colour]))
+            for colour in self.group_colours
+        ]
+
+    @cached_property
+    def _site_blocks(self) -> list[_SiteBlock]:
+        return [self._site_block(colour) for colour in self.site_colours]
+
+    def _block(self, columns: Ints, depth: int, touched: tuple[Floats, Floats]) -> _Block:
+        levels = np.minimum(np.arange(depth)[:, None], self.costs.sizes[columns] - 1)
+        values = self.costs.choices[columns, levels]
+        return _Block(columns, np.arange(len(columns)), values, self.losses[columns, :depth].T, *touched)
+
+    def _site_block(self, colour: Ints) -> _SiteBlock:
+        """Lay out the choices of activations beside those of the layers that read them."""
+        c, first = self.costs, self.costs.groups + self.costs.layers
+        reading = np.flatnonzero(np.isin(c.in_site, colour))
+        depth = int(c.sizes[first + colour].max())
+        wide = int(c.sizes[c.groups + reading].max()) if len(reading) else 1
+        own = np.eye(c.sites)[colour]
+        sites = self._block(first + colour, depth, (self.site_ops[colour].astype(float), own))
+        weights = self._block(c.groups + reading, wide, (np.zeros((0, 0)), np.zeros((0, 0))))
+        legal = c.legal[reading, :wide, :depth].transpose(2, 1, 0)
+        return _SiteBlock(sites, weights, first + c.in_site[reading], reading, legal)
+
+    def _values_of(self, state: Ints, times: int) -> Floats:
+        """Return a state's values, repeated: (times, coordinates)."""
+        return np.repeat(self.costs.choices[self._columns, state][None], times, axis=0)
+
+    def _penalties(self, values: Floats, prices: Floats) -> tuple[Floats, Floats | None]:
+        """Return the priced cost per operation (n, ops) and, where buffers are limited, per activation (n, sites)."""
         ops = self.costs.op_costs(values, self.metrics) @ prices[: self._op_rows]
         if not len(self.live):
-            return ops, np.zeros((len(states), self.costs.sites))
+            return ops, None
         priced = self.costs.buffer_bytes(values) * (prices[self._op_rows :] @ self.live)
         sites = np.arange(self.costs.sites)[None, :] == self.costs.buffer_site[:, None]
         return ops, priced @ sites.astype(float)
 
-    def _move_groups(self, state: Ints, colour: Ints, prices: Floats) -> None:
-        depth = int(self.costs.sizes[colour].max())
-        states = np.repeat(state[None, :], depth, axis=0)
-        states[:, colour] = np.minimum(np.arange(depth)[:, None], self.costs.sizes[colour] - 1)
-        ops, acts = self._penalties(states, prices)
-        scores = ops @ self.group_ops[colour].T + acts @ self._group_acts[colour].T
-        scores += self.losses[colour, :depth].T
-        self._take(state, colour, scores)
+    def _move_groups(self, state: Ints, block: _Block, prices: Floats) -> None:
+        values = self._values_of(state, len(block.values))
+        values[:, block.columns] = block.values
+        ops, acts = self._penalties(values, prices)
+        self._take(state, block, block.scores(ops, acts))
 
-    def _move_sites(self, state: Ints, colour: Ints, prices: Floats) -> None:
+    def _move_sites(self, state: Ints, block: _SiteBlock, prices: Floats) -> None:
         """Choose the bits of activations together with the weight bits of the layers that read them."""
-        c, first_site = self.costs, self.costs.groups + self.costs.layers
-        reading = np.flatnonzero(np.isin(c.in_site, colour))
-        depth = int(c.sizes[first_site + colour].max())
-        wide = int(c.sizes[c.groups + reading].max()) if len(reading) else 1
-        states = np.repeat(state[None, :], depth * wide, axis=0)
-        levels, widths = np.divmod(np.arange(depth * wide), wide)
-        states[:, first_site + colour] = np.minimum(levels[:, None], c.sizes[first_site + colour] - 1)
-        states[:, c.groups + reading] = np.minimum(widths[:, None], c.sizes[c.groups + reading] - 1)
-        ops, acts = self._penalties(states, prices)
-        grid = ops.reshape(depth, wide, c.ops)
-        best, choice = self._best_weights(grid, reading)
-        own = grid[:, 0, :].copy()
-        own[:, reading] = best
-        touched = self.site_ops[colour].astype(float)
-        scores = own @ touched.T + acts.reshape(depth, wide, -1)[:, 0, colour]
-        self._take(state, first_site + colour, scores + self.losses[first_site + colour, :depth].T)
-        state[c.groups + reading] = choice[state[first_site + c.in_site[reading]], np.arange(len(reading))]
+        depth, wide = len(block.sites.values), len(block.weights.values)
+        values = self._values_of(state, depth * wide)
+        values[:, block.sites.columns] = np.repeat(block.sites.values, wide, axis=0)
+        values[:, block.weights.columns] = np.tile(block.weights.values, (depth, 1))
+        ops, acts = self._penalties(values, prices)
+        own, choice = block.best_weights(ops.reshape(depth, wide, -1))
+        alone = None if acts is None else acts.reshape(depth, wide, -1)[:, 0]
+        self._take(state, block.sites, block.sites.scores(own, alone))
+        state[block.weights.columns] = choice[state[block.read], block.weights.order]
 
-    def _best_weights(self, grid: Floats, reading: Ints) -> tuple[Floats, Ints]:
-        """Return per activation choice and reading layer the best legal weight choice: its score and its index."""
-        c = self.costs
-        depth, wide = grid.shape[:2]
-        scores = grid[:, :, reading] + self.losses[c.groups + reading, :wide].T[None]
-        scores = np.where(c.legal[reading, :wide, :depth].transpose(2, 1, 0), scores, _ILLEGAL)
-        choice = scores.argmin(axis=1)
-        best: Floats = np.take_along_axis(scores, choice[:, None, :], axis=1)[:, 0, :]
-        return best, choice
-
-    def _take(self, state: Ints, columns: Ints, scores: Floats) -> None:
+    def _take(self, state: Ints, block: _Block, scores: Floats) -> None:
         """Move each column to its best level (scores: (depth, columns)) unless the current one is as good."""
-        best = scores.argmin(axis=0)
-        row = np.arange(len(columns))
-        better = scores[best, row] < scores[state[columns], row] - 1e-12 * self.scale
-        state[columns] = np.where(better, best, state[columns])
+        best, current = scores.argmin(axis=0), state[block.columns]
+        better = scores[best, block.order] < scores[current, block.order] - 1e-12 * self.scale
+        state[block.columns] = np.where(better, best, current)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Coordinates that move at once: what they may become, (levels, columns), with the losses of that.
+
+    `ops` and `acts` say whose costs each column changes: (columns, operations) and (columns, activations).
+    """
+
+    columns: Ints
+    order: Ints
+    values: Floats
+    losses: Floats
+    ops: Floats
+    acts: Floats
+
+    def scores(self, ops: Floats, acts: Floats | None) -> Floats:
+        """Return priced costs plus losses, (levels, columns), from those per operation and per activation."""
+        found: Floats = ops @ self.ops.T
+        if acts is not None:
+            found += acts @ self.acts.T
+        found += self.losses
+        return found
+
+
+@dataclass(frozen=True)
+class _SiteBlock:
+    """Activations that move at once, with the weights of the layers that read them.
+
+    `read` are the coordinates of what each of those layers reads, `reading` the layers, and `legal` tells which weight
+    choices each accepts: (levels of the activation, levels of the weights, layers).
+    """
+
+    sites: _Block
+    weights: _Block
+    read: Ints
+    reading: Ints
+    legal: Bools
+
+    def best_weights(self, grid: Floats) -> tuple[Floats, Ints]:
+        """Return the priced costs with each reading layer at its best legal weights, and which those are.
+
+        `grid` holds them for all choices: (levels of the activation, levels of the weights, operations).
+        """
+        scores = np.where(self.legal, grid[:, :, self.reading] + self.weights.losses[None], _ILLEGAL)
+        own = grid[:, 0].copy()
+        own[:, self.reading] = scores.min(axis=1)
+        return own, scores.argmin(axis=1)
 
 
 def _colours(touches: Bools, sizes: Ints) -> list[Ints]:

@@ -22,7 +22,7 @@ from app.domain.space import Assignment, widest
 from worker.search.moves import Moves
 from worker.search.refit import Observation, Posterior
 from worker.search.rows import Goal, RowState, Settings, Stop, TrialKind, TrialPlan, TrialRow
-from worker.search.sampling import REPAIR, SLACK, SPAN, Past, Projection, Suggestion, project, stable_seed, suggest
+from worker.search.sampling import REPAIR, SLACK, SPAN, Asker, Past, Projection, Suggestion, project, stable_seed
 from worker.search.sensitivity import Probe, SensitivityTable, build_table, probes
 from worker.search.solver import Solver
 
@@ -127,6 +127,10 @@ class SearchLoop:
     def projection(self) -> Projection:
         """The sampler's parameters, drawn up from the table."""
         return project(self.goal.space, self.table, self.settings.repairs, self.settings.max_dimensions)
+
+    @cached_property
+    def _asker(self) -> Asker:
+        return Asker(self.projection, self.settings.sampler)
 
     # planning
 
@@ -350,7 +354,7 @@ class SearchLoop:
         past, known = self._past(idx), self._known(idx)
         for attempt in range(_ATTEMPTS):
             seed = stable_seed(self.settings.seed, idx, "ask", attempt)
-            suggestion = suggest(past, self.projection, self.settings.sampler, seed)
+            suggestion = self._asker.suggest(past, seed)
             assignment = self._allocated(suggestion, self._budget(idx))
             if (assignment.digest, suggestion.params.get(REPAIR)) not in known:
                 break
@@ -371,12 +375,17 @@ class SearchLoop:
         return {(row.assignment.digest, row.repair) for row in self.rows if row.idx < idx}
 
     def _past(self, idx: int) -> list[Past]:
-        """Return the study's trials before `idx`: those of its own batch count as in flight, finished or not."""
-        start = self._batch_start(idx)
+        """Return the study's trials before `idx`: those of its own batch count as in flight, finished or not.
+
+        After a further round was opened, those of earlier ones may break its limits: constraints say so.
+        """
+        start, budget = self._batch_start(idx), self._budget(idx)
+        rows = [row for row in self.rows if row.idx < idx and SLACK in row.params]
+        excess = [budget.violations(self.costs(row.assignment)) if self._rounds else {} for row in rows]
+        told = excess if any(max(item.values(), default=0.0) > 0 for item in excess) else [{}] * len(rows)
         return [
-            Past(row.params, _study_loss(row) if row.idx < start else None, row.sampler)
-            for row in self.rows
-            if row.idx < idx and SLACK in row.params
+            Past(row.params, _study_loss(row) if row.idx < start else None, row.sampler, broken)
+            for row, broken in zip(rows, told, strict=True)
         ]
 
     # results

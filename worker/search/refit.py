@@ -8,7 +8,7 @@ sampling) give different plausible tables, hence different allocations to try.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,33 +36,46 @@ class Posterior:
 
     def __init__(self, space: SearchSpace, table: SensitivityTable, observations: Sequence[Observation]) -> None:
         self._table = table
-        self._columns = [
-            (kind, name, value)
+        self._dimensions = [
+            (kind, name, choices)
             for kind, options in zip(KINDS, (space.keep, space.weight_bits, space.activation_bits), strict=True)
             for name, choices in options.items()
-            for value in choices[1:]
         ]
-        self._space = space
+        self._columns = [(kind, name, value) for kind, name, choices in self._dimensions for value in choices[1:]]
         losses = np.array([item.loss for item in observations])
-        predicted = np.array([table.loss(item.assignment) for item in observations])
+        self._features, predicted = self._laid_out(observations)
         self._residual = losses - predicted
         best = losses.min() if len(losses) else 1.0
         self._noise: Floats = (_NOISE * losses + _FAR * (losses - best)) ** 2 + 1e-12
-        self._features = self._indicators(observations)
         self._root = self._prior_root(best)
-        self._cross: Floats = self._root @ (self._features @ self._root).T
-        gram = (self._features @ self._root) @ (self._features @ self._root).T
-        self._inverse: Floats = np.linalg.inv(gram + np.diag(self._noise)).astype(np.float64)
+        self._gain = self._root @ self._gained(self._features @ self._root)
 
-    def _indicators(self, observations: Sequence[Observation]) -> Floats:
-        """Return which choices each observation made: (observations, columns + 1), the last column an intercept."""
-        rows = np.zeros((len(observations), len(self._columns) + 1))
-        rows[:, -1] = 1.0
-        for index, item in enumerate(observations):
-            a = item.assignment
-            chosen = {"keep": a.keep, "weight": a.weight_bits, "activation": a.activation_bits}
-            rows[index, :-1] = [chosen[kind].get(name) == value for kind, name, value in self._columns]
-        return rows
+    def _gained(self, weighted: Floats) -> Floats:
+        """Return the matrix (terms, observations) that turns surprises into the terms' corrections.
+
+        Of two equal forms, Z'(ZZ' + N)^-1 and (Z'N^-1 Z + I)^-1 Z'N^-1, the one with the smaller matrix to invert: what
+        a thousand trials teach costs no more per trial than what a hundred do.
+        """
+        count, terms = weighted.shape
+        if count <= terms:
+            found: Floats = weighted.T @ np.linalg.inv(weighted @ weighted.T + np.diag(self._noise))
+            return found
+        scaled: Floats = weighted.T / self._noise
+        return np.linalg.solve(scaled @ weighted + np.eye(terms), scaled).astype(np.float64)
+
+    def _laid_out(self, observations: Sequence[Observation]) -> tuple[Floats, Floats]:
+        """Return which choices each observation made, (observations, columns + 1), and what the table says of it.
+
+        The last column is an intercept. Sums go in the space's order: how an assignment is written changes nothing.
+        """
+        features, total = [], np.zeros(len(observations))
+        for kind, name, choices in self._dimensions:
+            values = np.array([_part(item.assignment, kind)[name] for item in observations])
+            features.append(values[:, None] == np.array(choices[1:], dtype=values.dtype))
+            curve = self._table.curves[kind].get(name, {})
+            total += [curve.get(value, 0.0) for value in values.tolist()]
+        ones = np.ones((len(observations), 1))
+        return np.concatenate([*features, ones], axis=1, dtype=np.float64), self._table.base + total
 
     def _prior_root(self, best: float) -> Floats:
         """Return R with R R^T = the prior covariance: own terms, one shared term per dimension, the intercept."""
@@ -80,7 +93,7 @@ class Posterior:
 
     def mean(self) -> SensitivityTable:
         """Return the most plausible table."""
-        return self._corrected(self._cross @ (self._inverse @ self._residual))
+        return self._corrected(self._gain @ self._residual)
 
     def draw(self, seed: int) -> SensitivityTable:
         """Return one plausible table, drawn by Matheron's rule (a prior draw moved towards the observations)."""
@@ -88,17 +101,20 @@ class Posterior:
         prior = self._root @ rng.standard_normal(self._root.shape[1])
         noise = np.sqrt(self._noise) * rng.standard_normal(len(self._noise))
         surprise = self._residual - self._features @ prior - noise
-        return self._corrected(prior + self._cross @ (self._inverse @ surprise))
+        return self._corrected(prior + self._gain @ surprise)
 
     def _corrected(self, corrections: Floats) -> SensitivityTable:
         by_choice = dict(zip(self._columns, corrections[:-1], strict=True))
         curves: dict[str, dict[str, Curve]] = {kind: {} for kind in KINDS}
-        options = (self._space.keep, self._space.weight_bits, self._space.activation_bits)
-        for kind, by_name in zip(KINDS, options, strict=True):
-            for name, choices in by_name.items():
-                losses = [
-                    self._table.increment(kind, name, value) + by_choice.get((kind, name, value), 0.0)
-                    for value in choices
-                ]
-                curves[kind][name] = monotone(choices, [losses[0], *np.maximum(losses[1:], 0.0)])
+        for kind, name, choices in self._dimensions:
+            losses = [
+                self._table.increment(kind, name, value) + by_choice.get((kind, name, value), 0.0) for value in choices
+            ]
+            curves[kind][name] = monotone(choices, [losses[0], *np.maximum(losses[1:], 0.0)])
         return SensitivityTable(max(0.0, self._table.base + float(corrections[-1])), curves)
+
+
+def _part(assignment: Assignment, kind: str) -> Mapping[str, int]:
+    if kind == "keep":
+        return assignment.keep
+    return assignment.weight_bits if kind == "weight" else assignment.activation_bits

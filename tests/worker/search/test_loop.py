@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_loop_when_run_then_every_trial_but_the_sweep_is_inside_the_budget() -> 
     assert loop.progress == (100, 100)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
 def test_loop_when_cut_at_any_batch_and_rebuilt_then_the_trials_are_the_same(sampler: SamplerName) -> None:
     goal, settings = small_goal(), Settings(trials=20, seed=5, sampler=sampler, batch=3)
     loop, world = fresh(goal, settings)

@@ -53,3 +53,22 @@ def test_posterior_when_drawn_twice_with_one_seed_then_the_same_table_and_anothe
     assert posterior.draw(7) == posterior.draw(7)
     assert posterior.draw(7) != posterior.draw(8)
     assert all(loss >= 0 for curve in posterior.draw(7).curves["keep"].values() for loss in curve.values())
+
+
+def test_posterior_when_assignments_were_written_and_read_then_is_the_same_to_the_last_bit() -> None:
+    space, table, truth = case()
+    rng = np.random.default_rng(3)
+    observed = [Observation(one, truth.loss(one)) for one in (drawn(space, rng) for _ in range(20))]
+    read = [Observation(Assignment.from_json(item.assignment.to_json()), item.loss) for item in observed]
+    assert Posterior(space, table, observed).draw(4) == Posterior(space, table, read).draw(4)
+
+
+def test_posterior_when_observations_outnumber_the_terms_then_says_what_the_larger_matrix_would() -> None:
+    space, table, truth = case()
+    rng = np.random.default_rng(4)
+    observed = [Observation(one, truth.loss(one)) for one in (drawn(space, rng) for _ in range(200))]
+    posterior = Posterior(space, table, observed)
+    weighted = posterior._features @ posterior._root
+    assert weighted.shape[0] > weighted.shape[1]
+    whole = weighted.T @ np.linalg.inv(weighted @ weighted.T + np.diag(posterior._noise))
+    np.testing.assert_allclose(posterior._gain, posterior._root @ whole, atol=1e-6)
