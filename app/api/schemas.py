@@ -92,7 +92,7 @@ class SearchOptionsIn(Strict):
 
     trials: Annotated[int, Field(ge=1, le=100_000)] = 60
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    sampler: Literal["tpe", "nsga2", "cmaes", "gp", "random"] = "tpe"
     max_wall_s: Positive | None = None
     runners: Annotated[int, Field(ge=1, le=16)] = 1
     warm_start: bool = True

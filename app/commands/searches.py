@@ -48,7 +48,7 @@ class Request:
     agent: Annotated[str | None, typer.Option(help="Id or name of the agent that measures latency.")] = None
     trials: Annotated[int | None, typer.Option(min=1, help="Number of trials.")] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the search.")] = None
-    sampler: Annotated[str | None, typer.Option(help="tpe, nsga2 or random.")] = None
+    sampler: Annotated[str | None, typer.Option(help="tpe, nsga2, cmaes, gp or random.")] = None
     min_keep: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Smallest keep ratio.")] = None
     prune: Annotated[bool | None, typer.Option("--prune/--no-prune", help="Remove channels or only bits.")] = None
     freeze: Annotated[list[str] | None, typer.Option(help="Layers never pruned (pattern); repeatable.")] = None

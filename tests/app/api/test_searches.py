@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from fastapi.testclient import TestClient
@@ -16,6 +16,7 @@ from app.store import events
 from app.store import runner as rows
 from app.store.tables import Dataset, Search
 from tests.worker.search.pictures import resnet as resnet8
+from worker.search.sampling import SamplerName
 
 Json = dict[str, Any]
 
@@ -161,6 +162,16 @@ def test_search_when_latency_is_measured_then_one_runner_only(client: TestClient
     answer = post(client, {**request_body, "limits": limits, "search": {"runners": 2}})
     assert answer.status_code == 422
     assert "a search that measures latency has one runner" in answer.text
+
+
+def test_sampler_when_asked_for_then_those_that_the_worker_offers_and_no_others(
+    client: TestClient, request_body: Json
+) -> None:
+    for name in get_args(SamplerName):
+        made = post(client, {**request_body, "search": {"sampler": name}}).json()
+        assert made["request"]["search"]["sampler"] == name
+    refused = post(client, {**request_body, "search": {"sampler": "cma"}})
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/search/sampler")
 
 
 def test_budget_when_below_the_cheapest_assignment_then_refused_with_reachable_values(
