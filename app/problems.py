@@ -99,6 +99,9 @@ PROBLEMS: dict[str, Kind] = {
     "baseline-invalid": Kind(409, "Baseline invalid", "The float network can't be measured on the evaluation set."),
     "baseline-not-finite": Kind(409, "Baseline not finite", "The float network answers rows with NaN or infinity."),
     "constant-outputs": Kind(409, "Constant outputs", "The float network gives every row the same answer."),
+    "processor-unavailable": Kind(
+        409, "Processor unavailable", "The worker lacks the kind of processor that the search's trials ran on."
+    ),
     "trials-keep-failing": Kind(409, "Trials keep failing", "Three trials in a row ended the same bad way."),
     "search-failed": Kind(409, "Search failed", "The search ended on a fault; its record says which."),
     "export-failed": Kind(409, "Export failed", "The export could not be made."),

@@ -9,6 +9,7 @@ from typing import Any
 from app.domain.space import Assignment
 from app.store.evaluations import Evaluated
 from worker.job import Job
+from worker.processor import kind_of
 
 Json = dict[str, Any]
 Item = tuple[Assignment, str, str]
@@ -22,7 +23,7 @@ class Cache:
 
     def __init__(self, job: Job) -> None:
         scheme = sorted(job.goal.device.per_channel_weights)  # of the device this alone matters: how weights are scaled
-        self._common = [MEASUREMENT_VERSION, *job.digests, scheme, job.opening["options"]]
+        self._common = [MEASUREMENT_VERSION, *job.digests, scheme, job.opening["options"], kind_of(job.processor)]
 
     @property
     def context(self) -> str:

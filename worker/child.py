@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from worker.processor import CUDA
 from worker.sandbox import FOLDER_PREFIX
 
 if TYPE_CHECKING:  # torch is imported once the limits stand
+    import torch
+
     from app.domain.space import Assignment
     from app.domain.zip_laws import Buffer
     from worker.data import Dataset, Role, RoleData
@@ -27,7 +30,6 @@ if TYPE_CHECKING:  # torch is imported once the limits stand
     from worker.search.evaluate import Evaluator, Opened
 
 Params = dict[str, Any]
-CUDA = "/dev/nvidiactl"
 CPU_GRACE_S = 5
 WATCH_S = 1.0
 SPENT = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
@@ -87,19 +89,40 @@ def inspect_dataset(session: Session, params: Params) -> Params:
     return _dataset(params).info()
 
 
+def processor(session: Session, params: Params) -> Params:
+    """Return what trials would run on."""
+    from worker.processor import chosen, name_of
+
+    return {"processor": name_of(chosen(None))}
+
+
 def open_(session: Session, params: Params) -> Params:
-    """Open a network with its three roles on a device; return how many pictures each role has."""
+    """Open a network with its three roles on a device; return how many pictures each role has, and what trials run on.
+
+    A `processor` is the kind they must run on.
+    """
     from app.domain.device import DeviceProfile
     from worker.files import mapped
+    from worker.processor import name_of
     from worker.search.evaluate import EvaluatorOptions, open_evaluator, open_network
 
+    runs_on = _runs_on(params)
     network = open_network(mapped(Path(params["model"])), weights=_weights(params))
     data = _roles(params["datasets"], network)
     options = EvaluatorOptions(**params.get("options", {}))
     session.network = network
-    session.evaluator = open_evaluator(network, data, DeviceProfile.from_json(params["device"]), options)
+    session.evaluator = open_evaluator(network, data, DeviceProfile.from_json(params["device"]), options, runs_on)
     counts = {role: len(part) for role, part in data.items()}
-    return {"pictures": counts, "processor": session.evaluator.runs_on.type}
+    return {"pictures": counts, "processor": name_of(runs_on)}
+
+
+def _runs_on(params: Params) -> torch.device:
+    from worker.processor import chosen
+
+    try:
+        return chosen(params.get("processor"))
+    except LookupError as error:
+        raise Refused("processor-unavailable", str(error.args[0]), []) from error
 
 
 def evaluate(session: Session, params: Params) -> Params:
@@ -182,6 +205,7 @@ def fit_calibration(session: Session, params: Params) -> Params:
 METHODS: dict[str, Callable[[Session, Params], Params]] = {
     "inspect": inspect,
     "inspect_dataset": inspect_dataset,
+    "processor": processor,
     "open": open_,
     "evaluate": evaluate,
     "export": export,
@@ -264,7 +288,7 @@ def _out_of_memory(error: BaseException) -> bool:
 
 def _limit(limits: Params) -> None:
     # CUDA reserves far more addresses than it uses: where there is such a device, pages that can be written to count
-    memory = resource.RLIMIT_DATA if Path(CUDA).exists() else resource.RLIMIT_AS
+    memory = resource.RLIMIT_DATA if CUDA.exists() else resource.RLIMIT_AS
     caps = {
         memory: limits["memory_bytes"],
         resource.RLIMIT_FSIZE: limits["file_bytes"],

@@ -20,6 +20,7 @@ from app.store import runner as rows
 from app.store.blobs import Blobs
 from app.store.engine import Database
 from app.store.tables import Dataset, Model
+from worker.processor import CPU, here
 from worker.sandbox import Limits
 from worker.search.rows import Goal, Settings, Stop
 
@@ -110,6 +111,7 @@ class Job:
     polish: bool = True
     metric: str = "kl"
     classes: int | None = None
+    processor: str = CPU
 
 
 def pictures(macs: int) -> dict[str, int]:
@@ -136,13 +138,15 @@ def load_job(site: Site, search_id: str) -> Job:
         files = {
             role: {"path": str(site.blobs.path(item.blob_sha)), "spec": item.spec} for role, item in datasets.items()
         }
-        opening = {
+        opening: Json = {
             "model": str(site.blobs.path(model.blob_sha)),
             "weights": weights_file(site, model),
             "datasets": files,
             "device": search.device,
             "options": pictures(count(graph, widest(graph, 32), device).macs),
         }
+        processor = (search.provenance or {}).get("processor") or here(site.limits)
+        opening["processor"] = processor
         data_key = json.dumps([[role, d.blob_sha, d.spec] for role, d in sorted(datasets.items())], sort_keys=True)
         names: Json = {
             "model": model.name,
@@ -167,6 +171,7 @@ def load_job(site: Site, search_id: str) -> Job:
             Warm(bool((spec.get("search") or {}).get("warm_start")), search.fleet_id, search.place or 0),
             bool(spec.get("polish", True)),
             *_judged_by(spec, graph, datasets),
+            processor,
         )
 
 

@@ -16,7 +16,7 @@ PACKAGES = ("tightfit", "torch", "onnx", "onnxruntime", "optuna", "numpy", "scip
 
 
 def provenance(job: Job) -> Json:
-    """Return seed, sampler, digests of network, weights, data and device, the evaluations' context, and versions.
+    """Return seed, sampler, processor, digests of network, weights, data and device, evaluations' context, versions.
 
     Searches with the same context share their evaluations.
     """
@@ -24,6 +24,7 @@ def provenance(job: Job) -> Json:
     return {
         "seed": job.settings.seed,
         "sampler": job.settings.sampler,
+        "processor": job.processor,
         "model_sha256": job.names.get("model_sha256"),
         "weights_sha256": job.names.get("weights_sha256"),
         "datasets": job.names.get("datasets"),

@@ -73,6 +73,8 @@ class Runner:
             return "finished"
         self.crew.enter(job.runners)
         predictions.note(self.site, job)
+        if job.runners > 1:
+            job = load_job(self.site, self.search_id)  # what another runner may have noted first holds for all
         try:
             measured = self._measured(job)
             job = job if measured is None else self._prepared(job, measured)
@@ -106,6 +108,7 @@ class Runner:
         """Export one candidate of the search, whatever the search's state."""
         self._asked = math.inf  # its search's end, even by cancel, does not end an export that was asked for
         job = load_job(self.site, self.search_id)
+        job.opening.pop("processor")  # exports are compressed and verified on the CPU
         chosen = (Assignment.from_json(trial.assignment or {}), (trial.params or {}).get("repair"))
         export_candidate(self.site, job, candidate_id, chosen, self._call)
 

@@ -21,6 +21,7 @@ from app.store import runner as rows
 from app.store.tables import Evaluation, Fleet, Search
 from worker.cache import Cache
 from worker.job import Job, Site
+from worker.processor import kind_of
 from worker.search.loop import OBJECTIVE, SearchLoop
 from worker.search.sensitivity import Probe, SensitivityTable, reference
 
@@ -91,7 +92,7 @@ def _inherited(site: Site, job: Job) -> Json:
     """Return {trials, table_of, inherited}: of a later member those that keep it within its share."""
     plain: Json = {"trials": job.settings.trials, "table_of": None, "inherited": {}}
     first, share = _first(site, job)
-    if first is None or first.sensitivity is None:
+    if first is None or first.sensitivity is None or not _is_of_kind(first, job):
         return plain
     probes = SearchLoop(job.goal, job.settings).pending_probes()
     unmeasured = _unmeasured(site, job, probes)
@@ -99,6 +100,11 @@ def _inherited(site: Site, job: Job) -> Json:
     total = _evaluations(first)
     trials = max(FEWEST, math.floor(share * total) - (len(unmeasured) - len(increments)) - RESCORED)
     return {"trials": min(trials, job.settings.trials), "table_of": first.id, "inherited": increments}
+
+
+def _is_of_kind(first: Search, job: Job) -> bool:
+    """Tell whether a search was measured on the kind of processor that a job's trials run on."""
+    return kind_of((first.provenance or {}).get("processor") or job.processor) == kind_of(job.processor)
 
 
 def _first(site: Site, job: Job) -> tuple[Search | None, float]:

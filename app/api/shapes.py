@@ -94,6 +94,7 @@ def search(row: Search) -> Json:
         "best": row.best,
         "measured": row.measured,
         "warm": warm(row),
+        "processor": (row.provenance or {}).get("processor"),
         "provenance": row.provenance,
         "request": row.spec,
         "error": row.error,

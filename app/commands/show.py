@@ -74,6 +74,8 @@ def search_summary(console: Console, search: Json, candidate: Json | None) -> No
     """Print the end of a search: the verdict, the best candidate's budget table and where to go from there."""
     style = "bold green" if search.get("outcome") == "feasible" else "bold yellow"
     console.print(verdict(search), style=style)
+    if search.get("processor"):
+        console.print(f"trials ran on {search['processor']}", style="dim")
     for text in warnings(search):
         console.print(text, style="yellow")
     if candidate is not None:

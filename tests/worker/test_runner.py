@@ -22,8 +22,10 @@ from app.store.tables import Artefact, Candidate, Search, Trial
 from tests.reliability.rig import Rig, build
 from worker.finish import POLISHED
 from worker.job import LostTrial, Site, load_job
+from worker.processor import here
 from worker.quant.steps import GAIN, STEPS
 from worker.runner import Runner
+from worker.sandbox import Limits
 
 TRIALS = 12
 
@@ -105,6 +107,7 @@ def test_run_when_nothing_disturbs_then_feasible_candidates_and_verified_files(w
     assert set(search.reachable or {}) == {"least", "w8a8", "float"}
     made = search.provenance or {}
     assert (made["seed"], made["sampler"], len(made["context"])) == (0, "tpe", 64)
+    assert made["processor"] == here(Limits()) == report_of(rig, found[0])["manifest"]["provenance"]["processor"]
     assert made["versions"]["torch"] and made["model_sha256"] and made["datasets"].keys() == {"all"}
 
 
