@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from dbos import DBOSClient
@@ -18,7 +18,7 @@ from app.domain.device import DeviceProfile
 from app.domain.fallback import cautions, fallen_back
 from app.domain.graph import ModelGraph
 from app.domain.lifecycle import ModelState, SearchState
-from app.domain.space import SearchSpace, SpaceSpec, build_space
+from app.domain.space import BitRule, SearchSpace, SpaceSpec, build_space
 from app.problems import Problem, field_error
 from app.settings import Settings
 from app.store import blobs, devices, events, query, timings
@@ -328,8 +328,16 @@ def space_spec(request: Mapping[str, Any]) -> SpaceSpec:
         freeze=tuple(data.get("freeze") or ()),
         fixed_bits={name: (pair[0], pair[1]) for name, pair in (data.get("fixed_bits") or {}).items()},
         min_keeps=dict(data.get("min_keeps") or {}),
+        max_keeps=dict(data.get("max_keeps") or {}),
+        bits={name: _bit_rule(rule) for name, rule in (data.get("bits") or {}).items()},
+        first_last=data.get("first_last"),
         **bits,
     )
+
+
+def _bit_rule(rule: Mapping[str, Any]) -> BitRule:
+    weight, activation = (None if rule.get(key) is None else tuple(rule[key]) for key in ("weight", "activation"))
+    return BitRule(weight, activation)
 
 
 def _checked_limits(settings: Settings, request: Json, graph: ModelGraph, profile: DeviceProfile) -> dict[str, float]:
@@ -384,7 +392,21 @@ def _space(settings: Settings, request: Json, graph: ModelGraph, profile: Device
     try:
         return build_space(graph, profile, spec)
     except ValueError as error:
-        raise Problem("invalid-search-space", str(error), [field_error("/space", str(error))]) from error
+        pointer = f"/space{_at_fault(graph, profile, spec)}"
+        raise Problem("invalid-search-space", str(error), [field_error(pointer, str(error))]) from error
+
+
+def _at_fault(graph: ModelGraph, profile: DeviceProfile, spec: SpaceSpec) -> str:
+    """Return "/field" for the rule without which a space would be left, or nothing where there is no such one."""
+    free = SpaceSpec()
+    for item in fields(SpaceSpec):
+        if getattr(spec, item.name) != getattr(free, item.name):
+            try:
+                build_space(graph, profile, replace(spec, **{item.name: getattr(free, item.name)}))
+            except ValueError:
+                continue
+            return f"/{item.name}"
+    return ""
 
 
 def _limits(request: Json) -> tuple[Limit, ...]:

@@ -129,9 +129,14 @@ def check_names(spec: SpaceSpec, graph: ModelGraph) -> None:
     """Raise Problem invalid-search-space for a pattern that fits no layer: most likely a misspelt one."""
     layers = [layer.name for layer in graph.layers]
     both = [*layers, *(group.id for group in graph.groups)]
-    known = {"freeze": both, "min_keeps": both, "fixed_bits": layers}
+    free = [name for group in graph.prunable for name in (group.id, *group.producers)]
+    known = {"freeze": both, "min_keeps": both, "max_keeps": both, "fixed_bits": layers, "bits": layers}
     for field, names in known.items():
         for pattern in getattr(spec, field):
+            detail = ""
             if not fnmatch.filter(names, pattern):
                 detail = f"{pattern!r} fits no layer{'' if names is layers else ' or channel group'} of the network"
+            elif field == "max_keeps" and not fnmatch.filter(free, pattern):
+                detail = f"{pattern!r} fits only channels that can't be removed"
+            if detail:
                 raise Problem("invalid-search-space", detail, [field_error(f"/space/{field}", detail)])

@@ -166,7 +166,7 @@ class Measured:
         """Tell whether a network of floats alone is allowed by device and request, and can keep the other limits."""
         goal, asked = self.job.goal, self.job.spec.get("space") or {}
         if not runs_floats(goal.device) or any(
-            asked.get(key) for key in ("weight_bits", "activation_bits", "fixed_bits")
+            asked.get(key) for key in ("weight_bits", "activation_bits", "fixed_bits", "bits")
         ):
             return False
         device = float_only(goal.device)

@@ -61,16 +61,35 @@ class LimitIn(Strict):
         return self
 
 
+class BitRuleIn(Strict):
+    """Widths that a layer may have: of its weights, of the activation it reads."""
+
+    weight: Annotated[list[Bits], Field(min_length=1)] | None = None
+    activation: Annotated[list[Bits], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.weight is None and self.activation is None:
+            raise ValueError("give weight, activation or both")
+        return self
+
+
+Ratio = Annotated[FiniteFloat, Field(gt=0, le=1)]
+
+
 class SpaceIn(Strict):
     """Bounds of the space."""
 
-    min_keep: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.125
+    min_keep: Ratio = 0.125
     prune: bool = True
     weight_bits: list[Bits] | None = None
     activation_bits: list[Bits] | None = None
     freeze: list[Name] = []
     fixed_bits: dict[Name, tuple[Bits, Bits]] = {}
-    min_keeps: dict[Name, Annotated[FiniteFloat, Field(gt=0, le=1)]] = {}
+    min_keeps: dict[Name, Ratio] = {}
+    max_keeps: dict[Name, Ratio] = {}
+    bits: dict[Name, BitRuleIn] = {}
+    first_last: Bits | None = None
 
 
 class TargetIn(Strict):

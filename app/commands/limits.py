@@ -34,6 +34,7 @@ _LIMIT = re.compile(
 _NUMBER = r"[0-9]+(?:[_0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+"
 _RATIO = re.compile(rf"({_NUMBER})\s*/\s*({_NUMBER})\Z")
 _SHARE = re.compile(rf"({_NUMBER})\s*([%x])\Z")
+_WIDTH = re.compile(r"([wa])([0-9]{1,2})\Z")
 _AMOUNT = re.compile(rf"({_NUMBER})\s*([A-Za-z]*)\Z")
 
 
@@ -65,6 +66,43 @@ def parse_limit(text: str) -> dict[str, Any]:
 def parse_limits(texts: Iterable[str]) -> list[dict[str, Any]]:
     """Return the limits of a request, in the order given."""
     return [parse_limit(text) for text in texts]
+
+
+def parse_rules(texts: Iterable[str]) -> dict[str, str]:
+    """Return what stands behind each pattern in 'PATTERN=RULE'. Raises ValueError for a text that is none."""
+    found = {}
+    for text in texts:
+        pattern, sign, rule = (part.strip() for part in text.rpartition("="))
+        if not (pattern and sign and rule):
+            raise ValueError(f"{text!r} is no rule: write PATTERN=RULE, like 'stage1*=0.5' or 'head=w8,w4,a8'")
+        found[pattern] = rule
+    return found
+
+
+def parse_ratios(texts: Iterable[str]) -> dict[str, float]:
+    """Return keep ratios by pattern, from texts such as 'stage1*=0.5' or 'stage1*=1/2'."""
+    found = {}
+    for pattern, rule in parse_rules(texts).items():
+        ratio = _relative(rule)
+        try:
+            found[pattern] = float(rule) if ratio is None else ratio
+        except ValueError:
+            raise ValueError(f"{rule!r} is no keep ratio") from None
+    return found
+
+
+def parse_bits(texts: Iterable[str]) -> dict[str, dict[str, list[int]]]:
+    """Return legal widths by pattern, from texts such as 'head*=w8,w4,a8': of weights (w) and inputs (a)."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for pattern, rule in parse_rules(texts).items():
+        widths = [_WIDTH.match(part.strip()) for part in rule.split(",")]
+        if not all(widths):
+            raise ValueError(f"{rule!r} names no widths: write like w8,w4,a8")
+        own: dict[str, list[int]] = {}
+        for width in filter(None, widths):
+            own.setdefault({"w": "weight", "a": "activation"}[width[1]], []).append(int(width[2]))
+        found[pattern] = own
+    return found
 
 
 def parse_figure(text: str) -> tuple[str, float]:

@@ -11,7 +11,7 @@ import typer
 
 from app.commands.base import Session, verb
 from app.commands.devices import read_record
-from app.commands.limits import parse_figure, parse_limit, parse_limits
+from app.commands.limits import parse_bits, parse_figure, parse_limit, parse_limits, parse_ratios
 from app.commands.show import best_line, listing, progress_line, search_bar, search_summary, whatif_table
 from app.commands.words import exit_code
 from app.domain.metrics import HIGHER_IS_BETTER
@@ -51,6 +51,19 @@ class Request:
     sampler: Annotated[str | None, typer.Option(help="tpe, nsga2, cmaes, gp or random.")] = None
     min_keep: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Smallest keep ratio.")] = None
     prune: Annotated[bool | None, typer.Option("--prune/--no-prune", help="Remove channels or only bits.")] = None
+    min_keeps: Annotated[
+        list[str] | None, typer.Option(help="Smallest keep ratio of some: 'stage1*=0.5'; repeatable.")
+    ] = None
+    max_keeps: Annotated[
+        list[str] | None, typer.Option(help="Largest keep ratio of some: 'stage3*=0.5'; repeatable.")
+    ] = None
+    bits: Annotated[
+        list[str] | None,
+        typer.Option(help="Legal widths of some layers' weights (w) and inputs (a): 'head=w8,w4,a8'; repeatable."),
+    ] = None
+    first_last: Annotated[int | None, typer.Option(min=2, max=32, help="Fewest bits of the first and last layers.")] = (
+        None
+    )
     freeze: Annotated[list[str] | None, typer.Option(help="Layers never pruned (pattern); repeatable.")] = None
     max_wall_s: Annotated[float | None, typer.Option(min=1.0, help="Stop after so many seconds.")] = None
     runners: Annotated[
@@ -78,6 +91,9 @@ class Request:
     )
     min_accuracy: Annotated[float | None, typer.Option(help="Least accuracy on the hold-out pictures.")] = None
     max_drop: Annotated[float | None, typer.Option(help="Largest drop of the metric below the float network.")] = None
+    polish: Annotated[
+        bool | None, typer.Option("--polish/--no-polish", help="Polish the best before the end, or leave them.")
+    ] = None
     export_top: Annotated[int | None, typer.Option(min=0, help="How many candidates to export.")] = None
 
 
@@ -196,9 +212,7 @@ def read_request(request: Request) -> _Names:
 def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
     """Return the request's body, options over file, without the parts that name other resources."""
     limits = parse_limits(request.limit) if request.limit else [_limit(item) for item in body.get("limits", [])]
-    space = _over(
-        body.get("space"), {"min_keep": request.min_keep, "prune": request.prune, "freeze": request.freeze or None}
-    )
+    space = _over(body.get("space"), parse_space(request))
     search = _over(
         body.get("search"),
         {
@@ -213,10 +227,17 @@ def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
         },
     )
     quality = _over(body.get("quality"), parse_quality(request))
-    plain = {key: getattr(request, key) for key in ("name", "metric", "export_top", "agent")}
+    plain = {key: getattr(request, key) for key in ("name", "metric", "export_top", "agent", "polish")}
     own = {**plain, "quality": quality or None}
     whole = _over(body, {**own, "limits": limits, "space": space or None, "search": search or None})
     return {**whole, "name": whole.get("name") or "search"}
+
+
+def parse_space(request: Request) -> dict[str, Any]:
+    """Return what the options say of the space. Raises ValueError for a rule that is none."""
+    ratios = {key: parse_ratios(getattr(request, key) or ()) or None for key in ("min_keeps", "max_keeps")}
+    plain = {key: getattr(request, key) for key in ("min_keep", "prune", "first_last")}
+    return {**plain, **ratios, "freeze": request.freeze or None, "bits": parse_bits(request.bits or ()) or None}
 
 
 def parse_stop(patience: int | None, target: str | None) -> dict[str, Any] | None:

@@ -6,16 +6,17 @@ import fnmatch
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from app.domain.device import DeviceProfile
-from app.domain.graph import ChannelGroup, ModelGraph
+from app.domain.graph import ChannelGroup, Layer, ModelGraph
 
 FLOAT_BITS = 32
 """The bit-width that stands for "left float"."""
+ROUNDING = 1e-9  # 0.7 * 10 is a little more than 7
 KEEP_RATIOS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 
 
@@ -50,10 +51,26 @@ class Assignment:
 
 
 @dataclass(frozen=True)
+class BitRule:
+    """Widths that a layer may have: of its weights, and of the activation it reads (None: all the device allows)."""
+
+    weight: tuple[int, ...] | None = None
+    activation: tuple[int, ...] | None = None
+
+    def allows(self, weight: int, activation: int | None) -> bool:
+        """Tell whether a pair obeys the rule (activation None: the network's input, which no rule is for)."""
+        fits = self.activation is None or activation is None or activation in self.activation
+        return fits and (self.weight is None or weight in self.weight)
+
+
+@dataclass(frozen=True)
 class SpaceSpec:
     """What a request says about the space: bounds and name patterns (fnmatch) to freeze.
 
-    `min_keeps` are smallest keep ratios by pattern of a group's or its layers' names; of several, the largest counts.
+    `min_keeps` and `max_keeps` are smallest and largest keep ratios by pattern of a group's or its layers' names; of
+    several, the narrowest counts. `bits` are rules by pattern of layers' names; a layer obeys every one that fits it.
+    `first_last`: the fewest bits of the first and last layers' weights and inputs. The network's input always keeps the
+    device's width.
     """
 
     min_keep: float = 0.125
@@ -63,6 +80,9 @@ class SpaceSpec:
     freeze: tuple[str, ...] = ()
     fixed_bits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     min_keeps: Mapping[str, float] = field(default_factory=dict)
+    max_keeps: Mapping[str, float] = field(default_factory=dict)
+    bits: Mapping[str, BitRule] = field(default_factory=dict)
+    first_last: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,9 +108,9 @@ class SearchSpace:
 def build_space(graph: ModelGraph, device: DeviceProfile, spec: SpaceSpec = SpaceSpec()) -> SearchSpace:
     """Return the space for `graph` on `device` under `spec`.
 
-    Raises ValueError naming the layer or activation for which no legal bit-width is left.
+    Raises ValueError naming the layer, activation or channel group for which no legal choice is left.
     """
-    pairs = {layer.name: _layer_pairs(device, spec, layer.name, layer.kind) for layer in graph.layers}
+    pairs = {layer.name: _layer_pairs(graph, device, spec, layer) for layer in graph.layers}
     activation_bits = {}
     for activation in graph.activations:
         readers = [layer.name for layer in graph.layers if layer.input == activation.id]
@@ -120,17 +140,34 @@ def keep_choices(
 
     Besides the full width only multiples count that suit the device at all `weight_bits` of the layers concerned: the
     one next below an odd width is always among them, and a group as narrow as the multiple keeps all its channels.
+    Raises ValueError where a largest keep ratio leaves none.
     """
-    if group.frozen is not None or not spec.prune or _matches(spec.freeze, [group.id, *group.producers]):
-        return (group.channels,)
-    multiple = math.lcm(*(device.channel_multiple_for(bits) for bits in weight_bits))
     names = [group.id, *group.producers]
-    smallest = max([spec.min_keep, *(least for pattern, least in spec.min_keeps.items() if _matches([pattern], names))])
-    floor = max(1, math.ceil(smallest * group.channels))
+    if group.frozen is not None:
+        return (group.channels,)
+    smallest = max([spec.min_keep, *_bounds(spec.min_keeps, names)])
+    largest = min([1.0, *_bounds(spec.max_keeps, names)])
+    if not spec.prune or _matches(spec.freeze, names):
+        smallest = 1.0
+    multiple = math.lcm(*(device.channel_multiple_for(bits) for bits in weight_bits))
+    floor = max(1, math.ceil(smallest * group.channels - ROUNDING))
+    ceiling = math.floor(largest * group.channels + ROUNDING)
     counts = {max(multiple, round(ratio * group.channels / multiple) * multiple) for ratio in KEEP_RATIOS}
-    counts.add(group.channels // multiple * multiple)
-    legal = {count for count in counts if floor <= count <= group.channels}
-    return _descending(legal | {group.channels})
+    counts.add(ceiling // multiple * multiple)
+    legal = {count for count in counts if floor <= count <= ceiling} | ({group.channels} if largest == 1.0 else set())
+    if not legal:
+        detail = f"from {smallest:g} to {largest:g} of {group.channels} channels, a multiple of {multiple}"
+        raise ValueError(f"no width is legal for channel group {group.id!r}: {detail}")
+    return _descending(legal)
+
+
+def ends(graph: ModelGraph) -> frozenset[str]:
+    """Return the first and last layers: in the order of execution, and those at the network's inputs and outputs."""
+    if not graph.layers:
+        return frozenset()
+    outer = {item.id for item in graph.activations if item.role != "hidden"}
+    touching = {layer.name for layer in graph.layers if layer.input in outer or layer.output in outer}
+    return frozenset({graph.layers[0].name, graph.layers[-1].name} | touching)
 
 
 def multiple_violations(graph: ModelGraph, assignment: Assignment, device: DeviceProfile) -> list[str]:
@@ -185,10 +222,21 @@ def cheapest(graph: ModelGraph, space: SearchSpace) -> Assignment:
     )
 
 
-def _layer_pairs(device: DeviceProfile, spec: SpaceSpec, name: str, kind: str) -> frozenset[tuple[int, int]]:
-    legal = device.pairs_for(kind)
+def _layer_pairs(graph: ModelGraph, device: DeviceProfile, spec: SpaceSpec, layer: Layer) -> frozenset[tuple[int, int]]:
+    legal = _asked_pairs(device, spec, layer)
+    rules = [rule for pattern, rule in spec.bits.items() if fnmatch.fnmatchcase(layer.name, pattern)]
+    if spec.first_last is not None and layer.name in ends(graph):
+        wide = tuple(range(spec.first_last, FLOAT_BITS + 1))
+        rules.append(BitRule(wide, wide))
+    is_input = graph.activation[layer.input].role == "input"
+    return frozenset((w, a) for w, a in legal if all(rule.allows(w, None if is_input else a) for rule in rules))
+
+
+def _asked_pairs(device: DeviceProfile, spec: SpaceSpec, layer: Layer) -> frozenset[tuple[int, int]]:
+    """Return the device's pairs that the bounds for all layers leave a layer, or the one that is fixed for it."""
+    legal = device.pairs_for(layer.kind)
     for pattern, pair in spec.fixed_bits.items():
-        if fnmatch.fnmatchcase(name, pattern):
+        if fnmatch.fnmatchcase(layer.name, pattern):
             return frozenset({pair} & set(legal))
     return frozenset(
         (w, a)
@@ -211,6 +259,11 @@ def _activation_choices(
     for pairs in readers:
         legal &= {a for _, a in pairs}
     return _descending(legal)
+
+
+def _bounds(bounds: Mapping[str, float], names: Sequence[str]) -> list[float]:
+    """Return the bounds whose pattern fits one of the names."""
+    return [bound for pattern, bound in bounds.items() if _matches([pattern], names)]
 
 
 def _matches(patterns: Iterable[str], names: Iterable[str]) -> bool:

@@ -97,6 +97,25 @@ def test_stop_when_written_as_options_then_the_rules() -> None:
             parse_stop(None, wrong)
 
 
+def test_space_when_written_as_options_then_rules_by_pattern() -> None:
+    request = Request(
+        min_keeps=["stage1*=0.5", "head=1/4"], max_keeps=["*=75%"], bits=["head=w8, w4,a8", "stem=w8"], first_last=8
+    )
+    body = merged({"space": {"freeze": ["stem"], "first_last": 4}}, request)
+    assert body["space"] == {
+        "freeze": ["stem"],
+        "min_keeps": {"stage1*": 0.5, "head": 0.25},
+        "max_keeps": {"*": 0.75},
+        "bits": {"head": {"weight": [8, 4], "activation": [8]}, "stem": {"weight": [8]}},
+        "first_last": 8,
+    }
+    assert merged({"polish": True}, Request(polish=False))["polish"] is False
+    assert "polish" not in merged({}, Request())
+    for wrong in ({"bits": ["head"]}, {"bits": ["head=8"]}, {"max_keeps": ["head=half"]}, {"min_keeps": ["=0.5"]}):
+        with pytest.raises(ValueError, match=r"is no rule|names no widths|no keep ratio"):
+            merged({}, Request(**wrong))  # type: ignore[arg-type]
+
+
 def test_quality_when_written_as_options_then_a_bound_on_its_metric() -> None:
     def quality(**options: object) -> object:
         return merged({"quality": {"max_drop": 0.5}}, Request(**options))["quality"]  # type: ignore[arg-type]

@@ -94,8 +94,8 @@ def test_filter_when_it_can_match_nothing_then_refused(client: TestClient, query
     [
         ({"freeze": ["nowhere"]}, "/space/freeze"),
         ({"fixed_bits": {"nowhere*": [8, 8]}}, "/space/fixed_bits"),
-        ({"fixed_bits": {"*": [3, 8]}}, "/space"),
-        ({"activation_bits": [5]}, "/space"),
+        ({"fixed_bits": {"*": [3, 8]}}, "/space/fixed_bits"),
+        ({"activation_bits": [5]}, "/space/activation_bits"),
         ({"fixed_bits": {"\ud800": [8, 8]}}, "/space/fixed_bits/\ufffd\ufffd\ufffd/[key]"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, get_args
 
 import pytest
@@ -228,6 +229,48 @@ def test_search_when_request_is_bad_then_refused_by_name(
     assert answer.json()["type"] == f"/problems/{slug}"
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.status_code == answer.json()["status"]
+
+
+@pytest.mark.parametrize(
+    ("space", "pointer", "told"),
+    [
+        ({"max_keeps": {"no-such*": 0.5}}, "/space/max_keeps", "fits no layer or channel group"),
+        ({"max_keeps": {"g_head": 0.5}}, "/space/max_keeps", "can't be removed"),
+        ({"max_keeps": {"*": 0}}, "/space/max_keeps/*", "greater than 0"),
+        ({"max_keeps": {"*": 0.1}}, "/space/max_keeps", "no width is legal"),
+        ({"max_keeps": {"*": 0.5}, "min_keep": 0.75}, "/space/min_keep", "no width is legal"),
+        ({"bits": {"no-such*": {"weight": [8]}}}, "/space/bits", "fits no layer of the network"),
+        ({"bits": {"*": {}}}, "/space/bits/*", "give weight, activation or both"),
+        ({"bits": {"*": {"weight": []}}}, "/space/bits/*/weight", "at least 1"),
+        ({"bits": {"*": {"weight": [64]}}}, "/space/bits/*/weight/0", "less than or equal to 32"),
+        ({"bits": {"*": {"weight": [7]}}}, "/space/bits", "is legal for"),
+        ({"first_last": 1}, "/space/first_last", "greater than or equal to 2"),
+        ({"first_last": 30}, "/space/first_last", "is legal for"),
+    ],
+)
+def test_space_when_a_rule_is_wrong_then_its_field_is_named(
+    client: TestClient, request_body: Json, space: Json, pointer: str, told: str
+) -> None:
+    answer = post(client, {**request_body, "space": space})
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-search-space")
+    assert answer.json()["errors"][0]["pointer"] == pointer
+    assert told in answer.json()["errors"][0]["detail"]
+
+
+def test_preflight_when_rules_are_given_then_the_space_is_smaller(client: TestClient, request_body: Json) -> None:
+    def size(**space: Any) -> float:
+        answer = client.post("/v1/searches/preflight", json={**request_body, "space": space})
+        assert answer.status_code == 200, answer.text
+        return float(answer.json()["space_log10"])
+
+    whole, head = size(), size(bits={"head": {"weight": [8]}})
+    layer = size(first_last=8)
+    assert whole > head > layer
+    assert whole > size(max_keeps={"*": 0.5}) > size(max_keeps={"*": 0.25})
+    options = len(
+        {pair[0] for pair in client.get("/v1/devices/generic-npu").json()["profile"]["rules"]["pairs"]["default"]}
+    )
+    assert whole - head == pytest.approx(math.log10(options))
 
 
 def test_preflight_when_ratios_have_a_floor_by_pattern_then_the_space_is_smaller(

@@ -11,7 +11,7 @@ import pytest
 from app.domain.budget import Budget, Limit, resolve
 from app.domain.candidate import Measurement
 from app.domain.cost import count
-from app.domain.space import build_space, widest
+from app.domain.space import BitRule, SpaceSpec, build_space, is_legal, widest
 from tests.worker.search.pictures import chain, device, resnet
 from tests.worker.search.worlds import World, probe, run
 from worker.search.loop import SearchLoop
@@ -61,6 +61,24 @@ def test_loop_when_run_then_every_trial_but_the_sweep_is_inside_the_budget() -> 
             assert goal.budget.is_met(count(goal.graph, row.assignment, goal.device)), row.idx
     assert len({row.assignment.digest for row in loop.rows}) >= 23
     assert loop.progress == (100, 100)
+
+
+def test_loop_when_the_space_has_rules_then_every_probe_and_trial_obeys_them() -> None:
+    graph, profile = resnet(), device()
+    spec = SpaceSpec(max_keeps={"*": 0.75}, bits={"head": BitRule(weight=(8,))}, first_last=4)
+    budget = resolve((Limit("bops", relative=1 / 8),), graph, profile)
+    goal = Goal(graph, build_space(graph, profile, spec), profile, budget)
+    loop, world = fresh(goal, Settings(trials=16, seed=3))
+    probed = [item.assignment for item in loop.pending_probes()]
+    run(loop, world)
+    tried = [row.assignment for row in loop.rows[1:]]
+    assert len(tried) == 16
+    assert all(is_legal(graph, goal.space, item, profile) for item in (*probed, *tried))
+    free = [group for group in graph.groups if group.frozen is None]
+    assert max(item.keep[group.id] / group.channels for item in (*probed, *tried) for group in free) == 0.75
+    assert {item.weight_bits["head"] for item in tried} == {8}
+    assert min(item.weight_bits[graph.layers[0].name] for item in tried) >= 4
+    assert loop.finalists(1)[0].metrics["kl"] > 0
 
 
 @pytest.mark.parametrize("sampler", get_args(SamplerName))
