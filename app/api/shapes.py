@@ -130,7 +130,7 @@ def fleet(row: Fleet, members: Sequence[Search]) -> Json:
 def member(row: Search) -> Json:
     """Return a member of a fleet in short; `evaluations` are probes and trials that it measured itself so far."""
     start = row.warm or {"known": 0, "inherited": {}}
-    told = ("name", "device_id", "state", "stage", "outcome", "progress", "budget", "best", "warm", "error")
+    told = ("name", "device_id", "metric", "state", "stage", "outcome", "progress", "budget", "best", "warm", "error")
     found = search(row)
     free = start["known"] + len(start["inherited"])
     return {

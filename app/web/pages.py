@@ -10,8 +10,10 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
 from app.commands import devicesheet
+from app.commands.words import LABELS
 from app.domain.cost import METRICS
 from app.domain.device import DeviceProfile
+from app.domain.metrics import METRICS as QUALITIES
 from app.problems import PROBLEMS, Problem
 from app.web import charts, view
 from app.web.login import signed_in
@@ -152,10 +154,14 @@ def searches_table(read: Read) -> Response:
 
 
 @router.get("/searches/new")
-def new_search(read: Read, model: str | None = None) -> Response:
-    """Show the form of a new search."""
+def new_search(read: Read, model: str | None = None, like: str | None = None, limits: str = "") -> Response:
+    """Show the form of a new search, filled in from another one (`like`) and with other limits where they are named."""
     ready = {noun: [item for item in items if item["state"] == "ready"] for noun, items in _uploads(read).items()}
-    return page("new.html", here="/searches", **ready, devices=read.devices(), chosen=model, metrics=METRICS)
+    devices, before = read.devices(), None if like is None else read.search(like)
+    given = view.filled_in(before, view.asked_limits(limits), {item["name"]: item["id"] for item in devices})
+    if model is not None:
+        given["model"] = model
+    return page("new.html", here="/searches", **ready, devices=devices, given=given, metrics=METRICS)
 
 
 @router.get("/searches/{id}")
@@ -166,6 +172,8 @@ def search(id: str, read: Read, axis: Axis = "bops") -> Response:
         here="/searches",
         axis=axis,
         event_names=EVENT_NAMES,
+        labels={**LABELS, **{name: view.heading(name) for name in QUALITIES}},
+        whatif=view.sliders(read.search(id), read.reachable(id)),
         **_status(read, id),
         **_trials(read, id),
     )
@@ -230,6 +238,33 @@ def candidate_layers(id: str, read: Read) -> Response:
     return JSONResponse(charts.layers(view.bars(view.candidate_layers(read.candidate(id)))))
 
 
+@router.get("/fleets")
+def fleets(read: Read) -> Response:
+    """Show the fleets."""
+    return page("fleets.html", here="/fleets", **_fleets(read))
+
+
+@router.get("/web/fleets")
+def fleets_table(read: Read) -> Response:
+    """Refresh the table of fleets."""
+    return page("_fleets.html", **_fleets(read))
+
+
+@router.get("/fleets/{id}")
+def fleet(id: str, read: Read) -> Response:
+    """Show a fleet: the search of each device, its progress and its best."""
+    found = _fleet(read, id)
+    return page(
+        "fleet.html", here="/fleets", **found, model_name=read.model_name(found["fleet"]["request"]["model_id"])
+    )
+
+
+@router.get("/web/fleets/{id}")
+def fleet_members(id: str, read: Read) -> Response:
+    """Refresh a fleet."""
+    return page("_fleet.html", **_fleet(read, id))
+
+
 @router.get("/schedules")
 def schedules(read: Read) -> Response:
     """Show the schedules, when they fired last and what came of it."""
@@ -255,6 +290,16 @@ def _datasets(read: Reader) -> Json:
 def _searches(read: Reader) -> Json:
     found = read.searches()
     return {"searches": found, "pending": any(item["state"] not in _FINISHED for item in found)}
+
+
+def _fleets(read: Reader) -> Json:
+    found = read.fleets()
+    return {"fleets": found, "pending": any(item["state"] not in _FINISHED for item in found)}
+
+
+def _fleet(read: Reader, id: str) -> Json:
+    found = read.fleet(id)
+    return {"fleet": found, "pending": found["state"] not in _FINISHED}
 
 
 def _pending(items: list[Json]) -> bool:

@@ -13,10 +13,11 @@ from app.api import shapes
 from app.api.calibrations import shape as calibration
 from app.commands.words import amount
 from app.domain.drift import Accuracy, Pair
+from app.domain.lifecycle import Outcome, SearchState
 from app.explaining import cautions_of, why
 from app.problems import Problem
 from app.store import query, timings
-from app.store.tables import Calibration, Candidate, Dataset, Device, Model, Schedule, Search, now
+from app.store.tables import Calibration, Candidate, Dataset, Device, Fleet, Model, Schedule, Search, now
 from app.web.view import moment
 
 Json = dict[str, Any]
@@ -97,6 +98,27 @@ class Reader:
         """Return one search with what its figures can't be trusted in."""
         row = self._one(Search, id)
         return {**shapes.search(row), **cautions_of(self._service, row)}
+
+    def reachable(self, id: str) -> Json | None:
+        """Return the costs that bound and scale a search's limits: of `least`, `w8a8` and `float` (None: not begun)."""
+        found: Json | None = self._one(Search, id).reachable
+        return found
+
+    def fleets(self) -> list[Json]:
+        """Return the newest fleets."""
+        return [self._fleet(row) for row in self._page(Fleet)]
+
+    def fleet(self, id: str) -> Json:
+        """Return one fleet: its members by device, and how many of them have ended, and inside their budgets."""
+        return self._fleet(self._one(Fleet, id))
+
+    def _fleet(self, row: Fleet) -> Json:
+        with self._database.reading() as session:
+            found = shapes.fleet(row, query.members(session, row.id))
+        members = [{**item, "device_name": self.device_name(item["device_id"])} for item in found["members"]]
+        ended = sum(SearchState(item["state"]).is_finished for item in members)
+        feasible = sum(item["outcome"] == Outcome.feasible for item in members)
+        return {**found, "members": members, "finished": ended, "feasible": feasible}
 
     def trials(self, id: str) -> list[Json]:
         """Return the trials of a search in order."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from app.commands.devicesheet import KINDS
 from app.commands.words import amount, figure, percent, quality_label
+from app.domain.cost import METRICS
 from app.web.charts import Bar, Point
 
 Json = dict[str, Any]
@@ -109,6 +111,55 @@ def trial_rows(
         }
         rows.append({**trial, **own})
     return rows
+
+
+def sliders(search: Mapping[str, Any], reachable: Mapping[str, Any] | None) -> list[Json]:
+    """Return the range to ask other limits in, by limited cost: from the smallest reachable value to what the network
+    with 8 bits everywhere costs, or the limit itself where that is more. None before the search has begun."""
+    if not reachable:
+        return []
+    rows: list[Json] = []
+    for metric, limit in limits_of(search).items():
+        low, high = float(reachable["least"][metric]), max(float(reachable["w8a8"][metric]), limit)
+        low = low if low > 0 else high / 1000
+        rows += [{"metric": metric, "low": low, "high": high}] if high > low else []
+    return rows
+
+
+def asked_limits(text: str) -> list[Json]:
+    """Return absolute limits from an address, such as "bops:2e6,weight_bytes:3e4"; what is none is left out."""
+    found = []
+    for part in text.split(","):
+        metric, _, value = part.partition(":")
+        with suppress(ValueError):
+            if metric in METRICS and 0 < float(value) < math.inf:
+                found.append({"metric": metric, "max": float(value)})
+    return found
+
+
+def filled_in(
+    search: Mapping[str, Any] | None, limits: Sequence[Mapping[str, Any]], devices: Mapping[str, str]
+) -> Json:
+    """Return what the form of a new search begins with: what another one asked for, under other limits where there are
+    some; `request` is what the form has no fields for. `devices` are ids of the newest revisions by name."""
+    request = dict((search or {}).get("request") or {})
+    data, own = request.get("dataset") or {}, request.get("search") or {}
+    device = str(request.get("device_id") or "onnxruntime-cpu").partition("@")[0]
+    space = request.get("space") or {}
+    return {
+        "name": f"{search['name']}, other limits"[:100] if search else "search",
+        "model": request.get("model_id"),
+        "data": data.get("all"),
+        "is_split": bool(data) and "all" not in data,
+        "device": devices.get(device, device),
+        "limits": [*limits] or request.get("limits") or [],
+        "trials": own.get("trials", 60),
+        "seed": own.get("seed", 0),
+        "runners": own.get("runners", 1),
+        "min_keep": space.get("min_keep", 0.125),
+        "prune": space.get("prune", True),
+        "request": request,
+    }
 
 
 def limits_of(search: Mapping[str, Any]) -> dict[str, float]:

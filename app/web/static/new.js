@@ -5,11 +5,14 @@ const form = document.getElementById("new-search");
 const limits = form.querySelector(".limits");
 const template = document.getElementById("limit-row");
 
-function addLimit(metric, kind, value) {
+const like = JSON.parse(form.dataset.request);
+
+function addLimit(metric, kind, value, asked) {
   const row = template.content.firstElementChild.cloneNode(true);
   if (metric) row.querySelector("[name=metric]").value = metric;
   if (kind) row.querySelector("[name=kind]").value = kind;
   if (value) row.querySelector("[name=value]").value = value;
+  row.asked = asked; // evidence and statistic of a measured limit
   row.querySelector("button").addEventListener("click", () => { row.remove(); write(); });
   limits.append(row);
 }
@@ -23,20 +26,21 @@ function number(text) {
 function body() {
   const value = (name) => form.elements[name]?.value ?? "";
   const made = {
+    export_top: 1,
+    ...like, // what the form has no fields for stays as the other search asked for it
     name: value("name") || "search",
     model_id: value("model"),
-    dataset: { all: value("data") },
+    dataset: value("data") === "roles" ? like.dataset : { all: value("data") },
     device_id: value("device"),
     limits: [],
-    space: { prune: form.elements.prune.checked, min_keep: Number(value("min_keep")) },
-    search: { trials: Number(value("trials")), seed: Number(value("seed")), runners: Number(value("runners")) },
-    export_top: 1,
+    space: { ...like.space, prune: form.elements.prune.checked, min_keep: Number(value("min_keep")) },
+    search: { ...like.search, trials: Number(value("trials")), seed: Number(value("seed")), runners: Number(value("runners")) },
   };
   for (const row of limits.children) {
     const text = row.querySelector("[name=value]").value.trim();
     if (!text) continue;
     const kind = row.querySelector("[name=kind]").value;
-    const limit = { metric: row.querySelector("[name=metric]").value };
+    const limit = { ...row.asked, metric: row.querySelector("[name=metric]").value };
     if (kind === "max") limit.max = number(text);
     else { limit.relative = number(text); limit.relative_to = kind; }
     made.limits.push(limit);
@@ -67,7 +71,11 @@ form.addEventListener("submit", async (event) => {
     box.scrollIntoView({ block: "nearest" });
   }
 });
-addLimit("bops", "w8a8", "1/16");
-addLimit("weight_bytes", "max", "");
-addLimit("latency_ms", "max", "");
+for (const { metric, max, relative, relative_to, ...asked } of JSON.parse(form.dataset.limits))
+  addLimit(metric, relative ? relative_to || "w8a8" : "max", String(relative ?? max), asked);
+if (!limits.children.length) {
+  addLimit("bops", "w8a8", "1/16");
+  addLimit("weight_bytes", "max", "");
+  addLimit("latency_ms", "max", "");
+}
 write();

@@ -130,12 +130,55 @@ def seed(session: Any) -> None:
         )
     )  # fmt: skip
 
+    session.add(tables.Fleet(id="flt_1", name="boards", spec={"share": 0.2, "model_id": "mdl_1"}))
+    members = (("completed", "feasible", 9), ("running", None, 3), ("queued", None, 0))
+    for place, (state, outcome, done) in enumerate(members):
+        best = {"metrics": {"accuracy": 0.8 + place / 100, "kl": 0.1}, "costs": COSTS} if done else None
+        session.add(
+            tables.Search(
+                id=f"srh_f{place}", name=f"boards: {place}", model_id="mdl_1", dataset={"all": "dst_1"},
+                device_id="generic-npu", device=DEVICE, spec={"metric": "kl" if place else "accuracy", "name": "n"},
+                limits={"bops": 2000.0}, state=state, outcome=outcome, stage="search", progress_done=done,
+                progress_total=9 if done else 0, best=best, fleet_id="flt_1", place=place,
+            )
+        )  # fmt: skip
+
 
 def cells(text: str) -> list[list[str]]:
     """Return the text of every table row, cell by cell."""
     rows = re.findall(r"<tr>(.*?)</tr>", text[text.index("<main") :], re.S)
     bare = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.S) for row in rows]
     return [[" ".join(re.sub(r"<[^>]+>", "", cell).split()) for cell in row] for row in bare if row]
+
+
+def test_fleet_page_when_members_stand_differently_then_each_says_how_far_it_is_and_its_best(web: TestClient) -> None:
+    page = web.get("/fleets/flt_1").text
+    rows = cells(page)
+    assert [row[2] for row in rows] == ["completed", "running", "queued"]
+    assert [row[4] for row in rows] == ["search 9/9", "search 3/9", "waits for the first"]
+    assert [row[6] for row in rows] == ["80.00 %", "0.1000 KL", "–"]
+    assert rows[0][0].endswith("measures first") and rows[0][7] == "BOPs 1 k ≤ 2 k"
+    assert 'data-refresh="/web/fleets/flt_1"' in page and 'data-call="/v1/fleets/flt_1/cancel"' in page
+    (row,) = cells(web.get("/fleets").text)
+    assert row[:3] == ["boards", "running", "1 of 3 searches ended, 1 inside their budgets"]
+    assert web.get("/fleets/flt_9").status_code == 404
+
+
+def test_search_page_when_it_knows_its_bounds_then_asks_what_if(web: TestClient) -> None:
+    assert 'id="whatif"' not in web.get("/searches/srh_1").text
+    with web.app.state.service.database.writing() as session:  # type: ignore[attr-defined]
+        row = session.get_one(tables.Search, "srh_1")
+        row.reachable = {name: {**COSTS, "bops": bops} for name, bops in (("least", 100.0), ("w8a8", 4000.0))}
+    text = web.get("/searches/srh_1").text
+    assert 'data-metric="bops" data-low="100.0" data-high="4000.0"' in text
+    assert "{&#34;bops&#34;: 2000.0}" in text and "100 to 4 k" in text
+
+
+def test_new_search_page_when_like_another_then_filled_in_with_the_limits_asked_for(web: TestClient) -> None:
+    text = web.get("/searches/new?like=srh_f1&limits=bops:500").text
+    assert "[{&#34;max&#34;: 500.0, &#34;metric&#34;: &#34;bops&#34;}]" in text
+    assert "{&#34;metric&#34;: &#34;kl&#34;" in text  # what the form has no field for
+    assert web.get("/searches/new?like=srh_none").status_code == 404
 
 
 def test_search_page_when_the_baseline_guesses_then_says_so(web: TestClient) -> None:
@@ -189,6 +232,7 @@ def test_login_when_told_to_go_elsewhere_then_stays_here(anonymous: TestClient, 
     "path",
     ["/searches", "/models", "/models/mdl_1", "/datasets", "/devices",
      "/devices/coral-edgetpu", "/devices/snapdragon-8gen3-htp@1", "/system", "/searches/new", "/searches/srh_1",
+     "/searches/new?like=srh_1&limits=bops:500", "/fleets", "/fleets/flt_1", "/web/fleets", "/web/fleets/flt_1",
      "/candidates/cnd_1", "/web/models", "/web/datasets", "/web/searches", "/web/searches/srh_1/status",
      "/web/searches/srh_1/trials", "/web/models/mdl_1"],
 )  # fmt: skip

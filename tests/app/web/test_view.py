@@ -53,6 +53,45 @@ def test_limits_when_known_then_are_absolute_by_metric() -> None:
     assert view.limits_of({}) == {}
 
 
+def test_sliders_when_a_search_has_begun_then_from_the_reachable_to_eight_bits_or_the_limit() -> None:
+    search = {"budget": {"limits": {"bops": 10, "weight_bytes": 900, "latency_ms": 2.0, "macs": 5}}}
+    least = {"bops": 2.0, "weight_bytes": 100.0, "latency_ms": 0.0, "macs": 5.0}
+    eight = {"bops": 64.0, "weight_bytes": 800.0, "latency_ms": 1.0, "macs": 5.0}
+    assert view.sliders(search, {"least": least, "w8a8": eight}) == [
+        {"metric": "bops", "low": 2.0, "high": 64.0},
+        {"metric": "weight_bytes", "low": 100.0, "high": 900.0},
+        {"metric": "latency_ms", "low": 0.002, "high": 2.0},
+    ]
+    assert view.sliders(search, None) == []
+
+
+def test_asked_limits_when_read_from_an_address_then_what_is_none_is_left_out() -> None:
+    text = "bops:2e6,weight_bytes:30000,speed:3,latency_ms:-1,energy_mj:nan,macs:inf,macs,bops:x,"
+    assert view.asked_limits(text) == [{"metric": "bops", "max": 2e6}, {"metric": "weight_bytes", "max": 30000.0}]
+    assert view.asked_limits("") == []
+
+
+def test_filled_in_when_like_another_search_then_its_request_under_the_new_limits() -> None:
+    request = {
+        "model_id": "mdl_1", "dataset": {"all": "dst_1"}, "device_id": "npu@2", "metric": "miou",
+        "limits": [{"metric": "bops", "relative": 0.25}], "search": {"trials": 9, "seed": 4},
+        "space": {"first_last": 8, "prune": False},
+    }  # fmt: skip
+    search = {"name": "tight", "request": request}
+    found = view.filled_in(search, [{"metric": "bops", "max": 5.0}], {"npu": "dev_3"})
+    assert found["limits"] == [{"metric": "bops", "max": 5.0}]
+    assert [found[key] for key in ("name", "model", "data", "device")] == [
+        "tight, other limits", "mdl_1", "dst_1", "dev_3",
+    ]  # fmt: skip
+    assert [found[key] for key in ("trials", "seed", "runners", "prune", "is_split")] == [9, 4, 1, False, False]
+    assert found["request"] == request
+    assert view.filled_in(search, [], {})["limits"] == request["limits"]
+    split = {**request, "dataset": {"calibration": "a", "evaluation": "b", "holdout": "c"}}
+    assert view.filled_in({**search, "request": split}, [], {})["is_split"]
+    fresh = view.filled_in(None, [], {"onnxruntime-cpu": "dev_1"})
+    assert (fresh["name"], fresh["device"], fresh["limits"], fresh["request"]) == ("search", "dev_1", [], {})
+
+
 def test_stages_when_searching_then_earlier_ones_are_done() -> None:
     marks = dict(view.stages({"state": "running", "stage": "search"}))
     assert (marks["baseline"], marks["search"], marks["verify"]) == ("done", "now", "later")
