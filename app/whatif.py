@@ -71,7 +71,8 @@ def _answer(
     smallest = {metric: least[metric] for metric in budget.limits}
     predicted: Json | None = None
     if guess is not None:
-        predicted = {"evidence": "predicted", LOSS: guess.loss, "accuracy": guess.accuracy, "costs": guess.costs}
+        figures = {LOSS: guess.loss, "accuracy": guess.accuracy, **(guess.metrics or {})}
+        predicted = {"evidence": "predicted", **figures, "costs": guess.costs}
     return {
         "limits": dict(budget.limits),
         "reachable": smallest,

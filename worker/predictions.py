@@ -10,7 +10,7 @@ from app.store import runner as rows
 from app.whatif import facts
 from worker.job import Job, Site
 from worker.provenance import provenance
-from worker.search.loop import SearchLoop
+from worker.search.loop import OBJECTIVE, SearchLoop
 from worker.search.sweep import Predicted, sweep
 
 
@@ -32,15 +32,16 @@ def store(site: Site, job: Job, loop: SearchLoop) -> None:
         costs = rows.search_of(session, job.search_id).reachable
     if costs is None or loop.pending_probes():
         return
-    found = sweep(loop, Costs.from_json(costs["least"]), Costs.from_json(costs["w8a8"]))
+    found = sweep(loop, Costs.from_json(costs["least"]), Costs.from_json(costs["w8a8"]), job.metric)
     with site.database.writing() as session:
-        known.predict(session, job.search_id, [_fields(item) for item in found])
+        known.predict(session, job.search_id, [_fields(item, job.metric) for item in found])
 
 
-def _fields(item: Predicted) -> dict[str, Any]:
+def _fields(item: Predicted, metric: str) -> dict[str, Any]:
     return {
         "assignment": item.assignment.to_json(),
         "costs": item.costs.to_json(),
         "loss": item.loss,
         "accuracy": item.accuracy,
+        "metrics": None if metric in ("accuracy", OBJECTIVE) or item.quality is None else {metric: item.quality},
     }

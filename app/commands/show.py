@@ -6,7 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from app.commands.words import amount, duration, figure, label, percent, quality_label, verdict, warnings
+from app.commands.words import (
+    amount,
+    duration,
+    figure,
+    label,
+    percent,
+    quality_label,
+    quality_verdict,
+    verdict,
+    warnings,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,6 +97,8 @@ def candidate_summary(console: Console, candidate: Json) -> None:
     console.print(budget_table(candidate.get("budget") or []))
     names = quality_columns(candidate)
     console.print(table("Quality", ("set", *map(quality_label, names)), quality_rows(candidate, names)))
+    if judged := (candidate.get("metrics") or {}).get("quality"):
+        console.print(f"hold-out {quality_verdict(judged)}", style="green" if judged["met"] else "bold red")
     console.print(f"candidate {candidate['id']}  verification: {candidate.get('verification', 'unverified')}")
     for artefact in candidate.get("artefacts") or []:
         size = amount("weight_bytes", artefact["bytes"])

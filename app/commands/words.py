@@ -95,6 +95,14 @@ def verdict(search: Mapping[str, Any]) -> str:
     return "Nothing could be measured."
 
 
+def quality_verdict(judged: Mapping[str, Any]) -> str:
+    """Return whether a candidate keeps the quality that was asked for, in a few words."""
+    name = judged["metric"]
+    floor, sign = (judged["floor"], "≥") if "floor" in judged else (judged["ceiling"], "≤")
+    kept = "kept" if judged["met"] else "broken"
+    return f"{quality_label(name)} {figure(name, judged['value'])}, asked for {sign} {figure(name, floor)}: {kept}"
+
+
 WARNINGS = {
     "profile-stale": "What was measured with this device profile lies far from what it says.",
     "latency-fallback": "Some operations' times are guesses: the host runs them, or none like them was measured.",

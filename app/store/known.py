@@ -30,6 +30,7 @@ class PredictedRow(NamedTuple):
     loss: float
     accuracy: float | None
     costs: Json
+    metrics: Json | None = None
 
 
 def best_measured(session: Session, search_id: str, limits: Mapping[str, float]) -> MeasuredRow | None:
@@ -62,7 +63,7 @@ def nearest_measured(session: Session, search_id: str, limits: Mapping[str, floa
 def best_predicted(session: Session, search_id: str, limits: Mapping[str, float]) -> PredictedRow | None:
     """Return the predicted allocation that keeps every limit with the least loss."""
     inside = [Prediction.costs[metric].as_float() <= limit for metric, limit in limits.items()]
-    columns = (Prediction.number, Prediction.loss, Prediction.accuracy, Prediction.costs)
+    columns = (Prediction.number, Prediction.loss, Prediction.accuracy, Prediction.costs, Prediction.metrics)
     query = sa.select(*columns).where(Prediction.search_id == search_id, *inside)
     row = session.execute(query.order_by(Prediction.loss, Prediction.number).limit(1)).first()
     return None if row is None else PredictedRow(*row)
@@ -101,7 +102,7 @@ def predicted_assignment(session: Session, search_id: str, number: int) -> Json 
 
 
 def predict(session: Session, search_id: str, items: Sequence[dict[str, Any]]) -> None:
-    """Replace a search's predictions: {assignment, costs, loss, accuracy} each."""
+    """Replace a search's predictions: {assignment, costs, loss, accuracy} each, and metrics."""
     session.execute(sa.delete(Prediction).where(Prediction.search_id == search_id))
     for number, item in enumerate(items):
         session.add(Prediction(search_id=search_id, number=number, **item))

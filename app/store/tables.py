@@ -204,6 +204,7 @@ class Prediction(Base):
     costs: Mapped[Json]
     loss: Mapped[float]
     accuracy: Mapped[float | None]  #: what measured trials of about this loss had
+    metrics: Mapped[Json | None]  #: the same of the search's metric, where that is another
 
 
 class Runner(Base):

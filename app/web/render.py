@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from app.commands.candidates import SUFFIXES
 from app.commands.devices import pairs_text
-from app.commands.words import amount, duration, label, percent, verdict, warnings
+from app.commands.words import amount, duration, label, percent, quality_verdict, verdict, warnings
 from app.web import view
 from app.web.assets import plotly_style_ids, plotly_version, static_url
 
@@ -47,6 +47,7 @@ def _environment() -> Environment:
         pairs=lambda device: pairs_text(device["profile"]).split(),
         percent=percent,
         pretty=lambda value: json.dumps(value, indent=2),
+        quality_verdict=quality_verdict,
         verdict=verdict,
         warnings=warnings,
     )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.commands.limits import parse_limit, parse_limits
-from app.commands.words import amount, duration, exit_code, percent, verdict
+from app.commands.words import amount, duration, exit_code, percent, quality_verdict, verdict
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,13 @@ def test_amount_when_written_then_has_three_digits_and_a_unit(metric: str, value
 def test_percent_and_duration_when_written_then_read_as_people_say_them() -> None:
     assert [percent(0.98765), percent(None), percent(1.0, 0)] == ["98.77 %", "–", "100 %"]
     assert [duration(s) for s in (0.25, 12.34, 61, 3700)] == ["250 ms", "12.3 s", "1 min 01 s", "1 h 01 min"]
+
+
+def test_quality_verdict_when_judged_then_value_bound_and_whether_it_is_kept() -> None:
+    judged = {"metric": "miou", "floor": 0.6, "value": 0.55, "met": False}
+    assert quality_verdict(judged) == "mIoU 55.00 %, asked for ≥ 60.00 %: broken"
+    judged = {"metric": "kl", "ceiling": 0.1, "value": 0.05, "met": True}
+    assert quality_verdict(judged) == "KL 0.0500, asked for ≤ 0.1000: kept"
 
 
 def test_verdict_when_failed_then_names_the_reason() -> None:

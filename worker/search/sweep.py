@@ -11,6 +11,7 @@ from scipy.optimize import isotonic_regression
 
 from app.domain.budget import Budget, capacities
 from app.domain.cost import Costs
+from app.domain.metrics import HIGHER_IS_BETTER
 from app.domain.space import Assignment
 from worker.search.loop import OBJECTIVE, SearchLoop
 from worker.search.rows import TrialRow
@@ -23,15 +24,18 @@ MOST_S = 10.0
 
 @dataclass(frozen=True)
 class Predicted:
-    """An allocation, what it costs, and the loss (KL in nats) and accuracy to expect."""
+    """An allocation, what it costs, and the loss (KL in nats), accuracy and value of the search's metric to expect."""
 
     assignment: Assignment
     costs: Costs
     loss: float
     accuracy: float | None
+    quality: float | None = None
 
 
-def sweep(loop: SearchLoop, least: Costs, most: Costs, within_s: float = MOST_S) -> list[Predicted]:
+def sweep(
+    loop: SearchLoop, least: Costs, most: Costs, metric: str = "accuracy", within_s: float = MOST_S
+) -> list[Predicted]:
     """Allocate by all that the trials taught: for the search's own limits scaled, and for each common cost alone.
 
     Costs run geometrically from `least` to `most`. Ends early once `within_s` seconds are over: it is for answers to
@@ -47,7 +51,8 @@ def sweep(loop: SearchLoop, least: Costs, most: Costs, within_s: float = MOST_S)
         assignment = loop.allocated(budget, table)
         if assignment is not None and assignment.digest not in found:
             loss = table.loss(assignment)
-            found[assignment.digest] = Predicted(assignment, loop.costs(assignment), loss, expected(known, loss))
+            figures = expected(known, loss), expected(known, loss, metric)
+            found[assignment.digest] = Predicted(assignment, loop.costs(assignment), loss, *figures)
     return list(found.values())
 
 
@@ -62,10 +67,11 @@ def budgets(loop: SearchLoop, least: Costs, most: Costs) -> Iterator[Budget]:
             yield Budget({**room, metric: min(float(limit), room.get(metric, np.inf))})
 
 
-def expected(rows: Sequence[TrialRow], loss: float) -> float | None:
-    """Return the accuracy that measured trials of about this loss had: monotone in the loss, None without labels."""
-    pairs = sorted((row.metrics[OBJECTIVE], row.metrics["accuracy"]) for row in rows if "accuracy" in row.metrics)
+def expected(rows: Sequence[TrialRow], loss: float, metric: str = "accuracy") -> float | None:
+    """Return what measured trials of about this loss had of a metric: monotone in the loss, None where none had it."""
+    pairs = sorted((row.metrics[OBJECTIVE], row.metrics[metric]) for row in rows if metric in row.metrics)
     if not pairs:
         return None
-    losses, accuracies = np.array(pairs).T
-    return float(np.interp(loss, losses, isotonic_regression(accuracies, increasing=False).x))
+    losses, values = np.array(pairs).T
+    rising = metric not in HIGHER_IS_BETTER
+    return float(np.interp(loss, losses, isotonic_regression(values, increasing=rising).x))

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from app.actions import Service
 from app.domain import ids
 from app.store import known
-from app.store.tables import Model, Search, Trial
+from app.store.tables import Model, Prediction, Search, Trial
 from app.whatif import facts
 
 Json = dict[str, Any]
@@ -69,6 +69,17 @@ def test_whatif_when_trials_lie_inside_then_the_one_with_least_loss_and_the_best
     assert found["predicted"]["assignment"] == {"keep": {"g": 1}}
     assert (found["nearest"], found["binding"]) == (None, [])
     assert found["known"] == {"measured": 3, "predicted": 2}
+
+
+def test_whatif_when_the_search_has_a_metric_of_its_own_then_a_prediction_tells_it_too(
+    client: TestClient, service: Service, search: str
+) -> None:
+    before = ask(client, search, relative=0.125)
+    assert (before["metric"], "miou" in before["predicted"]) == ("accuracy", False)
+    with service.database.writing() as session:
+        row = session.query(Prediction).filter_by(search_id=search, number=1).one()
+        row.metrics = {"miou": 0.4}
+    assert ask(client, search, relative=0.125)["predicted"]["miou"] == 0.4
 
 
 def test_whatif_when_no_trial_lies_inside_then_the_nearest_and_the_smallest_reachable(

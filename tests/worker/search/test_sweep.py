@@ -44,3 +44,12 @@ def test_expected_when_losses_are_between_trials_then_monotone_and_none_without_
     assert expected(rows, 0.25) == pytest.approx(0.75)
     assert expected(rows, 0.4) == pytest.approx(0.625)
     assert expected([], 0.1) is None
+    assert expected(rows, 0.25, "miou") is None
+
+
+def test_expected_when_the_metric_falls_as_networks_get_better_then_it_rises_with_the_loss() -> None:
+    rows = [
+        TrialRow(idx, "seed", {}, Assignment({}, {}, {}), state="done", metrics={"kl": kl, "mse": mse})
+        for idx, (kl, mse) in enumerate([(0.1, 1.0), (0.2, 3.0), (0.3, 2.0), (0.5, 5.0)])
+    ]
+    assert [expected(rows, loss, "mse") for loss in (0.1, 0.25, 0.4)] == pytest.approx([1.0, 2.5, 3.75])
