@@ -161,7 +161,9 @@ def new_search(read: Read, model: str | None = None, like: str | None = None, li
     given = view.filled_in(before, view.asked_limits(limits), {item["name"]: item["id"] for item in devices})
     if model is not None:
         given["model"] = model
-    return page("new.html", here="/searches", **ready, devices=devices, given=given, metrics=METRICS)
+    return page(
+        "new.html", here="/searches", **ready, devices=devices, given=given, metrics=METRICS, qualities=QUALITIES
+    )
 
 
 @router.get("/searches/{id}")

@@ -36,6 +36,8 @@ function body() {
     space: { ...like.space, prune: form.elements.prune.checked, min_keep: Number(value("min_keep")) },
     search: { ...like.search, trials: Number(value("trials")), seed: Number(value("seed")), runners: Number(value("runners")) },
   };
+  if (value("metric")) made.metric = value("metric");
+  else delete made.metric;
   for (const row of limits.children) {
     const text = row.querySelector("[name=value]").value.trim();
     if (!text) continue;

@@ -177,7 +177,8 @@ def test_search_page_when_it_knows_its_bounds_then_asks_what_if(web: TestClient)
 def test_new_search_page_when_like_another_then_filled_in_with_the_limits_asked_for(web: TestClient) -> None:
     text = web.get("/searches/new?like=srh_f1&limits=bops:500").text
     assert "[{&#34;max&#34;: 500.0, &#34;metric&#34;: &#34;bops&#34;}]" in text
-    assert "{&#34;metric&#34;: &#34;kl&#34;" in text  # what the form has no field for
+    assert "{&#34;metric&#34;: &#34;kl&#34;" in text
+    assert '<option value="kl" selected>KL</option>' in text
     assert web.get("/searches/new?like=srh_none").status_code == 404
 
 
