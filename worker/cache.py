@@ -22,7 +22,8 @@ class Cache:
     """The keys under which one search's measurements lie."""
 
     def __init__(self, job: Job) -> None:
-        scheme = sorted(job.goal.device.per_channel_weights)  # of the device this alone matters: how weights are scaled
+        device = job.goal.device  # of which this alone matters: what it asks of grids
+        scheme = [sorted(device.per_channel_weights), device.activation_scheme, device.scale]
         self._common = [MEASUREMENT_VERSION, *job.digests, scheme, job.opening["options"], kind_of(job.processor)]
 
     @property

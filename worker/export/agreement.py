@@ -8,14 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+TIES = 4
 
 
 @dataclass(frozen=True)
 class Agreement:
     """Array of the exported file against the simulation's on the same pictures.
 
-    `top1` is the fraction of equal arg-maxima over the classes, of `decisions` (one per picture, token or pixel);
-    `sqnr_db` = 10 log10(signal power / error power) in decibels
+    `top1` is the fraction of equal arg-maxima over the classes, of `decisions` (one per picture, token or pixel), either
+    class counting where float32 can't tell their scores apart; `sqnr_db` = 10 log10(signal power / error power) in decibels
     (capped at 200 where the outputs are equal), `max_error` the largest absolute difference.
     """
 
@@ -34,9 +35,18 @@ def agreement(simulated: Array, exported: Array, axis: int = 1) -> Agreement:
     """Compare outputs with classes or channels along `axis`. Raises ValueError when their shapes differ."""
     if simulated.shape != exported.shape:
         raise ValueError(f"the exported file answers {exported.shape}, the simulation {simulated.shape}")
-    same = simulated.argmax(axis=axis) == exported.argmax(axis=axis)
+    same = _same_decisions(simulated, exported, axis)
     error = float(np.abs(simulated - exported).max())
     return Agreement(float(same.mean()), error, sqnr_db(simulated, exported), len(simulated), same.size)
+
+
+def _same_decisions(simulated: Array, exported: Array, axis: int) -> NDArray[np.bool_]:
+    """Tell for each decision whether the exported file's class is the simulation's, or as good as it: further behind
+    than `TIES` roundings of the largest output is not."""
+    chosen = exported.argmax(axis=axis, keepdims=True)
+    behind = simulated.max(axis=axis, keepdims=True) - np.take_along_axis(simulated, chosen, axis)
+    found: NDArray[np.bool_] = behind <= TIES * np.finfo(np.float32).eps * np.abs(simulated).max()
+    return found
 
 
 def accuracy(outputs: Array, labels: NDArray[np.int64]) -> float:

@@ -25,6 +25,7 @@ from worker.data import RoleData
 from worker.export.agreement import Agreement, Array, accuracy, agreement
 from worker.export.audit import differences, fused_ops, site_sqnr
 from worker.export.checkpoint import read_checkpoint
+from worker.export.grid_rules import rule_violations
 from worker.export.recount import Recount, recount
 from worker.hardware import host
 from worker.hardware.measure import Latency, fed, measure, open_session
@@ -231,6 +232,8 @@ def _count(report: VerificationReport, subject: Subject, files: Files) -> None:
     modelled = count(subject.graph, subject.network.assignment, subject.device)
     for violation in multiple_violations(subject.graph, subject.network.assignment, subject.device):
         _fail(report, "channel-multiple", violation)
+    for violation in rule_violations(subject.network, subject.device):
+        _fail(report, "grid-rules", violation)
     for metric, value in report.recount.totals().items():
         if value != modelled.value(metric):
             _fail(

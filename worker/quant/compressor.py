@@ -25,11 +25,11 @@ from worker.graph.ops.parametric import as_stored, rows_first
 from worker.graph.ops.recurrent import matrices, with_matrices
 from worker.graph.slicing import Slicer
 from worker.prune.reconstruct import DAMP, Moments, moments, patches, refit, std_mean
-from worker.quant.grids import ActivationGrid, round_weight, weight_scales
+from worker.quant.grids import ActivationGrid, GridRules, powers_above, round_weight, weight_scales
 from worker.quant.integer import Codes
 from worker.quant.network import CompressedNetwork, QuantizedLayer, Walk, is_float
 from worker.quant.reference import FloatReference, LayerReference
-from worker.quant.rounding import round_to_outputs
+from worker.quant.rounding import Scales, round_to_outputs
 from worker.quant.simulation import Simulation, Value
 
 Repair = Literal["sequential", "fast", "none"]
@@ -67,6 +67,7 @@ class Compressor:
         self.graph = graph
         self.reference = reference
         self.device = device
+        self.rules = GridRules.of(device)
         self.fast_pictures = fast_pictures
 
     def compress(self, assignment: Assignment, repair: Repair = "sequential") -> CompressedNetwork:
@@ -99,7 +100,7 @@ class Job:
         self.module = owner.slicer.sliced(kept)
         self.layers: dict[str, QuantizedLayer] = {}
         self.grids = {
-            site: owner.reference.observers[site].grid(bits)
+            site: owner.reference.observers[site].grid(bits, owner.rules)
             for site, bits in assignment.activation_bits.items()
             if not is_float(bits)
         }
@@ -130,7 +131,7 @@ class Job:
             weight = (
                 refit(stats, prior, self._damp(float_reference, inputs)) if self._changed(layer, columns) else prior
             )
-            fitted, bias = _match(self._round(layer, weight, stats.gram), inputs, targets, self._per_channel(layer))
+            fitted, bias = _match(self._round(layer, weight, stats.gram), inputs, targets, self._rescales(layer))
         self._install(layer, leaf, fitted, bias)
 
     def _recurrent(self, name: str, leaf: Recurrent) -> None:
@@ -177,9 +178,10 @@ class Job:
         flat = weight.reshape(-1, weight.shape[-1])
         if is_float(bits):
             return _Fitted(None, None, flat)
-        scale = weight_scales(flat, bits, self._per_channel(layer)).expand(len(flat)).contiguous()
+        per_channel, powers = self._per_channel(layer), self.owner.rules.powers
+        scale = weight_scales(flat, bits, per_channel, self.owner.rules).expand(len(flat)).contiguous()
         if gram is not None and weight.dim() == 2 and bits < 8 and weight.shape[1] <= MAX_FEEDBACK:
-            found = round_to_outputs(weight, scale, bits, gram, self._per_channel(layer))
+            found = round_to_outputs(weight, scale, bits, gram, Scales(per_channel, powers))
             integers, scale = found.integers, found.scale
         else:
             integers = round_weight(flat, scale, bits)
@@ -187,6 +189,10 @@ class Job:
 
     def _per_channel(self, layer: Layer) -> bool:
         return layer.kind in self.owner.device.per_channel_weights
+
+    def _rescales(self, layer: Layer) -> bool:
+        """Tell whether the device lets each output channel's scale be anything."""
+        return self._per_channel(layer) and not self.owner.rules.powers
 
     def _install(self, layer: Layer, leaf: Any, fitted: _Fitted, bias: Tensor) -> None:
         fitted = self._within_accumulator(layer, fitted, bias)
@@ -207,9 +213,13 @@ class Job:
             bits,
             bias.numpy().astype(np.float32),
             None if fitted.integers is None else _integers(fitted.integers.reshape(shape), bits),
-            None if fitted.scale is None else fitted.scale.numpy().astype(np.float32),
+            None if fitted.scale is None else self._scales(layer, fitted.scale),
             fitted.weight.reshape(shape).numpy().copy() if fitted.integers is None else None,
         )
+
+    def _scales(self, layer: Layer, scale: Tensor) -> np.ndarray[Any, Any]:
+        """Return the scales as they are stored: one per output channel, or the one for all."""
+        return (scale if self._per_channel(layer) else scale[:1]).numpy().astype(np.float32)
 
     def _within_accumulator(self, layer: Layer, fitted: _Fitted, bias: Tensor) -> _Fitted:
         """Coarsen the weights of channels whose bias int32 could not hold at scale_x * scale_w.
@@ -223,7 +233,7 @@ class Job:
         needed = needed if self._per_channel(layer) else needed.amax().expand(len(needed))
         if not bool((needed > fitted.scale).any()):
             return fitted
-        scale = torch.maximum(fitted.scale, needed)
+        scale = torch.maximum(fitted.scale, powers_above(needed) if self.owner.rules.powers else needed)
         integers = (fitted.weight / scale[:, None]).round()
         return _Fitted(integers, scale, integers * scale[:, None])
 
@@ -267,10 +277,10 @@ def _spread(columns: Tensor, width: int) -> Tensor:
     return (columns[:, None] * kernel + torch.arange(kernel)[None]).reshape(-1)
 
 
-def _match(fitted: _Fitted, inputs: Tensor, targets: Tensor, per_channel: bool) -> tuple[_Fitted, Tensor]:
+def _match(fitted: _Fitted, inputs: Tensor, targets: Tensor, rescales: bool) -> tuple[_Fitted, Tensor]:
     """Match each output channel's variance (through its scale) and mean (through the bias) to the targets.
 
-    A device with one scale per tensor gets the mean alone.
+    A device with one scale per tensor, or powers of two for scales, gets the mean alone.
     """
     if inputs.dim() == 3:
         by_group = fitted.weight.reshape(inputs.shape[1], -1, inputs.shape[2])
@@ -279,7 +289,7 @@ def _match(fitted: _Fitted, inputs: Tensor, targets: Tensor, per_channel: bool) 
         outputs = inputs @ fitted.weight.T
     (wanted, goal), (reached, mean) = std_mean(targets), std_mean(outputs)
     ratio = (wanted / reached.clamp_min(1e-8)).clamp(*VARIANCE_RATIO)
-    ratio = torch.where((reached > 1e-6) & torch.tensor(per_channel or fitted.scale is None), ratio, 1.0)
+    ratio = torch.where((reached > 1e-6) & torch.tensor(rescales or fitted.scale is None), ratio, 1.0)
     bias = goal - mean * ratio
     if fitted.integers is None or fitted.scale is None:
         return _Fitted(None, None, fitted.weight * ratio[:, None]), bias

@@ -1,4 +1,5 @@
-"""Integer grids: symmetric per-channel weights, asymmetric unsigned activations; rounded as ONNX does."""
+"""Integer grids: symmetric weights, unsigned activations (of a signed device too: see `GridRules`); rounded as ONNX
+does."""
 
 from __future__ import annotations
 
@@ -7,16 +8,37 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-"""Stands for "left float" wherever a bit-width is expected."""
+from app.domain.device import DeviceProfile
 
+POWER_RATIOS = (1.0, 0.5, 0.25)
 CLIP_RATIOS = tuple(ratio / 100 for ratio in (*range(100, 60, -4), *range(60, 19, -5)))
+
+
+@dataclass(frozen=True)
+class GridRules:
+    """What a device asks of grids beyond their bits.
+
+    `symmetric`: activations are signed integers without a zero point, here 2^(bits-1) in unsigned codes; a tensor that
+    can't be negative uses half of them. `powers`: every scale is a power of two, so that requantising is a shift.
+    """
+
+    symmetric: bool = False
+    powers: bool = False
+
+    @classmethod
+    def of(cls, device: DeviceProfile) -> GridRules:
+        """Return a device's rules."""
+        return cls(device.activation_scheme == "symmetric", device.scale == "power-of-two")
+
+
+FREE = GridRules()
 
 
 @dataclass(frozen=True)
 class ActivationGrid:
     """q = clamp(round_half_even(x / scale) + zero_point, 0, 2^bits - 1); x ~ (q - zero_point) * scale.
 
-    `scale` is a float32 value; `zero_point` is 0 for tensors that can't be negative.
+    `scale` is a float32 value; `zero_point` is 0 for tensors that can't be negative, 2^(bits-1) on symmetric devices.
     """
 
     scale: float
@@ -45,7 +67,7 @@ def weight_limit(bits: int) -> int:
     return int(2 ** (bits - 1) - 1)
 
 
-def weight_scales(weight: Tensor, bits: int, per_channel: bool = True) -> Tensor:
+def weight_scales(weight: Tensor, bits: int, per_channel: bool = True, rules: GridRules = FREE) -> Tensor:
     """Return float32 scales [out] (or [1]) that minimise the squared rounding error over clipping ratios.
 
     `weight` is [out, ...]. Ties go to the widest range, so the error never exceeds that of the largest magnitude.
@@ -54,8 +76,8 @@ def weight_scales(weight: Tensor, bits: int, per_channel: bool = True) -> Tensor
     top = flat.abs().amax(1, keepdim=True).clamp_min(1e-12)
     limit = weight_limit(bits)
     best_scale, best_error = top / limit, torch.full_like(top, torch.inf)
-    for ratio in CLIP_RATIOS if bits < 8 else CLIP_RATIOS[:4]:
-        scale = top * ratio / limit
+    for ratio in POWER_RATIOS if rules.powers else CLIP_RATIOS if bits < 8 else CLIP_RATIOS[:4]:
+        scale = powers_above(top / limit) * ratio if rules.powers else top * ratio / limit
         error = ((flat / scale).round_().clamp_(-limit, limit).mul_(scale) - flat).square_().sum(1, keepdim=True)
         better = error < best_error
         best_scale, best_error = torch.where(better, scale, best_scale), torch.where(better, error, best_error)
@@ -69,24 +91,33 @@ def round_weight(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     return (weight / scale.reshape(shape)).round_().clamp_(-limit, limit)
 
 
-def activation_grid(samples: Tensor, bits: int, unsigned: bool) -> ActivationGrid:
+def powers_above(scale: Tensor) -> Tensor:
+    """Return the smallest powers of two that are at least `scale`."""
+    found: Tensor = torch.exp2(torch.ceil(torch.log2(scale) - 1e-6))
+    return found
+
+
+def activation_grid(samples: Tensor, bits: int, unsigned: bool, rules: GridRules = FREE) -> ActivationGrid:
     """Return the grid that minimises the squared error on `samples` (1-D), zero always on the grid.
 
     The range is shrunk from [min, max] by common ratios; below 8 bits clipping outliers pays, at 8 it seldom does.
     """
     low = 0.0 if unsigned else min(0.0, float(samples.min()))
     high = max(float(samples.max()), low + 1e-6, 1e-6)
-    best, best_error = _grid(low, high, bits), float("inf")
+    best, best_error = _grid(low, high, bits, rules), float("inf")
     for ratio in CLIP_RATIOS:
-        grid = _grid(low * ratio, high * ratio, bits)
+        grid = _grid(low * ratio, high * ratio, bits, rules)
         error = float((grid.fake_quantize_(samples.clone()) - samples).square_().mean())
         if error < best_error:
             best, best_error = grid, error
     return best
 
 
-def _grid(low: float, high: float, bits: int) -> ActivationGrid:
-    levels = 2**bits - 1
-    scale = float(torch.tensor((high - low) / levels, dtype=torch.float32))
-    zero_point = min(levels, max(0, round(-low / scale)))
-    return ActivationGrid(scale, zero_point, bits)
+def _grid(low: float, high: float, bits: int, rules: GridRules) -> ActivationGrid:
+    levels, middle = 2**bits - 1, 2 ** (bits - 1)
+    step = max(high, -low) / (middle - 1) if rules.symmetric else (high - low) / levels
+    scale = torch.tensor(step, dtype=torch.float32)
+    if rules.powers:
+        scale = powers_above(scale)
+    zero_point = middle if rules.symmetric else min(levels, max(0, round(-low / float(scale))))
+    return ActivationGrid(float(scale), zero_point, bits)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from worker.graph.sites import Site
-from worker.quant.grids import ActivationGrid, activation_grid
+from worker.quant.grids import FREE, ActivationGrid, GridRules, activation_grid
 
 MAX_SAMPLES = 1 << 15
 
@@ -20,7 +20,7 @@ class SiteObserver:
         self._generator = torch.Generator().manual_seed(seed)
         self._parts: list[Tensor] = []
         self._low, self._high = 0.0, 0.0
-        self._grids: dict[int, ActivationGrid] = {}
+        self._grids: dict[tuple[int, GridRules], ActivationGrid] = {}
 
     def observe(self, value: Tensor) -> None:
         """Take in one batch of values of any shape."""
@@ -30,9 +30,10 @@ class SiteObserver:
             flat = flat[torch.randint(flat.numel(), (self._share,), generator=self._generator)]
         self._parts.append(flat.float().clone())
 
-    def grid(self, bits: int) -> ActivationGrid:
+    def grid(self, bits: int, rules: GridRules = FREE) -> ActivationGrid:
         """Return the fitted grid for a bit-width (computed once)."""
-        if bits not in self._grids:
+        key = bits, rules
+        if key not in self._grids:
             samples = torch.cat([*self._parts, torch.tensor([self._low, self._high])])
-            self._grids[bits] = activation_grid(samples, bits, self.site.unsigned)
-        return self._grids[bits]
+            self._grids[key] = activation_grid(samples, bits, self.site.unsigned, rules)
+        return self._grids[key]

@@ -17,6 +17,7 @@ BLOCK = 32
 RIDGE = 0.01
 SCALE_RATIOS = (1.0, 0.85, 1.2)
 """Where error feedback starts from, in units of the scales that suit the weights alone; ties go to the first."""
+POWER_RATIOS = (1.0, 0.5, 2.0)
 SWEEPS = 2
 
 
@@ -60,31 +61,45 @@ class Rounded:
     scale: Tensor
 
 
-def round_to_outputs(weight: Tensor, scale: Tensor, bits: int, gram: Tensor, per_channel: bool = True) -> Rounded:
+@dataclass(frozen=True)
+class Scales:
+    """What scales may be: one per output channel or one for all; any number, or powers of two alone."""
+
+    per_channel: bool = True
+    powers: bool = False
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Return where error feedback starts from."""
+        return POWER_RATIOS if self.powers else SCALE_RATIOS
+
+
+def round_to_outputs(weight: Tensor, scale: Tensor, bits: int, gram: Tensor, scales: Scales = Scales()) -> Rounded:
     """Return the rounding of weights [o, d] that changes a layer's outputs least, by its input Gram matrix [d, d].
 
-    Error feedback from several scales around the given ones [o], each then refitted to its integers by least squares;
-    the best per output channel (or, with one scale for all, altogether) is improved by coordinate descent (the
-    steps of QuantEase, Behdin et al. 2023): each weight in turn takes the integer that is best given the others.
+    Error feedback from several scales around the given ones [o], each then refitted to its integers by least squares
+    (powers of two stay as they are); the best per output channel (or, with one scale for all, altogether) is improved
+    by coordinate descent (the steps of QuantEase, Behdin et al. 2023): each weight in turn takes the integer that is
+    best given the others.
     """
     ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-8)
     damped = gram + ridge * torch.eye(len(gram))
-    count, ratios = len(weight), torch.tensor(SCALE_RATIOS)
-    scales = (scale[None] * ratios[:, None]).reshape(-1)
-    integers = round_with_feedback(weight.repeat(len(ratios), 1), scales, bits, gram)
+    count, ratios = len(weight), torch.tensor(scales.ratios)
+    starts = (scale[None] * ratios[:, None]).reshape(-1)
+    integers = round_with_feedback(weight.repeat(len(ratios), 1), starts, bits, gram)
     found = [
-        _refitted(weight, Rounded(some, start), damped, per_channel)
-        for some, start in zip(integers.split(count), scales.split(count), strict=True)
+        _refitted(weight, Rounded(some, start), damped, scales)
+        for some, start in zip(integers.split(count), starts.split(count), strict=True)
     ]
     errors = torch.stack([_errors(weight, item, damped) for item in found])
-    best = (errors if per_channel else errors.sum(1, keepdim=True).expand_as(errors)).argmin(0)
+    best = (errors if scales.per_channel else errors.sum(1, keepdim=True).expand_as(errors)).argmin(0)
     rows = torch.arange(count)
     integers, scale = (
         torch.stack(part)[best, rows] for part in zip(*[(x.integers, x.scale) for x in found], strict=True)
     )
     chosen = Rounded(integers, scale)
     for _ in range(SWEEPS):
-        chosen = _refitted(weight, Rounded(_swept(weight, chosen, bits, damped), chosen.scale), damped, per_channel)
+        chosen = _refitted(weight, Rounded(_swept(weight, chosen, bits, damped), chosen.scale), damped, scales)
     return chosen
 
 
@@ -94,11 +109,13 @@ def _errors(weight: Tensor, found: Rounded, gram: Tensor) -> Tensor:
     return ((off @ gram) * off).sum(1)
 
 
-def _refitted(weight: Tensor, found: Rounded, gram: Tensor, per_channel: bool) -> Rounded:
+def _refitted(weight: Tensor, found: Rounded, gram: Tensor, scales: Scales) -> Rounded:
     """Return the integers with the scales that suit the outputs best (least squares); those with none keep theirs."""
+    if scales.powers:
+        return found
     seen = found.integers @ gram
     gain, energy = (seen * weight).sum(1), (seen * found.integers).sum(1)
-    if not per_channel:
+    if not scales.per_channel:
         gain, energy = (item.sum().expand(len(weight)) for item in (gain, energy))
     usable = (gain > 0) & (energy > 0)
     return Rounded(found.integers, torch.where(usable, gain / energy.clamp_min(1e-30), found.scale))

@@ -6,7 +6,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -26,6 +26,7 @@ from worker.graph.read import named_refusals, read_network
 from worker.graph.rewrite import fold_batchnorm
 from worker.graph.slicing import Slicer
 from worker.quant.compressor import FAST_PICTURES, Compressor, Repair
+from worker.quant.equalise import equalised
 from worker.quant.network import CompressedNetwork, is_float, live_bytes, moved, run
 from worker.quant.polish import Polisher
 from worker.quant.reference import FloatReference
@@ -71,6 +72,7 @@ class Evaluator:
         runs_on: torch.device | None = None,
     ) -> None:
         self.runs_on = torch.device("cpu") if runs_on is None else runs_on
+        self.is_equalised = False
         self.folded = folded
         self.graph = graph
         self.compressor = compressor
@@ -248,11 +250,38 @@ def open_evaluator(
 ) -> Evaluator:
     """Return an evaluator: runs the float network once over the calibration pictures.
 
-    Trials run on `runs_on`, by default on what `processor` finds.
+    Trials run on `runs_on`, by default on what `processor` finds. Where the device has one weight scale per tensor, the
+    network's layers are equalised if evaluation pictures then say better of 8 bits everywhere.
     """
+    runs_on = processor() if runs_on is None else runs_on
+    found = _evaluator_of(network, data, device, options, runs_on)
+    if all(layer.kind in device.per_channel_weights for layer in network.graph.layers):
+        return found
+    scaled = equalised(network.folded)
+    if scaled is None:
+        return found
+    changed = replace(network, folded=scaled, slicer=Slicer(scaled, network.slicer.plan))
+    other = _evaluator_of(changed, data, device, options, runs_on)
+    other.is_equalised = True
+    return min((found, other), key=_loss_at_8_bits)
+
+
+def _evaluator_of(
+    network: Opened,
+    data: Mapping[Role, RoleData],
+    device: DeviceProfile,
+    options: EvaluatorOptions,
+    runs_on: torch.device,
+) -> Evaluator:
     inputs = data["calibration"].head(options.calibration).inputs
     reference = FloatReference(network.folded, network.slicer.plan, inputs)
     compressor = Compressor(network.slicer, network.graph, reference, device, options.fast)
-    return Evaluator(
-        network.folded, network.graph, compressor, data, options, processor() if runs_on is None else runs_on
-    )
+    return Evaluator(network.folded, network.graph, compressor, data, options, runs_on)
+
+
+def _loss_at_8_bits(evaluator: Evaluator) -> float:
+    """Return the loss of 8 bits everywhere on evaluation pictures (nothing is fitted on them); infinite for none."""
+    try:
+        return evaluator.evaluate(widest(evaluator.graph, 8), "screen", "fast").metrics["kl"]
+    except ArithmeticError:
+        return math.inf

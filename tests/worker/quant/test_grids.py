@@ -8,7 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.quant.grids import ActivationGrid, activation_grid, round_weight, weight_limit, weight_scales
+from worker.quant.grids import (
+    ActivationGrid,
+    GridRules,
+    activation_grid,
+    powers_above,
+    round_weight,
+    weight_limit,
+    weight_scales,
+)
 
 BITS = st.sampled_from([2, 3, 4, 5, 6, 8])
 SEEDS = st.integers(0, 2**31)
@@ -133,3 +141,35 @@ def test_activation_grid_when_the_samples_are_constant_then_finite(value: float)
     grid = activation_grid(torch.full((10,), value), 4, unsigned=False)
     assert grid.scale > 0
     assert grid.fake_quantize_(torch.full((1,), value)).item() == pytest.approx(value, abs=grid.scale / 2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.integers(3, 8), st.booleans(), st.booleans())
+def test_activation_grid_when_the_device_is_symmetric_then_centred_and_negative_values_mirror_positive_ones(
+    seed: int, bits: int, unsigned: bool, powers: bool
+) -> None:
+    x = torch.from_numpy(np.random.default_rng(seed).laplace(0, 1, 400)).float()
+    x = x.abs() if unsigned else x
+    grid = activation_grid(x, bits, unsigned, GridRules(symmetric=True, powers=powers))
+    assert grid.zero_point == 2 ** (bits - 1)
+    inside = x[x.abs() <= grid.scale * (2 ** (bits - 1) - 1)]
+    assert torch.equal(grid.fake_quantize(-inside), -grid.fake_quantize(inside))
+    assert not powers or np.log2(grid.scale) == round(np.log2(grid.scale))
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.integers(2, 8), st.booleans())
+def test_weight_scales_when_powers_of_two_are_asked_then_powers_and_the_best_of_the_near_ones(
+    seed: int, bits: int, per_channel: bool
+) -> None:
+    weight = weights(seed, 0.1)
+    scale = weight_scales(weight, bits, per_channel, GridRules(powers=True))
+    assert torch.equal(torch.log2(scale), torch.log2(scale).round())
+    error = (quantized(weight, scale, bits) - weight).square().sum()
+    for factor in (2.0, 4.0):
+        assert error <= (quantized(weight, scale * factor, bits) - weight).square().sum() * (1 + 1e-5)
+
+
+@pytest.mark.parametrize(("scale", "power"), [(1.0, 1.0), (1.0001, 2.0), (0.3, 0.5), (2.0**-9, 2.0**-9)])
+def test_powers_above_when_asked_then_the_smallest_power_not_below(scale: float, power: float) -> None:
+    assert powers_above(torch.tensor(scale)).item() == power

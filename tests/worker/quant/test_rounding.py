@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.quant.grids import round_weight, weight_limit, weight_scales
-from worker.quant.rounding import Rounded, round_to_outputs, round_with_feedback
+from worker.quant.grids import GridRules, round_weight, weight_limit, weight_scales
+from worker.quant.rounding import Rounded, Scales, round_to_outputs, round_with_feedback
 
 
 def correlated(seed: int, rows: int, dims: int) -> torch.Tensor:
@@ -60,7 +60,7 @@ def test_round_to_outputs_when_inputs_correlate_then_better_than_error_feedback(
     weight = torch.randn(16, 144, generator=torch.Generator().manual_seed(1))
     scale, gram = weight_scales(weight, bits, per_channel).expand(16).contiguous(), x.T @ x / len(x)
     feedback = output_error(weight, round_with_feedback(weight, scale, bits, gram), scale, x)
-    found = round_to_outputs(weight, scale, bits, gram, per_channel)
+    found = round_to_outputs(weight, scale, bits, gram, Scales(per_channel))
     assert output_error(weight, found.integers, found.scale, x) < 0.9 * feedback
     assert len(found.scale.unique()) == (16 if per_channel else 1)
 
@@ -89,3 +89,14 @@ def test_round_to_outputs_when_inputs_are_dead_then_finite() -> None:
     weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
     found = round_to_outputs(weight, weight_scales(weight, 4), 4, torch.zeros(20, 20))
     assert bool(torch.isfinite(found.integers).all() and torch.isfinite(found.scale).all())
+
+
+def test_round_to_outputs_when_scales_are_powers_of_two_then_they_stay_so_and_the_outputs_gain() -> None:
+    x = correlated(0, 2000, 144)
+    weight = torch.randn(16, 144, generator=torch.Generator().manual_seed(1))
+    gram = x.T @ x / len(x)
+    scale = weight_scales(weight, 4, True, GridRules(powers=True))
+    found = round_to_outputs(weight, scale, 4, gram, Scales(powers=True))
+    assert torch.equal(torch.log2(found.scale), torch.log2(found.scale).round())
+    nearest = output_error(weight, round_weight(weight, scale, 4), scale, x)
+    assert output_error(weight, found.integers, found.scale, x) < 0.8 * nearest
