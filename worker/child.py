@@ -147,7 +147,7 @@ def export(session: Session, params: Params) -> Params:
         evaluation=evaluator.pictures("full"),
         device=evaluator.compressor.device,
         budget=Budget(params["limits"]),
-        manifest=params["manifest"],
+        manifest={**params["manifest"], **({"equalised": True} if evaluator.is_equalised else {})},
         measured=params.get("measured"),
     )
     return export_all(request, Path(params["folder"])).to_json()

@@ -15,9 +15,9 @@ TIES = 4
 class Agreement:
     """Array of the exported file against the simulation's on the same pictures.
 
-    `top1` is the fraction of equal arg-maxima over the classes, of `decisions` (one per picture, token or pixel), either
-    class counting where float32 can't tell their scores apart; `sqnr_db` = 10 log10(signal power / error power) in decibels
-    (capped at 200 where the outputs are equal), `max_error` the largest absolute difference.
+    `top1` is the fraction of equal arg-maxima over the classes, of `decisions` (one per picture, token or pixel);
+    either class counts where float32 can't tell their scores apart. `sqnr_db` = 10 log10(signal power / error power)
+    in decibels (capped at 200 where the outputs are equal), `max_error` the largest absolute difference.
     """
 
     top1: float

@@ -35,3 +35,11 @@ def test_sqnr_when_equal_silent_or_infinite_then_capped() -> None:
 
 def test_accuracy_when_half_the_labels_match_then_half() -> None:
     assert accuracy(A, np.array([0, 1, 1, 0])) == 0.5
+
+
+def test_agreement_when_two_classes_tie_but_for_rounding_then_either_will_do_and_a_step_further_not() -> None:
+    step = np.finfo(np.float32).eps * 8
+    simulated = np.float32([[1 + step / 4, 1], [8, 0]])
+    assert agreement(simulated, np.float32([[1, 1 + step / 4], [8, 0]])).top1 == 1.0
+    apart = np.float32([[1 + 8 * step, 1], [8, 0]])
+    assert agreement(apart, np.float32([[1, 1 + 8 * step], [8, 0]])).top1 == 0.5
