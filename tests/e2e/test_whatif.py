@@ -27,6 +27,7 @@ def test_whatif_when_a_limit_is_typed_then_the_services_answer_beside_the_best(
     page = watched.page
     page.goto(f"{service.url}/searches/{search['id']}")
     page.locator("#whatif td").first.wait_for()
+    assert float(page.get_by_label("BOPs at most").input_value()) == search["budget"]["limits"]["bops"]
     limit = search["budget"]["limits"]["bops"] * 0.6
     page.get_by_label("BOPs at most").fill(f"{limit:.0f}")
     page.wait_for_url(lambda url: f"bops%3A{limit:.0f}" in url)
@@ -37,7 +38,7 @@ def test_whatif_when_a_limit_is_typed_then_the_services_answer_beside_the_best(
     ]})["measured"]  # fmt: skip
     shown = answer(page)
     heads = shown[""]
-    assert heads[:3] == ["best in this budget", "measured", "predicted"]
+    assert heads[:3] == ["best in the search's budget", "measured", "predicted"]
     predicted = heads.index("predicted")
     assert shown["BOPs"][0] == amount("bops", best["costs"]["bops"])
     assert shown["Accuracy"][0] == percent(best["metrics"]["accuracy"])

@@ -42,7 +42,7 @@ const place = (row, value) => Math.round((STEPS * Math.log(value / row.low)) / M
 const value = (row) => row.low * (row.high / row.low) ** (Number(row.slider.value) / STEPS);
 
 function set(row, limit, from) {
-  if (from !== row.field) row.field.value = Number(limit.toPrecision(4));
+  if (from !== row.field) row.field.value = from === row.slider ? Number(limit.toPrecision(4)) : limit;
   if (from !== row.slider) row.slider.value = Math.min(STEPS, Math.max(0, place(row, limit)));
   row.note.textContent = amount(row.metric, limit);
   row.slider.setAttribute("aria-valuetext", amount(row.metric, limit));
@@ -84,6 +84,7 @@ function verdict(found) {
 }
 
 const box = panel.querySelector(".answer");
+const running = document.querySelector("[data-events]") !== null;
 let today, timer, number = 0;
 
 async function ask() {
@@ -92,28 +93,26 @@ async function ask() {
   panel.querySelector(".problem").hidden = true;
   if (wrong) return show(panel.querySelector(".problem"), new Error("A limit is a number greater than zero."));
   try {
-    today ??= await call("POST", `/v1/searches/${search}/whatif`, { limits: Object.entries(limits).map(([name, max]) => ({ metric: name, max })) });
+    if (!today || running) today = await call("POST", `/v1/searches/${search}/whatif`, { limits: Object.entries(limits).map(([name, max]) => ({ metric: name, max })) });
     const found = await call("POST", `/v1/searches/${search}/whatif`, { limits: asked() });
     if (mine !== number) return;
     const near = found.measured || found.binding.length ? [] : [["closest measured", found.nearest]];
-    const columns = [["best in this budget", today.measured ?? today.nearest], ["measured", found.measured], ["predicted", found.predicted], ...near];
+    const columns = [["best in the search's budget", today.measured ?? today.nearest], ["measured", found.measured], ["predicted", found.predicted], ...near];
     box.querySelector(".says").textContent = verdict(found);
     box.querySelector(".scroll").replaceChildren(table(columns));
-    remember(found.binding.length > 0);
+    remember();
   } catch (error) {
     show(panel.querySelector(".problem"), error);
   }
 }
 
 // The limits asked about are part of the page's address, and of the address of the form for a new search.
-function remember(impossible) {
+function remember() {
   const text = asked().map((limit) => `${limit.metric}:${limit.max}`).join(",");
   const here = new URL(location.href);
   here.searchParams.set("whatif", text);
   history.replaceState(null, "", here);
-  const link = panel.querySelector("#search-here");
-  link.href = `/searches/new?like=${search}&limits=${encodeURIComponent(text)}`;
-  link.toggleAttribute("data-impossible", impossible);
+  panel.querySelector("#search-here").href = `/searches/new?like=${search}&limits=${encodeURIComponent(text)}`;
 }
 
 function soon() {
