@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from app.cli import app
 from app.commands.datamake import guess_layout, parse_size
 from app.commands.searches import Request, merged, parse_stop, read_request
-from app.commands.show import best_line, quality_columns, quality_rows
+from app.commands.show import best_line, quality_columns, quality_rows, search_summary
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = [
@@ -140,6 +142,20 @@ def test_quality_when_told_then_by_the_searchs_metric() -> None:
     names = quality_columns(candidate)
     assert names == ("mse", "accuracy", "agreement", "kl")
     assert quality_rows(candidate, names)[0] == ("evaluation", "0.25", "–", "–", "0.1000")
+
+
+def test_summary_when_a_search_has_ended_then_says_what_trials_ran_on_and_what_to_beware_of() -> None:
+    search = {"state": "completed", "outcome": "feasible", "processor": "cuda:0 NVIDIA L4"}
+    candidate = {
+        "id": "cnd_1",
+        "metrics": {"quality": {"metric": "miou", "floor": 0.5, "value": 0.6, "met": True}},
+    }
+    console = Console(record=True, width=200, file=io.StringIO())
+    search_summary(console, {**search, "warnings": ["baseline-is-guessing"]}, candidate)
+    text = console.export_text()
+    assert "trials ran on cuda:0 NVIDIA L4" in text
+    assert "no better than guessing on these labels" in text
+    assert "hold-out mIoU 60.00 %, asked for ≥ 50.00 %: kept" in text
 
 
 def test_request_when_the_file_is_a_list_then_is_wrong_usage(tmp_path: Path) -> None:

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from app.domain import ids
+from app.store import blobs
+from app.store.tables import Dataset, Search
 from tests.reliability.rig import Rig, build
-from tests.worker.digit_files import Net, exported
+from tests.worker.digit_files import SPEC, Net, exported
 from worker.job import Site
 from worker.runner import Runner
 from worker.sandbox import Child
@@ -24,6 +27,13 @@ class Rooted(Net):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.sqrt(super().forward(x))
+
+
+class RootsOfPixels(Net):
+    """Reads the roots of its pixels: NaN where one is below zero."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.sqrt(x))
 
 
 class Overflowing(Net):
@@ -45,14 +55,19 @@ class Dead(Net):
 
 def run(folder: Path, net: bytes, digits: bytes) -> tuple[Rig, str]:
     """Search on a network and a dataset; return the rig and the search."""
+    made = rigged(folder, net, digits)
+    search = made.add_search(TRIALS)
+    assert Runner(Site(made.database, made.blobs), search).run() == "finished"
+    return made, search
+
+
+def rigged(folder: Path, net: bytes, digits: bytes) -> Rig:
+    """Store a network and a dataset."""
     (folder / "net.pt2").write_bytes(net)
     (folder / "digits.npz").write_bytes(digits)
     with Child() as child:
         graph: dict[str, Any] = child.call("inspect", {"path": str(folder / "net.pt2")}, 120)["graph"]
-    made = build(f"sqlite:///{folder / 'app.db'}", folder, folder, graph)
-    search = made.add_search(TRIALS)
-    assert Runner(Site(made.database, made.blobs), search).run() == "finished"
-    return made, search
+    return build(f"sqlite:///{folder / 'app.db'}", folder, folder, graph)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +88,35 @@ def test_run_when_the_float_network_tells_nothing_apart_then_failed_by_name_befo
     assert "evaluation set" in ended.error["detail"] and told in ended.error["detail"]
     assert [trial.state for trial in rig.trials(key)] == ["failed"]
     assert ended.sensitivity is None
+    rig.database.dispose()
+
+
+def test_run_when_the_float_network_fails_on_the_holdout_set_alone_then_failed_by_name_at_the_end(
+    tmp_path: Path, files: Path
+) -> None:
+    torch.manual_seed(0)
+    stored, parts = np.load(files / "digits.npz"), {}
+    rig = rigged(tmp_path, exported(RootsOfPixels()), (files / "digits.npz").read_bytes())
+    for place, role in enumerate(("calibration", "evaluation", "holdout")):
+        x, y = (stored[name][place * 300 : (place + 1) * 300] for name in "xy")
+        x = x.astype(np.float32)
+        x[7, 0, 2, 2] = -1.0 if role == "holdout" else 1.0
+        np.savez(tmp_path / "part.npz", x=x, y=y)
+        sha, size = rig.blobs.put_file(tmp_path / "part.npz")
+        with rig.database.writing() as session:
+            blobs.record(session, sha, size)
+            parts[role] = Dataset(
+                id=ids.new_id("dataset"), name=role, blob_sha=sha, bytes=size, state="ready", spec=SPEC
+            )
+            session.add(parts[role])
+    key = rig.add_search(TRIALS)
+    with rig.database.writing() as session:
+        session.get_one(Search, key).dataset = {role: row.id for role, row in parts.items()}
+    assert Runner(Site(rig.database, rig.blobs), key).run() == "finished"
+    ended = rig.search(key)
+    assert (ended.state, ended.error and ended.error["type"]) == ("failed", "/problems/baseline-not-finite")
+    assert "hold-out set: outputs are NaN or infinite for 1 of 300 rows, first for row 7" in ended.error["detail"]
+    assert {trial.state for trial in rig.trials(key)} == {"done"}
     rig.database.dispose()
 
 
