@@ -60,8 +60,11 @@ class Finisher:
             return Outcome.none
         feasible = feasible and (self._quality is None or any(self._judged(found)["met"] for _, found in ranked))
         ids = [self._store(rank, row, holdout) for rank, (row, holdout) in enumerate(ranked, start=1)]
+        wanted = [(candidate_id, row) for candidate_id, (row, _) in zip(ids, ranked, strict=True)]
+        if self._is_front:  # the files are points far from each other, not the best ones
+            wanted.sort(key=lambda pair: chosen.index(pair[1]))
         verified = 0
-        for candidate_id, (row, _) in zip(ids, ranked, strict=True):
+        for candidate_id, row in wanted:
             if verified >= self.job.export_top:
                 break
             verified += self._export(candidate_id, row) is Verification.verified
@@ -70,16 +73,26 @@ class Finisher:
     def to_score(self) -> list[Item]:
         """Return what will be measured on the hold-out set: the baseline, then what was chosen."""
         chosen = self._chosen()[0]
-        plain = chosen[POLISHED:] if self.job.polish else chosen  # the first will be polished before
+        plain = chosen[self._polished :] if self.job.polish else chosen  # the first will be polished before
         return [self._holdout(row) for row in [self.loop.row(0), *plain]]
 
+    @property
+    def _is_front(self) -> bool:
+        return bool(self.job.settings.axes)
+
+    @property
+    def _polished(self) -> int:
+        """Return how many of what was chosen are polished: of a front all that are delivered."""
+        return max(POLISHED, self.job.export_top) if self._is_front else POLISHED
+
     def _chosen(self) -> tuple[list[TrialRow], bool]:
-        """Return the finalists, or where there are none the trial that breaks the limits least; and which it is."""
+        """Return the finalists (of a front, points far from each other), or where there are none the trial that breaks
+        the limits least; and which it is."""
         loop, measured = self.loop, self.measured
         if measured is not None:
             finalists = measured.finalists(loop, RESCORED)
             return finalists or measured.best_effort(loop, 1), bool(finalists)
-        finalists = loop.finalists(RESCORED)
+        finalists = loop.spread(RESCORED) if self._is_front else loop.finalists(RESCORED)
         return finalists or loop.best_effort(1), bool(finalists)
 
     def _ranked(self, chosen: list[TrialRow]) -> list[tuple[TrialRow, Json]]:
@@ -106,7 +119,7 @@ class Finisher:
             return
         with self.site.database.writing() as session:
             rows.progress(session, self.job.search_id, {"stage": "polish"})
-        for row in chosen[:POLISHED]:
+        for row in chosen[: self._polished]:
             with suppress(ArithmeticError):
                 self._polish[row.idx] = polish(self._repair(row), functools.partial(self._loss, row.assignment))
 

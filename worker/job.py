@@ -202,9 +202,11 @@ def search_settings(spec: Json) -> Settings:
         seed=int(data.get("seed") or 0),
         sampler=data.get("sampler") or "tpe",
         stop=_stop(data.get("stop") or {}),
+        axes=tuple(data.get("axes") or ("kl", spec["limits"][0]["metric"])) if data.get("goal") == "front" else (),
     )
 
 
 def _stop(data: Json) -> Stop:
     target = data.get("target")
-    return Stop(data.get("patience"), None if target is None else (target["metric"], float(target["value"])))
+    wanted = None if target is None else (target["metric"], float(target["value"]))
+    return Stop(data.get("patience"), wanted, Stop.growth if data.get("growth") is None else data["growth"])

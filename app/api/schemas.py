@@ -21,6 +21,7 @@ Name = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]+$")
 ]
 Metric = Literal["macs", "bops", "weight_bytes", "peak_activation_bytes", "latency_ms", "energy_mj"]
+Axis = Literal["kl", "macs", "bops", "weight_bytes", "peak_activation_bytes", "latency_ms", "energy_mj"]
 Ident = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,64}$")]
 DeviceRef = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,64}(@[0-9]{1,9})?$")]
 Bits = Annotated[int, Field(ge=2, le=32)]
@@ -100,14 +101,24 @@ class TargetIn(Strict):
 
 
 class StopIn(Strict):
-    """When to stop before the trials are spent: no gain for `patience` trials, or the target reached in the budget."""
+    """When to stop before the trials are spent: no gain for `patience` trials, or the target reached in the budget.
+
+    Where the goal is a front, it is no gain if the volume it covers grows by at most `growth` (a share; 0.01).
+    """
 
     patience: Annotated[int, Field(ge=1, le=100_000)] | None = None
     target: TargetIn | None = None
+    growth: Annotated[FiniteFloat, Field(ge=0, lt=1)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a growth that was not named."""
+        found: dict[str, Any] = serialize(self)
+        return {key: value for key, value in found.items() if key != "growth" or value is not None}
 
 
 class SearchOptionsIn(Strict):
-    """How hard to search."""
+    """What for and how hard to search: the best network inside the budget, or the front over `axes` up to it."""
 
     trials: Annotated[int, Field(ge=1, le=100_000)] = 60
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -117,6 +128,23 @@ class SearchOptionsIn(Strict):
     warm_start: bool = True
     allow_best_effort: bool = False
     stop: StopIn = StopIn()
+    goal: Literal["best", "front"] = "best"
+    axes: Annotated[list[Axis], Field(min_length=2, max_length=3)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the plain goal: such requests read as they always did."""
+        found: dict[str, Any] = serialize(self)
+        plain = {"goal": "best", "axes": None}
+        return {key: value for key, value in found.items() if key not in plain or value != plain[key]}
+
+    @model_validator(mode="after")
+    def _axes_of_a_front(self) -> Self:
+        if self.axes is not None and self.goal != "front":
+            raise ValueError("axes belong to the goal 'front'")
+        if self.axes is not None and ("kl" not in self.axes or len(set(self.axes)) < len(self.axes)):
+            raise ValueError("axes are 'kl' and one or two different costs")
+        return self
 
 
 class QualityIn(Strict):
@@ -171,6 +199,8 @@ class SearchIn(Strict):
     def _timed_alone(self) -> Self:
         if self.search.runners > 1 and any(limit.evidence == "measured" for limit in self.limits):
             raise ValueError("a search that measures latency has one runner")
+        if self.search.goal == "front" and any(limit.evidence == "measured" for limit in self.limits):
+            raise ValueError("a search for a front counts costs; measure latency in a search for the best network")
         return self
 
 

@@ -94,6 +94,15 @@ class Request:
     polish: Annotated[
         bool | None, typer.Option("--polish/--no-polish", help="Polish the best before the end, or leave them.")
     ] = None
+    goal: Annotated[
+        str | None, typer.Option(help="best: one network inside the budget; front: the whole front up to it.")
+    ] = None
+    axes: Annotated[
+        str | None, typer.Option(help="What the front lies between: kl and one or two costs, such as 'kl,bops'.")
+    ] = None
+    growth: Annotated[
+        float | None, typer.Option(help="With --patience and --goal front: the growth that counts as no gain (0.01).")
+    ] = None
     export_top: Annotated[int | None, typer.Option(min=0, help="How many candidates to export.")] = None
 
 
@@ -223,7 +232,9 @@ def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
             "runners": request.runners,
             "warm_start": request.warm_start,
             "allow_best_effort": request.allow_best_effort,
-            "stop": parse_stop(request.patience, request.target),
+            "stop": parse_stop(request.patience, request.target, request.growth),
+            "goal": request.goal,
+            "axes": [name.strip() for name in request.axes.split(",")] if request.axes else None,
         },
     )
     quality = _over(body.get("quality"), parse_quality(request))
@@ -240,12 +251,13 @@ def parse_space(request: Request) -> dict[str, Any]:
     return {**plain, **ratios, "freeze": request.freeze or None, "bits": parse_bits(request.bits or ()) or None}
 
 
-def parse_stop(patience: int | None, target: str | None) -> dict[str, Any] | None:
+def parse_stop(patience: int | None, target: str | None, growth: float | None = None) -> dict[str, Any] | None:
     """Return the rules to stop by, or None where none is given. Raises ValueError for a target that is none."""
+    rest = {} if growth is None else {"growth": growth}
     if target is None:
-        return None if patience is None else {"patience": patience}
+        return {"patience": patience, **rest} if patience is not None or rest else None
     metric, value = parse_figure(target)
-    return {"patience": patience, "target": {"metric": metric, "value": value}}
+    return {"patience": patience, "target": {"metric": metric, "value": value}, **rest}
 
 
 def parse_quality(request: Request) -> dict[str, Any]:

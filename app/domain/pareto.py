@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 
@@ -29,3 +30,20 @@ def hypervolume_2d(points: Sequence[tuple[float, float]], reference: tuple[float
         area += (right - x) * (reference[1] - y)
         right = x
     return area
+
+
+def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float]) -> float:
+    """Return the volume dominated by `points` up to `reference`, for any number of axes (all minimised).
+
+    The last axis is cut into slabs, each as large as the lower-dimensional volume of the points below it.
+    """
+    inside = [point for point in points if all(x < limit for x, limit in zip(point, reference, strict=True))]
+    inside = [inside[index] for index in front(inside)]
+    if len(reference) == 1:
+        return max((reference[0] - point[0] for point in inside), default=0.0)
+    cuts = sorted({point[-1] for point in inside})
+    volume = 0.0
+    for low, high in itertools.pairwise([*cuts, reference[-1]]):
+        below = [point[:-1] for point in inside if point[-1] <= low]
+        volume += (high - low) * hypervolume(below, reference[:-1])
+    return volume

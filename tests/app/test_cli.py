@@ -89,9 +89,20 @@ def test_request_when_options_and_file_meet_then_options_win(tmp_path: Path) -> 
     }
 
 
+def test_request_when_a_front_is_asked_for_then_its_axes_are_a_list() -> None:
+    body = merged({"search": {"trials": 9}}, Request(goal="front", axes="kl, bops", patience=8, growth=0.05))
+    assert body["search"] == {
+        "trials": 9,
+        "stop": {"patience": 8, "growth": 0.05},
+        "goal": "front",
+        "axes": ["kl", "bops"],
+    }
+
+
 def test_stop_when_written_as_options_then_the_rules() -> None:
     assert parse_stop(None, None) is None
     assert parse_stop(5, None) == {"patience": 5}
+    assert parse_stop(5, None, 0.02) == {"patience": 5, "growth": 0.02}
     assert parse_stop(None, "kl<=0.05") == {"patience": None, "target": {"metric": "kl", "value": 0.05}}
     assert parse_stop(3, "accuracy >= 0.9")["target"] == {"metric": "accuracy", "value": 0.9}  # type: ignore[index]
     for wrong in ("accuracy<=0.9", "kl>=1", "accuracy", "accuracy>=much"):

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from worker.job import MAX_DETAIL, MAX_ERROR, pictures, problem
+from worker.job import MAX_DETAIL, MAX_ERROR, pictures, problem, search_settings
+from worker.search.rows import Stop
 
 
 def test_problem_when_names_are_plain_then_kept_as_they_are() -> None:
@@ -45,3 +46,15 @@ def test_problem_when_a_name_is_endless_then_it_is_cut() -> None:
 )
 def test_pictures_when_one_costs_more_then_fewer_are_looked_at(macs: int, wanted: dict[str, int]) -> None:
     assert pictures(macs) == wanted
+
+
+def test_settings_when_a_front_is_asked_for_then_its_axes_else_none() -> None:
+    limits = [{"metric": "weight_bytes", "max": 9}, {"metric": "bops", "max": 9}]
+    axes = ["kl", "bops"]
+    asked = {"goal": "front", "stop": {"patience": 9, "growth": 0.0}}
+    assert search_settings({"search": {}, "limits": limits}).axes == ()
+    assert search_settings({"search": {"axes": axes}}).axes == ()
+    assert search_settings({"search": {**asked, "axes": axes}}).axes == ("kl", "bops")
+    assert search_settings({"search": asked, "limits": limits}).axes == ("kl", "weight_bytes")
+    assert search_settings({"search": asked, "limits": limits}).stop == Stop(patience=9, growth=0.0)
+    assert search_settings({"search": {"stop": {"patience": 9}}}).stop == Stop(patience=9, growth=0.01)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import threading
@@ -135,6 +136,25 @@ def test_run_when_a_quality_is_to_be_kept_then_candidates_are_judged_on_the_hold
     assert judged["value"] == best.metrics["holdout"][judged["metric"]]
     if "max_drop" in quality:
         assert judged["floor"] == pytest.approx((ended.baseline or {})["holdout"]["accuracy"] - 0.999)
+
+
+def test_run_when_the_goal_is_a_front_then_files_of_points_far_from_each_other(rig: Rig) -> None:
+    search = rig.add_search(16, limits=(Limit("bops", relative=1 / 2),), goal="front", axes=["kl", "bops"])
+    with rig.database.writing() as session:
+        row = session.get_one(Search, search)
+        row.spec = {**row.spec, "export_top": 2, "polish": False}
+    assert Runner(site(rig), search).run() == "finished"
+    ended, found, trials = rig.search(search), rig.candidates(search), rig.trials(search)
+    assert (ended.state, ended.outcome) == ("completed", "feasible")
+    assert all(candidate.feasible for candidate in found)
+    assert len({(trial.params or {}).get("target") for trial in trials[1:]} - {None}) >= 6
+    spread = {item.id: math.log2(item.costs["bops"]) for item in found}
+    files = [spread[item.id] for item in found if item.verification == "verified"]
+    assert len(found) >= 4
+    assert len(files) == 2
+    assert abs(files[0] - files[1]) > (max(spread.values()) - min(spread.values())) / 2
+    best = min(found, key=lambda item: item.metrics["evaluation"]["kl"])
+    assert best.verification == "verified"
 
 
 @pytest.mark.parametrize(("metric", "sign"), [("accuracy", -1), ("mse", 1), ("cosine", -1)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -19,49 +19,37 @@ from app.domain.candidate import Measurement
 from app.domain.cost import METRICS, Costs, count
 from app.domain.metrics import HIGHER_IS_BETTER
 from app.domain.space import Assignment, widest
+from worker.search.frontier import Frontier, Tried, span_of, spread
 from worker.search.moves import Moves
+from worker.search.probing import Probing
 from worker.search.refit import Observation, Posterior
-from worker.search.rows import Goal, RowState, Settings, Stop, TrialKind, TrialPlan, TrialRow
+from worker.search.rows import Goal, Round, RowState, Settings, Stop, TrialKind, TrialPlan, TrialRow
 from worker.search.sampling import REPAIR, SLACK, SPAN, Asker, Past, Projection, Suggestion, project, stable_seed
-from worker.search.sensitivity import Probe, SensitivityTable, build_table, probes
+from worker.search.sensitivity import SensitivityTable
 from worker.search.solver import Solver
 
 OBJECTIVE = "kl"
+TARGET = "target"
 _ATTEMPTS = 4
 _OFFSETS: tuple[Mapping[str, float], ...] = ({}, {"keep": SPAN}, {"weight": SPAN, "activation": SPAN})
-
-
-@dataclass(frozen=True)
-class Round:
-    """Trials from number `start` on that are allocated for `budget`."""
-
-    start: int
-    trials: int
-    budget: Budget
-
-    @property
-    def end(self) -> int:
-        """Return the number behind the last trial's."""
-        return self.start + self.trials
 
 
 Seed = tuple[TrialKind, dict[str, Any], Assignment]
 
 
-class SearchLoop:
+class SearchLoop(Probing):
     """Plans trials and takes their results. Not thread-safe; one per search."""
 
     def __init__(self, goal: Goal, settings: Settings) -> None:
-        self.goal, self.settings = goal, settings
+        super().__init__(goal, settings)
         self._solver = Solver(goal.graph, goal.space, goal.device)
         self._rows: dict[int, TrialRow] = {}
         self._lost: set[int] = set()
-        self._measured: dict[str, float | None] = {}
         self._costs: dict[str, Costs] = {}
-        self._probes = probes(goal.graph, goal.space, settings.max_probes)
         self._rounds: list[Round] = []
         self._passed = 0
-        self._taught: tuple[int, Posterior | None] | None = None
+        self._taught: tuple[int, dict[int | None, Posterior | None]] = (0, {})
+        self._batch: tuple[int, tuple[int, ...]] = (0, ())
 
     @classmethod
     def from_rows(
@@ -96,33 +84,6 @@ class SearchLoop:
         self._rows.update({row.idx: row for row in rows})
         self._lost = set(lost)
 
-    # probes
-
-    def pending_probes(self) -> list[Probe]:
-        """Return the sensitivity probes not yet measured (at `settings.probe_fidelity`)."""
-        return [probe for probe in self._probes if probe.key not in self._measured]
-
-    @property
-    def reference(self) -> Assignment:
-        """Return the assignment that every probe changes in one place."""
-        return self._probes[0].assignment
-
-    @property
-    def base_loss(self) -> float | None:
-        """Return the reference's loss, or None where it was not or could not be measured."""
-        return self._measured.get(self._probes[0].key)
-
-    def tell_probe(self, key: str, loss: float | None) -> None:
-        """Take a probe's loss (KL in nats), or None where it could not be measured."""
-        self._measured[key] = loss
-
-    @cached_property
-    def table(self) -> SensitivityTable:
-        """The sensitivity table. Raises RuntimeError while probes are pending."""
-        if self.pending_probes():
-            raise RuntimeError(f"{len(self.pending_probes())} sensitivity probes are pending")
-        return build_table(self.goal.graph, self.goal.space, self._measured, self.settings.max_probes)
-
     @cached_property
     def projection(self) -> Projection:
         """The sampler's parameters, drawn up from the table."""
@@ -139,11 +100,11 @@ class SearchLoop:
 
         An empty list means: finish what is in flight (or the probes) first, or `is_done`.
         """
-        plans: list[TrialPlan] = [_plan_of(self._rows[idx]) for idx in sorted(self._lost)[:n]]
+        plans: list[TrialPlan] = [self._rows[idx].plan for idx in sorted(self._lost)[:n]]
         self._lost -= {plan.idx for plan in plans}
         while len(plans) < n and (idx := self._next_index()) is not None:
             plan = self._plan(idx)
-            self._rows[idx] = TrialRow(**_fields(plan))
+            self._rows[idx] = TrialRow.of(plan)
             plans.append(plan)
         return plans
 
@@ -191,13 +152,22 @@ class SearchLoop:
         stop, best = self.settings.stop, min(inside, key=_merit, default=None)
         if best is None:
             return False
-        if stop.patience is not None and end - max(best.idx + 1, self._start) >= stop.patience:
+        if stop.patience is not None and self._has_settled(end, best.idx, stop.patience):
             return True
         if stop.target is None:
             return False
         metric, value = stop.target
         sign = 1.0 if metric in HIGHER_IS_BETTER else -1.0
         return any(sign * row.metrics[metric] >= sign * value for row in inside if metric in row.metrics)
+
+    def _has_settled(self, end: int, best: int, patience: int) -> bool:
+        """Tell whether the `patience` trials before `end` gained nothing: on the best one, or on the whole front."""
+        if self._frontier is None:
+            return end - max(best + 1, self._start) >= patience
+        volume = self._frontier.volume(self._tried(end))
+        return end - patience >= self._start + len(self._fresh_seeds) and volume <= (
+            1 + self.settings.stop.growth
+        ) * self._frontier.volume(self._tried(end - patience))
 
     @property
     def _start(self) -> int:
@@ -231,8 +201,56 @@ class SearchLoop:
 
     def _budget(self, idx: int) -> Budget:
         """Return the budget that a trial is allocated for."""
-        found = self._round(idx)
-        return self.goal.budget if found is None else found.budget
+        found, aim = self._round(idx), self._aim(idx)
+        if found is not None:
+            return found.budget
+        return self.goal.budget if self._frontier is None or aim is None else self._frontier.targets[aim]
+
+    # a front as the goal
+
+    @cached_property
+    def _frontier(self) -> Frontier | None:
+        """The targets between the floor and the budget, where a front is wanted. Needs the table."""
+        costs = [axis for axis in self.settings.axes if axis in METRICS]
+        spans = [span_of(metric, self.goal, self._solver, self.table) for metric in costs]
+        return Frontier(self.goal.budget, spans) if spans else None
+
+    @cached_property
+    def _swept(self) -> list[Seed]:
+        """The allocations for the targets that have one, from the whole budget on."""
+        found: list[Seed] = []
+        for number, target in enumerate(self._frontier.targets if self._frontier else ()):
+            found += self._seed("sweep" if number else "seed", {TARGET: number}, target, {})
+        return found
+
+    def _aim(self, idx: int) -> int | None:
+        """Return the target of a trial behind the seeds (all those of a batch are chosen at once), or None."""
+        if self._frontier is None or idx < self._start + len(self._fresh_seeds):
+            return None
+        start = self._batch_start(idx)
+        if self._batch[0] != start:
+            among = [params[TARGET] for _, params, _ in self._swept]
+            self._batch = start, self._frontier.aims(self._tried(start), max(1, self.settings.batch), among)
+        return self._batch[1][idx - start]
+
+    def _tried(self, end: int) -> list[Tried]:
+        """Return the finished trials before `end`."""
+        rows = [row for row in self.rows if row.idx < end and row.state != "running" and row.kind != "baseline"]
+        return [Tried(_study_loss(row), self.costs(row.assignment), row.params.get(TARGET)) for row in rows]
+
+    @cached_property
+    def _yardsticks(self) -> list[float]:
+        """The least loss inside each target once the seeds are measured: what its trials' losses are divided by."""
+        found = self._frontier.least(self._tried(self._start + len(self._fresh_seeds))) if self._frontier else []
+        return [loss or 1.0 for loss in found]
+
+    def spread(self, k: int) -> list[TrialRow]:
+        """Return up to `k` trials of the wanted front, the one with the least loss first, then far from each other."""
+        rows = [row for row in self.front(self.settings.axes) if self.is_feasible(row)]
+        if self._frontier is None:
+            return []
+        points = [self._frontier.point(Tried(_study_loss(row), self.costs(row.assignment))) for row in rows]
+        return [rows[index] for index in spread(points, k)]
 
     def _batch_start(self, idx: int) -> int:
         found = self._round(idx)
@@ -249,7 +267,8 @@ class SearchLoop:
         found = self._round(idx)
         if found is not None and idx == found.start:
             return self._first_of(found) or self._sampled(idx)
-        return self._refined(idx, place - len(self._fresh_seeds)) or self._sampled(idx)
+        plan, aim = self._refined(idx, place - len(self._fresh_seeds)) or self._sampled(idx), self._aim(idx)
+        return plan if aim is None else replace(plan, params={**plan.params, TARGET: aim})
 
     @cached_property
     def _seeds(self) -> list[Seed]:
@@ -260,11 +279,11 @@ class SearchLoop:
         target = self._solver.solve(self.goal.budget, self._first_table)
         if target is None:
             return [("fallback", {}, self._solver.least_violating(self.goal.budget, self.table))]
-        found: list[Seed] = []
-        for offset in _OFFSETS:
+        found: list[Seed] = list(self._swept)
+        for offset in () if found else _OFFSETS:
             params = self.projection.params(offset)
             found += self._seed("seed", params, self.goal.budget, self.projection.multipliers(params))
-        for scale in self.settings.sweep:
+        for scale in () if self._swept else self.settings.sweep:
             found += self._seed("sweep", {"budget_scale": scale}, self._scaled(scale, target), {})
         distinct = {seed[2].digest: seed for seed in reversed(found)}
         kept = [seed for seed in found if distinct[seed[2].digest] is seed]
@@ -316,7 +335,7 @@ class SearchLoop:
 
     def _fed_back(self, idx: int) -> TrialPlan | None:
         """Solve the refitted table; where that is known already, tables drawn from its posterior."""
-        posterior, known = self._posterior(self._batch_start(idx)), self._known(idx)
+        posterior, known = self._posterior(idx), self._known(idx)
         if posterior is None:
             return None
         for attempt in range(_ATTEMPTS):
@@ -332,7 +351,7 @@ class SearchLoop:
         start, budget = self._batch_start(idx), self._budget(idx)
         done = [row for row in self._candidates() if row.idx < start and budget.is_met(self.costs(row.assignment))]
         parents = _distinct(sorted(done, key=_merit), self.settings.parents)
-        posterior = self._posterior(start)
+        posterior = self._posterior(idx)
         if not parents or posterior is None:
             return None
         known = {digest for digest, _ in self._known(idx)}
@@ -342,12 +361,19 @@ class SearchLoop:
             return None
         return TrialPlan(idx, "move", {}, assignment, self.settings.fidelity)
 
-    def _posterior(self, start: int) -> Posterior | None:
-        """Return what the trials before `start` say of the table (kept for the rest of the batch), or None."""
-        if self._taught is None or self._taught[0] != start:
+    def _posterior(self, idx: int) -> Posterior | None:
+        """Return what the trials of earlier batches say of the table near a trial's budget, or None.
+
+        It is kept for the rest of the batch, one for each target.
+        """
+        start, aim = self._batch_start(idx), self._aim(idx)
+        if self._taught[0] != start:
+            self._taught = start, {}
+        if aim not in self._taught[1]:
             seen = [_observed(row) for row in self._candidates() if 0 < row.idx < start]
-            self._taught = start, Posterior(self.goal.space, self.table, seen) if seen else None
-        return self._taught[1]
+            near = None if aim is None or self._frontier is None else self._frontier.least(self._tried(start))[aim]
+            self._taught[1][aim] = Posterior(self.goal.space, self.table, seen, near) if seen else None
+        return self._taught[1][aim]
 
     def _sampled(self, idx: int) -> TrialPlan:
         """Allocate the sampler's suggestion; where that is known already, ask again with another seed."""
@@ -383,10 +409,13 @@ class SearchLoop:
         rows = [row for row in self.rows if row.idx < idx and SLACK in row.params]
         excess = [budget.violations(self.costs(row.assignment)) if self._rounds else {} for row in rows]
         told = excess if any(max(item.values(), default=0.0) > 0 for item in excess) else [{}] * len(rows)
-        return [
-            Past(row.params, _study_loss(row) if row.idx < start else None, row.sampler, broken)
-            for row, broken in zip(rows, told, strict=True)
-        ]
+        losses = [self._relative_loss(row) if row.idx < start else None for row in rows]
+        params = [{key: value for key, value in row.params.items() if key != TARGET} for row in rows]
+        return [Past(p, loss, r.sampler, e) for p, loss, r, e in zip(params, losses, rows, told, strict=True)]
+
+    def _relative_loss(self, row: TrialRow) -> float:
+        """Return a trial's loss for the study: where each has its own target, as a share of what that had before."""
+        return _study_loss(row) / (self._yardsticks[row.params[TARGET]] if TARGET in row.params else 1.0)
 
     # results
 
@@ -457,11 +486,3 @@ def _distinct(rows: Iterable[TrialRow], k: int) -> list[TrialRow]:
     for row in rows:
         found.setdefault(row.assignment.digest, row)
     return list(found.values())[:k]
-
-
-def _fields(plan: TrialPlan) -> dict[str, Any]:
-    return {name: getattr(plan, name) for name in TrialPlan.__dataclass_fields__}
-
-
-def _plan_of(row: TrialRow) -> TrialPlan:
-    return TrialPlan(**_fields(row))

@@ -20,7 +20,7 @@ from worker.search.sensitivity import KINDS, Curve, SensitivityTable, monotone
 _DOUBT = 0.8  # prior standard deviation of a correction, as a share of the increment
 _ALIKE = 0.6  # prior correlation between the levels of one dimension
 _NOISE = 0.05  # measurement noise, as a share of the loss
-_FAR = 0.5  # extra noise per nat above the best trial
+_FAR = 0.5  # extra noise per nat away from the best trial
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,14 @@ class Observation:
 class Posterior:
     """The table's corrections after some observations; `mean` and `draw` return corrected tables."""
 
-    def __init__(self, space: SearchSpace, table: SensitivityTable, observations: Sequence[Observation]) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        table: SensitivityTable,
+        observations: Sequence[Observation],
+        near: float | None = None,
+    ) -> None:
+        """Learn from `observations`, most from those whose loss is about `near` (default: the least of them)."""
         self._table = table
         self._dimensions = [
             (kind, name, choices)
@@ -45,8 +52,8 @@ class Posterior:
         losses = np.array([item.loss for item in observations])
         self._features, predicted = self._laid_out(observations)
         self._residual = losses - predicted
-        best = losses.min() if len(losses) else 1.0
-        self._noise: Floats = (_NOISE * losses + _FAR * (losses - best)) ** 2 + 1e-12
+        best = near if near is not None else losses.min() if len(losses) else 1.0
+        self._noise: Floats = (_NOISE * losses + _FAR * np.abs(losses - best)) ** 2 + 1e-12
         self._root = self._prior_root(best)
         self._gain = self._root @ self._gained(self._features @ self._root)
 

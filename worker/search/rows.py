@@ -32,11 +32,13 @@ class Stop:
     """When a search ends before its trials are spent, looked at between batches.
 
     `patience`: so many trials in a row did not improve the best one inside the budget. `target`: one inside the budget
-    reaches this value of a metric (from below where higher is better, else from above).
+    reaches this value of a metric (from below where higher is better, else from above). `growth`: where the goal is a
+    front, as a share, the most that so many trials may add to the volume it covers and still count as no gain.
     """
 
     patience: int | None = None
     target: tuple[str, float] | None = None
+    growth: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Settings:
     planned from the batches before it, so that the order in which they finish does not change what follows. Every
     `feedback_every`-th trial after the seeds solves a table refitted to the trials, the others are the sampler's (0:
     all are). Every `move_every`-th of the former changes one of the best `parents` in a few places instead (0: none).
-    `sweep` scales the budget for the trials that fill the Pareto front.
+    `sweep` scales the budget for the trials that fill the Pareto front. `axes` (the loss and one or two costs) make the
+    whole front over them the goal, the budget its outer bound; without any it is the best assignment inside the budget.
     """
 
     trials: int = 60
@@ -64,6 +67,7 @@ class Settings:
     fidelity: Fidelity = "full"
     probe_fidelity: Fidelity = "screen"
     stop: Stop = Stop()
+    axes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,3 +93,31 @@ class TrialRow(TrialPlan):
 
     state: RowState = "running"
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: TrialPlan) -> TrialRow:
+        """Return the row of a trial that is now running."""
+        return cls(**_fields(plan))
+
+    @property
+    def plan(self) -> TrialPlan:
+        """Return the plan alone."""
+        return TrialPlan(**_fields(self))
+
+
+@dataclass(frozen=True)
+class Round:
+    """Trials from number `start` on that are allocated for `budget`."""
+
+    start: int
+    trials: int
+    budget: Budget
+
+    @property
+    def end(self) -> int:
+        """Return the number behind the last trial's."""
+        return self.start + self.trials
+
+
+def _fields(plan: TrialPlan) -> dict[str, Any]:
+    return {name: getattr(plan, name) for name in TrialPlan.__dataclass_fields__}

@@ -175,6 +175,41 @@ def test_sampler_when_asked_for_then_those_that_the_worker_offers_and_no_others(
     assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/search/sampler")
 
 
+def test_goal_when_a_front_is_asked_for_then_kept_with_its_axes_and_a_plain_request_reads_as_before(
+    client: TestClient, request_body: Json
+) -> None:
+    plain = post(client, request_body).json()["request"]["search"]
+    assert not {"goal", "axes"} & plain.keys() and "growth" not in plain["stop"]
+    asked = {"goal": "front", "axes": ["kl", "bops", "weight_bytes"], "stop": {"patience": 9, "growth": 0.02}}
+    kept = post(client, {**request_body, "search": asked}).json()["request"]["search"]
+    assert {key: kept[key] for key in ("goal", "axes")} == {"goal": "front", "axes": ["kl", "bops", "weight_bytes"]}
+    assert (kept["stop"]["patience"], kept["stop"]["growth"]) == (9, 0.02)
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"axes": ["kl", "bops"]},
+        {"goal": "front", "axes": ["bops", "macs"]},
+        {"goal": "front", "axes": ["kl", "bops", "bops"]},
+        {"goal": "front", "axes": ["kl"]},
+        {"goal": "front", "axes": ["kl", "accuracy"]},
+        {"goal": "fronts"},
+        {"stop": {"growth": 1.0}},
+    ],
+)
+def test_goal_when_its_axes_are_none_then_refused(client: TestClient, request_body: Json, search: Json) -> None:
+    refused = post(client, {**request_body, "search": search})
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"][:7]) == (422, "/search")
+
+
+def test_goal_when_latency_is_measured_then_no_front(client: TestClient, request_body: Json) -> None:
+    limits = [{"metric": "latency_ms", "max": 5.0, "evidence": "measured"}]
+    refused = post(client, {**request_body, "limits": limits, "search": {"goal": "front"}})
+    assert refused.status_code == 422
+    assert "front" in refused.text
+
+
 def test_budget_when_below_the_cheapest_assignment_then_refused_with_reachable_values(
     client: TestClient, request_body: Json
 ) -> None:

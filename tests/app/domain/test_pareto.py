@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.pareto import dominates, front, hypervolume_2d
+from app.domain.pareto import dominates, front, hypervolume, hypervolume_2d
 
 points = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(0, 6)), max_size=25)
 pairs = st.lists(st.tuples(st.floats(0, 2), st.floats(0, 2)), max_size=12)
@@ -48,3 +48,25 @@ def test_hypervolume_when_a_point_is_added_then_never_falls(
     assert after >= before - 1e-9
     alone = (1 - extra[0]) * (1 - extra[1])
     assert alone - 1e-9 <= after <= 1 + 1e-9
+
+
+@given(pairs)
+def test_hypervolume_when_there_are_two_axes_then_is_the_area(cloud: list[tuple[float, float]]) -> None:
+    assert hypervolume(cloud, (1.0, 1.5)) == pytest.approx(hypervolume_2d(cloud, (1.0, 1.5)))
+
+
+def test_hypervolume_when_there_are_three_axes_then_the_union_of_the_boxes() -> None:
+    assert hypervolume([(1, 1, 1)], (2, 3, 4)) == 1 * 2 * 3
+    assert hypervolume([(0, 1, 1), (1, 0, 1)], (2, 2, 2)) == 2 + 2 - 1
+    assert hypervolume([(0, 0, 1), (1, 1, 0), (1, 1, 1)], (2, 2, 2)) == 4 + 1 * 1 * 1
+    assert hypervolume([(3, 0, 0)], (2, 2, 2)) == hypervolume([], (2, 2, 2)) == 0
+
+
+@given(points)
+def test_hypervolume_when_points_lie_on_a_grid_then_the_cells_that_one_of_them_dominates(
+    cloud: list[tuple[int, int, int]],
+) -> None:
+    cells = sum(
+        any(x <= a and y <= b and z <= c for x, y, z in cloud) for a in range(4) for b in range(4) for c in range(4)
+    )
+    assert hypervolume(cloud, (4, 4, 4)) == cells

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -14,6 +15,7 @@ from app.domain.cost import count
 from app.domain.space import BitRule, SpaceSpec, build_space, is_legal, widest
 from tests.worker.search.pictures import chain, device, resnet
 from tests.worker.search.worlds import World, probe, run
+from worker.search.frontier import Tried
 from worker.search.loop import SearchLoop
 from worker.search.rows import Goal, Settings, Stop, TrialPlan, TrialRow
 from worker.search.sampling import SamplerName
@@ -249,3 +251,71 @@ def test_loop_when_known_observations_come_first_then_they_are_not_tried_again_a
     tried = [row.assignment.digest for row in loop.rows[6:]]
     assert not set(tried) & {row.assignment.digest for row in known}
     assert loop.finalists(1)[0].metrics["kl"] <= known[0].metrics["kl"]
+
+
+def front_goal() -> tuple[Goal, Settings]:
+    return resnet_goal(Limit("bops", relative=1 / 2)), Settings(trials=44, seed=2, axes=("kl", "bops"))
+
+
+def test_front_when_it_is_the_goal_then_covers_more_than_a_search_for_the_best_of_as_many_trials() -> None:
+    goal, settings = front_goal()
+    (wide, world), (best, _) = fresh(goal, settings), fresh(goal, replace(settings, axes=()))
+    run(wide, world), run(best, world)
+    assert wide._frontier is not None
+    volumes = [
+        wide._frontier.volume([Tried(row.metrics["kl"], loop.costs(row.assignment)) for row in loop.rows[1:]])
+        for loop in (wide, best)
+    ]
+    assert volumes[0] > 1.5 * volumes[1]
+    assert all(wide.is_feasible(row) for row in wide.rows[1:])
+    targets = wide._frontier.targets
+    for row in wide.rows[1:]:
+        assert targets[row.params["target"]].is_met(wide.costs(row.assignment)), row.idx
+    assert {row.kind for row in wide.rows} == {"baseline", "seed", "sweep", "feedback", "move", "sampled"}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
+def test_front_when_cut_at_any_batch_and_rebuilt_then_the_trials_are_the_same(sampler: SamplerName) -> None:
+    goal, settings = front_goal()
+    settings = replace(settings, sampler=sampler, stop=Stop(patience=16, growth=0.005))
+    loop, world = fresh(goal, settings)
+    run(loop, world)
+    for cut in (3, 18, 33):
+        again = SearchLoop.from_rows(goal, settings, loop.rows[:cut], loop._measured)
+        assert run(again, world).rows == loop.rows
+
+
+def test_front_when_its_volume_grows_no_more_then_the_search_stops_between_batches() -> None:
+    goal, settings = front_goal()
+    lengths = []
+    for growth in (0.9, 0.0):
+        loop, world = fresh(goal, replace(settings, stop=Stop(patience=8, growth=growth)))
+        lengths.append(len(run(loop, world).rows))
+        assert loop.is_done
+    seeds = sum(row.kind in ("seed", "sweep") for row in loop.rows)
+    assert lengths[0] == 1 + seeds + 8
+    assert lengths[1] > lengths[0]
+
+
+def test_spread_when_the_front_is_the_goal_then_the_best_first_and_its_points_far_apart() -> None:
+    goal, settings = front_goal()
+    loop, world = fresh(goal, settings)
+    run(loop, world)
+    chosen = loop.spread(5)
+    front = loop.front(("kl", "bops"))
+    assert chosen[0] == loop.finalists(1)[0]
+    assert {row.idx for row in chosen} <= {row.idx for row in front}
+    bops = sorted(loop.costs(row.assignment).bops for row in chosen)
+    assert bops[-1] / bops[0] > 8
+    assert min(two / one for one, two in itertools.pairwise(bops)) > 1.15
+
+
+def test_front_when_it_has_two_costs_then_every_trial_keeps_the_limits_of_its_target() -> None:
+    goal = resnet_goal(Limit("bops", relative=1 / 4), Limit("weight_bytes", relative=1 / 2))
+    loop, world = fresh(goal, Settings(trials=30, axes=("kl", "bops", "weight_bytes")))
+    run(loop, world)
+    assert loop._frontier is not None
+    for row in loop.rows[1:]:
+        assert loop._frontier.targets[row.params["target"]].is_met(loop.costs(row.assignment)), row.idx
+    assert len({row.params["target"] for row in loop.rows[1:]}) >= 8
+    assert len(loop.front(("kl", "bops", "weight_bytes"))) >= 8
