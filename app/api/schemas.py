@@ -21,6 +21,7 @@ Name = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]+$")
 ]
 Metric = Literal["macs", "bops", "weight_bytes", "peak_activation_bytes", "latency_ms", "energy_mj"]
+SamplerName = Literal["tpe", "nsga2", "cmaes", "gp", "random"]
 Axis = Literal["kl", "macs", "bops", "weight_bytes", "peak_activation_bytes", "latency_ms", "energy_mj"]
 Ident = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,64}$")]
 DeviceRef = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,64}(@[0-9]{1,9})?$")]
@@ -122,7 +123,7 @@ class SearchOptionsIn(Strict):
 
     trials: Annotated[int, Field(ge=1, le=100_000)] = 60
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    sampler: Literal["tpe", "nsga2", "cmaes", "gp", "random"] = "tpe"
+    sampler: SamplerName = "tpe"
     max_wall_s: Positive | None = None
     runners: Annotated[int, Field(ge=1, le=16)] = 1
     warm_start: bool = True

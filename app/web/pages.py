@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
+from app.api.schemas import SamplerName
 from app.commands import devicesheet
 from app.commands.words import LABELS
 from app.domain.cost import METRICS
@@ -161,9 +162,8 @@ def new_search(read: Read, model: str | None = None, like: str | None = None, li
     given = view.filled_in(before, view.asked_limits(limits), {item["name"]: item["id"] for item in devices})
     if model is not None:
         given["model"] = model
-    return page(
-        "new.html", here="/searches", **ready, devices=devices, given=given, metrics=METRICS, qualities=QUALITIES
-    )
+    offered = {"metrics": METRICS, "qualities": QUALITIES, "samplers": get_args(SamplerName)}
+    return page("new.html", here="/searches", **ready, **offered, devices=devices, given=given)
 
 
 @router.get("/searches/{id}")

@@ -156,6 +156,8 @@ def filled_in(
         "trials": own.get("trials", 60),
         "seed": own.get("seed", 0),
         "runners": own.get("runners", 1),
+        "sampler": own.get("sampler", "tpe"),
+        "goal": own.get("goal", "best"),
         "min_keep": space.get("min_keep", 0.125),
         "prune": space.get("prune", True),
         "request": request,

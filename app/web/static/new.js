@@ -34,8 +34,9 @@ function body() {
     device_id: value("device"),
     limits: [],
     space: { ...like.space, prune: form.elements.prune.checked, min_keep: Number(value("min_keep")) },
-    search: { ...like.search, trials: Number(value("trials")), seed: Number(value("seed")), runners: Number(value("runners")) },
+    search: { ...like.search, trials: Number(value("trials")), seed: Number(value("seed")), runners: Number(value("runners")), sampler: value("sampler"), goal: value("goal") },
   };
+  if (made.search.goal === "best") delete made.search.axes; // else those of the other search, or kl and the first limit's cost
   if (value("metric")) made.metric = value("metric");
   else delete made.metric;
   for (const row of limits.children) {

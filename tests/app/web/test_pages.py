@@ -179,6 +179,8 @@ def test_new_search_page_when_like_another_then_filled_in_with_the_limits_asked_
     assert "[{&#34;max&#34;: 500.0, &#34;metric&#34;: &#34;bops&#34;}]" in text
     assert "{&#34;metric&#34;: &#34;kl&#34;" in text
     assert '<option value="kl" selected>KL</option>' in text
+    assert '<option value="tpe" selected>tpe</option>' in text and '<option value="cmaes" >cmaes</option>' in text
+    assert '<option value="front" >' in text
     assert web.get("/searches/new?like=srh_none").status_code == 404
 
 

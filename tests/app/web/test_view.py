@@ -74,7 +74,7 @@ def test_asked_limits_when_read_from_an_address_then_what_is_none_is_left_out() 
 def test_filled_in_when_like_another_search_then_its_request_under_the_new_limits() -> None:
     request = {
         "model_id": "mdl_1", "dataset": {"all": "dst_1"}, "device_id": "npu@2", "metric": "miou",
-        "limits": [{"metric": "bops", "relative": 0.25}], "search": {"trials": 9, "seed": 4},
+        "limits": [{"metric": "bops", "relative": 0.25}], "search": {"trials": 9, "seed": 4, "sampler": "gp"},
         "space": {"first_last": 8, "prune": False},
     }  # fmt: skip
     search = {"name": "tight", "request": request}
@@ -84,6 +84,7 @@ def test_filled_in_when_like_another_search_then_its_request_under_the_new_limit
         "tight, other limits", "mdl_1", "dst_1", "dev_3",
     ]  # fmt: skip
     assert [found[key] for key in ("trials", "seed", "runners", "prune", "is_split")] == [9, 4, 1, False, False]
+    assert (found["sampler"], found["goal"]) == ("gp", "best")
     assert found["request"] == request
     assert view.filled_in(search, [], {})["limits"] == request["limits"]
     split = {**request, "dataset": {"calibration": "a", "evaluation": "b", "holdout": "c"}}
