@@ -20,7 +20,7 @@ from worker.cache import Cache
 from worker.crew import Crew
 from worker.finish import Finisher, export_candidate
 from worker.job import Cancelled, Ended, GivenUp, Job, LostTrial, Site, load_job, problem
-from worker.measured import ROUNDS, Measured, Timer
+from worker.measured import Measured, Timer
 from worker.sandbox import Child, ChildDied, ChildRefused
 from worker.search.loop import SearchLoop
 from worker.search.rows import TrialPlan, TrialRow
@@ -147,9 +147,9 @@ class Runner:
         from worker.hardware.measuring import Bench  # the runtime is loaded only where an agent's answers are read
         from worker.hardware.remote import RemoteMeasurer, Waiting
 
-        def timed(folder: Path, files: Sequence[str], inputs: Json) -> dict[str, Json]:
+        def timed(folder: Path, files: Sequence[str], inputs: Json, rounds: int) -> dict[str, Json]:
             benches = [Bench.told(name, (folder / name).read_bytes(), inputs["inputs"]) for name in files]
-            measurer = RemoteMeasurer(self.site, agent, ROUNDS, Waiting(self.search_id, self._is_cancelled))
+            measurer = RemoteMeasurer(self.site, agent, rounds, Waiting(self.search_id, self._is_cancelled))
             return {name: found.to_json() for name, found in measurer.time(benches).items()}
 
         return timed

@@ -196,10 +196,10 @@ def candidate(row: Candidate, artefacts: Sequence[Artefact]) -> Json:
 
 def latency(row: Candidate, accuracy: Accuracy) -> Json:
     """Return a candidate's predicted latency with its interval, and the measured figures where there are some."""
-    predicted = float(row.costs["latency_ms"])
+    told: Json = row.metrics.get("latency") or {}
+    predicted = float(told["predicted_ms"] if told else row.costs["latency_ms"])  # the interval is the profile's
     low, high = accuracy.bounds(predicted)
-    found = (row.metrics.get("latency") or {}).get("measured")
-    found = found or ((row.report or {}).get("latency") or {}).get("compressed")
+    found = told.get("measured") or ((row.report or {}).get("latency") or {}).get("compressed")
     return {"predicted_ms": predicted, "low_ms": low, "high_ms": high, "measured": found}
 
 

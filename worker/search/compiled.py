@@ -16,7 +16,7 @@ from app.domain.cost import BIAS_BYTES, SCALE_BYTES, TABLE_BYTES
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph, Width
 from app.domain.roofline import fixed_ms
-from app.domain.space import Assignment, SearchSpace
+from app.domain.space import FLOAT_BITS, Assignment, SearchSpace
 from worker.search.tabled import input_works
 from worker.search.timing import Asked, Ops, OpTimes
 
@@ -106,7 +106,8 @@ class CompiledCosts:
         weights = {bits for item in self.space.weight_bits.values() for bits in item}
         rows = Ops(self.reads, self.out_site, self._kernel, self._positions)
         self._times = OpTimes(self.graph, device, rows, (weights, widths))
-        fixed, store = fixed_ms(device, input_works(self.graph) if device.table else ()), device.weight_store
+        bits = FLOAT_BITS if widths == {FLOAT_BITS} else 8
+        fixed, store = fixed_ms(device, input_works(self.graph, bits) if device.table else ()), device.weight_store
         idle = device.power.idle_mw * 1e-3
         self.overhead = {"latency_ms": fixed, "energy_mj": idle * fixed}
         self.has_cache = store.cache_bytes > 0 and device.table is None

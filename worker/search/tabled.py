@@ -1,9 +1,10 @@
-"""Times from a latency table in arrays: an estimate, exact for integer networks whose activations all have 8 bits.
+"""Times from a latency table in arrays: an estimate, exact for integer networks whose activations all have 8 bits, and
+for float networks but for the reordering of narrow tensors.
 
 Which kernels run between two operations depends on the bits of both and of what else reads the tensor, so the kernels
-of the network with 8 bits everywhere stand for all, laid out as those of the unpruned network are: each layer in the
-arithmetic of its own bits, and a Clip behind each tensor below 8 bits. What a search allocates so is counted exactly
-before it is accepted.
+of the network with 8 bits everywhere (32 where a space holds floats alone) stand for all, laid out as those of the
+unpruned network are: each layer in the arithmetic of its own bits, and a Clip behind each tensor below 8 bits. What a
+search allocates so is counted exactly before it is accepted.
 """
 
 from __future__ import annotations
@@ -22,17 +23,18 @@ from app.domain.space import FLOAT_BITS, Assignment
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 _WHOLE = (8, 16, FLOAT_BITS)
+_CELLS = 1 << 18  # a layer's times are looked up where so many hold every pair of its channel counts
 
 
-def reference(graph: ModelGraph, keep: Any) -> Assignment:
-    """Return the assignment that stands for all: 8 bits, float outputs."""
-    bits = {item.id: FLOAT_BITS if item.role == "output" else 8 for item in graph.activations}
-    return Assignment(keep, {layer.name: 8 for layer in graph.layers}, bits)
+def reference(graph: ModelGraph, keep: Any, bits: int = 8) -> Assignment:
+    """Return the assignment that stands for all: `bits` everywhere, float outputs."""
+    written = {item.id: FLOAT_BITS if item.role == "output" else bits for item in graph.activations}
+    return Assignment(keep, {layer.name: bits for layer in graph.layers}, written)
 
 
-def input_works(graph: ModelGraph) -> tuple[Work, ...]:
+def input_works(graph: ModelGraph, bits: int = 8) -> tuple[Work, ...]:
     """Return the kernels that run for the network's inputs."""
-    return kernels_by_operation(graph, reference(graph, {item.id: item.channels for item in graph.groups}))[""]
+    return kernels_by_operation(graph, reference(graph, {item.id: item.channels for item in graph.groups}, bits))[""]
 
 
 class _Many(np.ndarray[Any, Any]):
@@ -46,18 +48,20 @@ class TableTimes:
     """Asks one table for the operations of one graph.
 
     Which kernels run is found out once. Times of kernels between layers are linear in their channels, and channels in
-    those that the groups keep; only the layers' own kernels are asked for again.
+    those that the groups keep; only the layers' own kernels are asked for again, small ones for all their channel
+    counts at once.
     """
 
-    def __init__(self, graph: ModelGraph, table: LatencyTable) -> None:
+    def __init__(self, graph: ModelGraph, table: LatencyTable, bits: int = 8) -> None:
         self._graph, self._table = graph, table
+        self._grids: dict[tuple[str, str], Floats] = {}
         groups = [group.id for group in graph.groups]
         # rows: the unpruned network (which the layouts are those of), none kept, then one channel of one group each
         rows = np.vstack(
             [[float(group.channels) for group in graph.groups], np.zeros(len(groups)), np.eye(len(groups))]
         )
         keep: Any = {name: rows[:, index].view(_Many) for index, name in enumerate(groups)}
-        works = kernels_by_operation(graph, reference(graph, keep))
+        works = kernels_by_operation(graph, reference(graph, keep, bits))
         self._own: dict[int, tuple[Work, Floats, Floats]] = {}
         self._moving, self._clips = (
             np.zeros((len(graph.ops), len(groups) + 1)),
@@ -82,7 +86,7 @@ class TableTimes:
             channels: Any = (ones @ ins, ones @ outs)
             sized = replace(work, ins=channels[0], outs=channels[1])
             bits = (weight_bits[:, index], read[:, index], written[:, index])
-            found[:, index] += self._layer(self._graph.layers[index].kind, sized, bits)
+            found[:, index] += self._layer(self._graph.layers[index], sized, bits)
         return found
 
     def _line(self, work: Work, groups: int) -> Floats:
@@ -93,16 +97,28 @@ class TableTimes:
         line[0] += base
         return line
 
-    def _layer(self, kind: str, work: Work, bits: tuple[Ints, Ints, Ints]) -> Floats:
+    def _layer(self, layer: Layer, work: Work, bits: tuple[Ints, Ints, Ints]) -> Floats:
         """Return a layer's own kernel in the arithmetic of each row's bits."""
         found = np.zeros(len(bits[0]))
         keys = (bits[0] * 64 + bits[1]) * 64 + bits[2]
         ways: dict[str, list[int]] = {}
         for key in np.unique(keys).tolist():
-            ways.setdefault(arithmetic(kind, key // 4096, key // 64 % 64, key % 64), []).append(key)
+            ways.setdefault(arithmetic(layer.kind, key // 4096, key // 64 % 64, key % 64), []).append(key)
         for name, held in ways.items():
-            times = np.asarray(self._table.kernel_ms(replace(work, precision=name)))
+            times = self._kernel(layer, replace(work, precision=name))
             found = times if len(ways) == 1 else np.where(np.isin(keys, held), times, found)
+        return found
+
+    def _kernel(self, layer: Layer, work: Work) -> Floats:
+        """Return the milliseconds of a layer's own kernel at arrays of channels, looked up where the layer is small."""
+        out_channels, in_channels = layer.weight_shape[0] + 1, layer.weight_shape[1] * layer.groups + 1
+        if out_channels * in_channels > _CELLS:
+            return np.asarray(self._table.kernel_ms(work))
+        if (layer.name, work.precision) not in self._grids:
+            channels: Any = np.indices((out_channels, in_channels)).reshape(2, -1).astype(float)
+            times = np.asarray(self._table.kernel_ms(replace(work, outs=channels[0], ins=channels[1])))
+            self._grids[layer.name, work.precision] = times.reshape(out_channels, in_channels)
+        found: Floats = self._grids[layer.name, work.precision][np.intp(work.outs), np.intp(work.ins)]
         return found
 
 

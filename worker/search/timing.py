@@ -53,7 +53,8 @@ class OpTimes:
     def __init__(self, graph: ModelGraph, device: DeviceProfile, ops: Ops, widths: tuple[set[int], set[int]]) -> None:
         self._graph, self._device, self._ops = graph, device, ops
         self._layers = len(graph.layers)
-        self._table = None if device.table is None else TableTimes(graph, device.table)
+        bits = FLOAT_BITS if widths == ({FLOAT_BITS}, {FLOAT_BITS}) else 8
+        self._table = None if device.table is None else TableTimes(graph, device.table, bits)
         items = graph.ops
         self._steps = np.arange(len(items)) >= self._layers
         self._kinds = sorted({item.kind for item in items})

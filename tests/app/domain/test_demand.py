@@ -48,6 +48,8 @@ def test_is_met_when_the_machine_was_twice_as_slow_then_a_relative_limit_is_judg
 def test_is_met_when_within_the_margin_below_the_limit_then_not_kept() -> None:
     assert not standard(relative=0.5).is_met(timing(1.0, 0.98))
     assert standard(relative=0.5).is_met(timing(1.0, 0.96))
+    assert standard(relative=0.5).keeps(timing(1.0, 0.98))
+    assert not standard(relative=0.5).keeps(timing(1.0, 1.01))
 
 
 @given(st.floats(0.3, 3.0), st.floats(0.5, 2.0), st.floats(0.1, 0.9))

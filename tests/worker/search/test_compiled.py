@@ -11,8 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from app.domain.cost import METRICS, count
+from app.domain.demand import float_only
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
+from app.domain.latency import LatencyTable
 from app.domain.space import SpaceSpec, build_space
 from tests.app.domain.random_graphs import BUILT_IN, TABLE, assignments, built_in, devices, networks
 from tests.worker.search.pictures import chain, device, resnet, skipped
@@ -78,6 +80,22 @@ def test_times_when_a_table_is_asked_for_a_network_of_eight_bits_then_exact(draw
         one = replace(one, activation_bits=reference(graph, one.keep).activation_bits)
         found = compiled.costs(compiled.state(one)[None])["latency_ms"][0]
         assert found == pytest.approx(count(graph, one, profile).latency_ms, rel=1e-11)
+
+
+@pytest.mark.parametrize("draw", [resnet, chain])
+def test_times_when_a_table_knows_floats_and_reordering_is_free_then_exact(draw: Callable[[], ModelGraph]) -> None:
+    products = {"calls": 2e-3, "macs": 3e-8, "reads": 1e-7, "elements": 4e-8}
+    kinds = [f"conv.float.{shape}.{way}" for shape in ("window", "pointwise") for way in ("direct", "blocked", "odd")]
+    rows = dict.fromkeys([*kinds, "linear.float", "fused_add.float", "mean.float", "max_pool2d.float"], products)
+    table = LatencyTable({**rows, "reorder.float": {"calls": 0.0}}, {"overhead_ms": 0.01})
+    graph, profile = draw(), replace(float_only(device()), table=table)
+    compiled = CompiledCosts(graph, build_space(graph, profile), profile)
+    rng = np.random.default_rng(4)
+    drawn = np.array([[rng.integers(size) for size in compiled.sizes] for _ in range(12)])
+    found = compiled.costs(drawn)["latency_ms"]
+    expected = [count(graph, compiled.assignment(state), profile).latency_ms for state in drawn]
+    assert found.tolist() == pytest.approx(expected, rel=1e-11)
+    assert len(set(expected)) > 6
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
