@@ -56,7 +56,7 @@ MAX_EXTRA = 3
 NEAR = 1.05  # trials are timed whose expected latency is at most this share of the limit
 SAME, TIGHTER = 0.02, 0.93
 ABOVE = 1.02  # of the least modelled latency: where an aim lies that the model calls unreachable
-USED = 0.85  # a round that reaches this share of the limit needs no looser one after it
+USED = 0.94  # a round that reaches this share of the limit needs no looser one after it
 WRITE_S, TIME_S = 1200.0, 600.0
 
 

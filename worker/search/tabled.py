@@ -62,6 +62,7 @@ class TableTimes:
         )
         keep: Any = {name: rows[:, index].view(_Many) for index, name in enumerate(groups)}
         works = kernels_by_operation(graph, reference(graph, keep, bits))
+        self._float = bits >= FLOAT_BITS
         self._own: dict[int, tuple[Work, Floats, Floats]] = {}
         self._moving, self._clips = (
             np.zeros((len(graph.ops), len(groups) + 1)),
@@ -83,10 +84,13 @@ class TableTimes:
         clipped = np.where(np.isin(written, _WHOLE), 0.0, ones @ self._clips.T)
         found: Floats = ones @ self._moving.T + clipped
         for index, (work, ins, outs) in self._own.items():
-            channels: Any = (ones @ ins, ones @ outs)
-            sized = replace(work, ins=channels[0], outs=channels[1])
-            bits = (weight_bits[:, index], read[:, index], written[:, index])
-            found[:, index] += self._layer(self._graph.layers[index], sized, bits)
+            channels = (ones @ ins, ones @ outs)
+            layer = self._graph.layers[index]
+            if self._float:
+                found[:, index] += self._kernel(layer, (work, "float"), channels)
+            else:
+                bits = (weight_bits[:, index], read[:, index], written[:, index])
+                found[:, index] += self._layer(layer, work, channels, bits)
         return found
 
     def _line(self, work: Work, groups: int) -> Floats:
@@ -97,7 +101,9 @@ class TableTimes:
         line[0] += base
         return line
 
-    def _layer(self, layer: Layer, work: Work, bits: tuple[Ints, Ints, Ints]) -> Floats:
+    def _layer(
+        self, layer: Layer, work: Work, channels: tuple[Floats, Floats], bits: tuple[Ints, Ints, Ints]
+    ) -> Floats:
         """Return a layer's own kernel in the arithmetic of each row's bits."""
         found = np.zeros(len(bits[0]))
         keys = (bits[0] * 64 + bits[1]) * 64 + bits[2]
@@ -105,21 +111,25 @@ class TableTimes:
         for key in np.unique(keys).tolist():
             ways.setdefault(arithmetic(layer.kind, key // 4096, key // 64 % 64, key % 64), []).append(key)
         for name, held in ways.items():
-            times = self._kernel(layer, replace(work, precision=name))
+            times = self._kernel(layer, (work, name), channels)
             found = times if len(ways) == 1 else np.where(np.isin(keys, held), times, found)
         return found
 
-    def _kernel(self, layer: Layer, work: Work) -> Floats:
-        """Return the milliseconds of a layer's own kernel at arrays of channels, looked up where the layer is small."""
-        out_channels, in_channels = layer.weight_shape[0] + 1, layer.weight_shape[1] * layer.groups + 1
-        if out_channels * in_channels > _CELLS:
-            return np.asarray(self._table.kernel_ms(work))
-        if (layer.name, work.precision) not in self._grids:
-            channels: Any = np.indices((out_channels, in_channels)).reshape(2, -1).astype(float)
-            times = np.asarray(self._table.kernel_ms(replace(work, outs=channels[0], ins=channels[1])))
-            self._grids[layer.name, work.precision] = times.reshape(out_channels, in_channels)
-        found: Floats = self._grids[layer.name, work.precision][np.intp(work.outs), np.intp(work.ins)]
+    def _kernel(self, layer: Layer, way: tuple[Work, str], channels: tuple[Floats, Floats]) -> Floats:
+        """Return the milliseconds of a layer's own kernel in an arithmetic at arrays of channels (inputs, results),
+        looked up where the layer is small."""
+        work, precision = way
+        extents = (layer.weight_shape[1] * layer.groups + 1, layer.weight_shape[0] + 1)
+        if extents[0] * extents[1] > _CELLS:
+            return self._asked(work, precision, channels)
+        if (layer.name, precision) not in self._grids:
+            every = np.indices(extents).reshape(2, -1).astype(float)
+            self._grids[layer.name, precision] = self._asked(work, precision, every).reshape(extents)
+        found: Floats = self._grids[layer.name, precision][channels[0].astype(np.intp), channels[1].astype(np.intp)]
         return found
+
+    def _asked(self, work: Work, precision: str, channels: Any) -> Floats:
+        return np.asarray(self._table.kernel_ms(replace(work, precision=precision, ins=channels[0], outs=channels[1])))
 
 
 def _linear(channels: Any, groups: int) -> Floats:
