@@ -27,7 +27,7 @@ from benchmarks.networks import NETWORKS, available, network, pictures
 from worker.quant.compressor import REPAIRS
 from worker.quant.integer import exact_bytes
 from worker.quant.network import CompressedNetwork
-from worker.quant.simulation import Value
+from worker.quant.walk import Value
 from worker.search.evaluate import Evaluator, EvaluatorOptions, Opened, open_evaluator, open_network
 from worker.search.loop import SearchLoop
 from worker.search.rows import Goal, SamplerName, Settings

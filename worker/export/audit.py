@@ -28,7 +28,8 @@ from worker.graph.ops.parametric import as_stored
 from worker.graph.ops.recurrent import SUFFIXES, TO_ONNX, gates
 from worker.hardware.measure import fed, open_session
 from worker.quant.grids import ActivationGrid
-from worker.quant.network import CompressedNetwork, QuantizedLayer
+from worker.quant.layer import QuantizedLayer
+from worker.quant.network import CompressedNetwork
 
 Arrays = dict[str, NDArray[Any]]
 _ULPS = (1e-5, 1e-6)  # biases lie on the accumulator's int32 grid, as the simulation rounds them; products differ a bit

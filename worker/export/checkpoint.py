@@ -21,7 +21,8 @@ from worker.export.graph_json import decode, encode, other_tensors
 from worker.export.packing import pack, unpack
 from worker.graph.extents import inputs_of
 from worker.quant.grids import ActivationGrid
-from worker.quant.network import CompressedNetwork, QuantizedLayer
+from worker.quant.layer import QuantizedLayer
+from worker.quant.network import CompressedNetwork
 
 FORMAT, VERSION = "tightfit-checkpoint", 2
 _EXTRA = re.compile(r"\.(weight|bias|running_mean|running_var|value|index)\Z")

@@ -30,7 +30,8 @@ from worker.graph.ops.table import module_of
 from worker.graph.sites import quantizer_sites
 from worker.graph.write_onnx import OnnxWriter
 from worker.quant.grids import ActivationGrid
-from worker.quant.network import CompressedNetwork, QuantizedLayer
+from worker.quant.layer import QuantizedLayer
+from worker.quant.network import CompressedNetwork
 
 INT32_MAX = 2**31 - 1
 LARGE = 3e38

@@ -14,7 +14,8 @@ from worker.export.onnx_qdq import write_qdq
 from worker.graph.ops.table import module_of
 from worker.hardware.measuring import Bench
 from worker.quant.grids import ActivationGrid
-from worker.quant.network import CompressedNetwork, QuantizedLayer, is_float
+from worker.quant.layer import QuantizedLayer, is_float
+from worker.quant.network import CompressedNetwork
 from worker.search.evaluate import Opened
 
 RANGE = 4.0

@@ -27,10 +27,12 @@ from worker.graph.slicing import Slicer
 from worker.prune.reconstruct import DAMP, Moments, moments, patches, refit, std_mean
 from worker.quant.grids import ActivationGrid, GridRules, powers_above, round_weight, weight_scales
 from worker.quant.integer import Codes
-from worker.quant.network import CompressedNetwork, QuantizedLayer, Walk, is_float
+from worker.quant.layer import QuantizedLayer, is_float
+from worker.quant.network import CompressedNetwork
 from worker.quant.reference import FloatReference, LayerReference
 from worker.quant.rounding import Scales, round_to_outputs
-from worker.quant.simulation import Simulation, Value
+from worker.quant.simulation import Simulation
+from worker.quant.walk import Value, Walk
 
 Repair = Literal["sequential", "fast", "none"]
 REPAIRS: tuple[Repair, ...] = ("sequential", "fast")

@@ -12,7 +12,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,9 +23,7 @@ from worker.graph.ops.parametric import CONVOLUTIONS
 from worker.graph.ops.table import module_of
 from worker.graph.sites import Sites, quantizer_sites
 from worker.quant.grids import ActivationGrid
-
-if TYPE_CHECKING:
-    from worker.quant.network import QuantizedLayer
+from worker.quant.layer import QuantizedLayer
 
 MAX_BITS = 8
 CACHED_VALUES = 1 << 20

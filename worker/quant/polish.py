@@ -23,9 +23,10 @@ from torch import Tensor, fx, nn
 
 from app.domain.space import Assignment
 from worker.quant.compressor import Compressor, bias_on_grid
-from worker.quant.network import CompressedNetwork, run
+from worker.quant.network import CompressedNetwork
 from worker.quant.reference import FloatReference, Sampling
 from worker.quant.steps import DRAWS
+from worker.quant.walk import run
 
 ROWS = 4
 MEMORY = 512 << 20

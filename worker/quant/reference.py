@@ -18,8 +18,8 @@ from worker.graph.ops.table import module_of
 from worker.graph.sites import quantizer_sites
 from worker.prune.importance import ChannelScores
 from worker.prune.reconstruct import Moments, merged, moments, output_sizes, patches, rows_at, sample_positions
-from worker.quant.network import run
 from worker.quant.observers import SiteObserver
+from worker.quant.walk import run
 
 ROWS = 8192
 GROUPED_ROWS = 2048  # a depthwise channel has only a kernel to fit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,15 +17,10 @@ from worker.graph.ops.table import module_of
 from worker.graph.sites import quantizer_sites
 from worker.quant.grids import ActivationGrid
 from worker.quant.integer import MAX_BITS, Codes, Kernel, Quantized, encode, integer_kernels
+from worker.quant.walk import AfterNode, BeforeLayer, Value, Walk, real
 
-if TYPE_CHECKING:
-    from worker.quant.network import Walk
-
-Value = Tensor | Codes
 Values = dict[str, Any]
 Step = Callable[[Values], Value]
-BeforeLayer = Callable[[fx.Node, Value], None]
-AfterNode = Callable[[str, Tensor], Tensor]
 MOVES = frozenset({torch.flatten, torch.reshape, torch.permute, F.pixel_shuffle, F.pixel_unshuffle})
 """Functions that hand values on as they are: of codes they make codes."""
 
@@ -135,11 +130,6 @@ def _read_as_codes(module: fx.GraphModule, nodes: list[fx.Node]) -> set[str]:
         if layer or node.target is torch.add or (node.name in found and _hands_on(module, node)):
             found.update(source.name for source in operands(node))
     return found
-
-
-def real(value: Value) -> Tensor:
-    """Return a value as real numbers."""
-    return value.real() if isinstance(value, Codes) else value
 
 
 def _codes(value: Value, grid: ActivationGrid) -> Codes:

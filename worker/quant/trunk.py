@@ -16,8 +16,8 @@ from torch import Tensor
 from app.domain.space import Assignment
 from worker.graph.sites import quantizer_sites
 from worker.quant.compressor import Compressor, Job, Repair, node_of
-from worker.quant.network import Walk
 from worker.quant.simulation import Simulation
+from worker.quant.walk import Walk
 
 
 class Trunk:

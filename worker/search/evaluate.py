@@ -27,12 +27,13 @@ from worker.graph.rewrite import fold_batchnorm
 from worker.graph.slicing import Slicer
 from worker.quant.compressor import FAST_PICTURES, Compressor, Repair
 from worker.quant.equalise import equalised
-from worker.quant.network import CompressedNetwork, is_float, live_bytes, moved, run
+from worker.quant.layer import is_float
+from worker.quant.network import CompressedNetwork
 from worker.quant.polish import Polisher
 from worker.quant.reference import FloatReference
-from worker.quant.simulation import Value
 from worker.quant.steps import Polished, parted, polish
 from worker.quant.trunk import Trunk
+from worker.quant.walk import Value, live_bytes, moved, run
 from worker.search.metrics import Outputs, check_baseline, joined, measure
 
 BATCH = 512

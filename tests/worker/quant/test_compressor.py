@@ -14,8 +14,9 @@ from app.domain.space import Assignment, widest
 from tests.worker.quant.digits import assignment, data, evaluator, random_evaluator, trained
 from worker.graph.build import Builder
 from worker.quant.compressor import REPAIRS, Repair
-from worker.quant.network import CompressedNetwork, run
+from worker.quant.network import CompressedNetwork
 from worker.quant.reference import FloatReference, fitting
+from worker.quant.walk import run
 
 SITUATIONS = [(0.5, 32, 32), (1.0, 4, 4), (0.75, 3, 4), (1.0, 2, 8)]
 

@@ -16,7 +16,7 @@ from tests.worker.quant.digits import data, device, exported
 from worker.graph.groups import weighted_layers
 from worker.graph.ops.table import module_of
 from worker.quant.equalise import equalised
-from worker.quant.network import run
+from worker.quant.walk import run
 from worker.search import evaluate
 from worker.search.evaluate import Evaluator, EvaluatorOptions, Opened, open_evaluator, open_network
 

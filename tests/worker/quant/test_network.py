@@ -8,7 +8,8 @@ from torch import fx
 
 from tests.worker.quant.digits import assignment, data, evaluator, trained
 from worker.quant.grids import ActivationGrid
-from worker.quant.network import CompressedNetwork, run
+from worker.quant.network import CompressedNetwork
+from worker.quant.walk import run
 
 
 def pictures(count: int = 64) -> torch.Tensor:

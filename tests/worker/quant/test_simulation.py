@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from tests.worker.quant.digits import assignment, random_evaluator
 from worker.quant.integer import Codes, encode
-from worker.quant.network import CompressedNetwork, Walk
+from worker.quant.network import CompressedNetwork
 from worker.quant.simulation import Simulation, real
+from worker.quant.walk import Walk
 
 
 class Mixed(nn.Module):

@@ -13,8 +13,8 @@ from app.domain.space import Assignment, build_space
 from tests.worker.quant.digits import data, device, fresh, trained
 from worker.graph.sites import quantizer_sites
 from worker.quant.compressor import Repair
-from worker.quant.network import Walk, live_bytes, run
 from worker.quant.trunk import Trunk
+from worker.quant.walk import Walk, live_bytes, run
 from worker.search.evaluate import Evaluator
 from worker.search.sensitivity import Probe, probes
 
