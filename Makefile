@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export ORT_DISABLE_TELEMETRY := 1
 THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+# processes that share the test suite
+WORKERS ?= 2
 
 .PHONY: help install demo serve test check e2e bench docs format fuzz clean
 .DEFAULT_GOAL := help
@@ -26,8 +28,8 @@ demo: $(STAMP) ## the whole journey on real data: train, upload, search, downloa
 serve: $(STAMP) ## service, dashboard and one worker for daily use (Ctrl-C stops them)
 	$(BIN)/tightfit serve
 
-test: $(STAMP) ## the test suite (PostgreSQL and reference data are used where present)
-	$(THREADS) $(BIN)/python -m pytest -m "not e2e" --durations=10
+test: $(STAMP) ## the test suite in two processes (WORKERS=1: in one); PostgreSQL and reference data are used where present
+	$(THREADS) $(BIN)/python -m pytest -m "not e2e" -n $(WORKERS) --durations=10
 
 check: $(STAMP) ## ruff, mypy --strict, import rules
 	$(BIN)/ruff check .

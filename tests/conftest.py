@@ -1,4 +1,4 @@
-"""Shared fixtures: where the optional reference data lies."""
+"""Shared fixtures: where the optional reference data lies; and how tests are dealt out to processes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,22 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Deal the tests out to several processes."""
+    from tests.dealing import Dealing
+
+    return Dealing(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the longest tests first where they are dealt out."""
+    if hasattr(config, "workerinput"):
+        from tests.dealing import ordered
+
+        items[:] = ordered(items)
 
 
 @pytest.fixture(scope="session")

@@ -50,8 +50,8 @@ def _watch(database: Database, settings: Settings, executor_id: str, parent: int
 
     A worker that outlived a killed supervisor would share its id with the one the next supervisor starts.
     """
-    pause = threading.Event()
-    while not pause.wait(BEAT_S) and parent in (None, os.getppid()):
+    pause, every_s = threading.Event(), min(BEAT_S, settings.worker_silence_s / 4)
+    while not pause.wait(every_s) and parent in (None, os.getppid()):
         try:
             with database.writing() as session:
                 beat(session, executor_id, socket.gethostname(), os.getpid())

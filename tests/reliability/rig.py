@@ -44,8 +44,13 @@ class Rig:
         return Blobs(self.folder / "blobs")
 
     def add_search(self, trials: int, seed: int = 0, limits: tuple[Limit, ...] = LIMITS, **options: Any) -> str:
-        """Store a queued search and return its id; `options` are further ones of how hard to search."""
-        spec = {"search": {"trials": trials, "seed": seed, **options}, "space": {}, "export_top": 1}
+        """Store a queued search and return its id; `options` are further ones of how hard to search.
+
+        Its best are polished only where `polish` is among them: that costs as much as a dozen trials.
+        """
+        polished = bool(options.pop("polish", False))
+        search = {"trials": trials, "seed": seed, **options}
+        spec = {"search": search, "space": {}, "export_top": 1, "polish": polished}
         row = Search(
             id=ids.new_id("search"), name="digits", model_id=self.model_id, dataset={"all": self.dataset_id},
             device_id=DEVICE.name, device=DEVICE.to_json(), spec=spec,
@@ -63,6 +68,7 @@ class Rig:
             "search": {"trials": trials, "seed": 0},
             "space": {},
             "export_top": 1,
+            "polish": False,
             "limits": [asked],
             "agent": agent,
         }

@@ -1,4 +1,4 @@
-"""Every hostile upload in a real sandboxed child: its name, within a second and 64 MiB over the idle child."""
+"""Every hostile upload in a real sandboxed child: its name, within a CPU second and 64 MiB over the idle child."""
 
 from __future__ import annotations
 
@@ -31,15 +31,13 @@ def test_child_when_the_upload_is_hostile_then_refused_by_name_within_a_second_a
     gauge: Gauge, case: Case, record_property: Callable[[str, object], None]
 ) -> None:
     cost = gauge.measure(case)
-    if case.slug != "read" and cost.seconds >= MAX_S:
-        cost = gauge.measure(case)  # someone else had the processor
     record_property("seconds", round(cost.seconds, 4))
     record_property("peak_mib", round(cost.peak_bytes / 2**20, 1))
     assert cost.slug == case.slug
     assert not case.pointer or cost.pointer == case.pointer
     assert not marker().exists()
     if case.slug != "read":
-        assert cost.seconds < MAX_S
+        assert cost.cpu_s < MAX_S
         assert cost.peak_bytes < MAX_BYTES
 
 

@@ -113,9 +113,10 @@ def test_run_when_two_runners_share_a_search_then_the_trials_of_one(rig: Rig) ->
 def test_run_when_a_runner_fell_silent_then_the_other_takes_its_trial(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew, "SILENCE_S", 1.0)
+    monkeypatch.setattr(crew, "SILENCE_S", 3.0)
+    monkeypatch.setattr(crew, "BEAT_S", 0.2)
     search = rig.add_search(TRIALS, limits=LIMITS, runners=2)
-    silent, struck = Runner(site(rig), search, 1), threading.Event()
+    silent, other, struck = Runner(site(rig), search, 1), Runner(site(rig), search, 0), threading.Event()
     attempt = silent._attempt
 
     def stopped(*arguments: Any) -> Any:
@@ -127,9 +128,13 @@ def test_run_when_a_runner_fell_silent_then_the_other_takes_its_trial(
         return attempt(*arguments)
 
     silent._attempt = stopped  # type: ignore[method-assign]
-    other = Runner(site(rig), search, 0)
-    if not struck.is_set():
-        assert together([silent, other]) == ["finished", "finished"]
+    ends: list[str] = []
+    thread = threading.Thread(target=lambda: ends.append(silent.run()), daemon=True)
+    thread.start()
+    assert struck.wait(120), "the first runner holds a trial before the other begins"
+    assert other.run() == "finished"
+    thread.join(120)
+    assert ends == ["finished"]
     trials = rig.trials(search)
     assert [trial.state for trial in trials] == ["done"] * (TRIALS + 1)
     assert sorted(trial.attempt for trial in trials)[-2:] == [1, 2]

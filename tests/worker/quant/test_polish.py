@@ -10,13 +10,17 @@ import torch
 
 from app.domain.budget import Budget
 from app.domain.lifecycle import Verification
+from app.domain.space import Assignment
 from tests.worker.quant.digits import assignment, device, evaluator, fresh, trained
 from worker.export.export import ExportRequest, export_all
 from worker.quant.network import CompressedNetwork
 from worker.quant.steps import STEPS, parted, polish, with_step
 from worker.search.evaluate import Evaluator
 
-TIGHT = assignment(trained().graph, 0.5, 2, 3)
+
+def tight() -> Assignment:
+    """Return half the channels at 2 and 3 bits."""
+    return assignment(trained().graph, 0.5, 2, 3)
 
 
 def test_polish_when_a_step_helps_then_kept_and_later_steps_start_from_it() -> None:
@@ -63,12 +67,12 @@ def test_parted_when_a_step_is_unknown_then_refused() -> None:
 
 
 def kl(owner: Evaluator, repair: str) -> float:
-    return owner.evaluate(TIGHT, "full", repair).metrics["kl"]
+    return owner.evaluate(tight(), "full", repair).metrics["kl"]
 
 
 def test_polish_when_a_network_is_polished_then_the_evaluation_loss_is_that_of_the_last_step_kept() -> None:
     owner = evaluator()
-    found = owner.polish(TIGHT)
+    found = owner.polish(tight())
     assert [step.name for step in found.steps] == list(STEPS)
     kept = [step.after for step in found.steps if step.kept]
     assert kl(owner, found.repair) == pytest.approx(kept[-1] if kept else kl(owner, "sequential"), abs=1e-9)
@@ -87,16 +91,16 @@ def same(one: CompressedNetwork, two: CompressedNetwork) -> bool:
 
 def test_compress_when_a_polished_network_is_made_anew_then_equal_in_every_number() -> None:
     name = "sequential+redrawn-1+bias"
-    first, again = evaluator().compress(TIGHT, name), fresh().compress(TIGHT, name)
+    first, again = evaluator().compress(tight(), name), fresh().compress(tight(), name)
     assert same(first, again)
-    assert not same(first, evaluator().compress(TIGHT, "sequential"))
+    assert not same(first, evaluator().compress(tight(), "sequential"))
 
 
 def test_compress_when_biases_are_corrected_then_means_fit_the_grid_and_the_old_network_stays() -> None:
     owner = evaluator()
-    plain = owner.compress(TIGHT, "sequential+thorough")
+    plain = owner.compress(tight(), "sequential+thorough")
     before = {name: layer.bias.copy() for name, layer in plain.layers.items()}
-    moved = owner.compress(TIGHT, "sequential+thorough+bias")
+    moved = owner.compress(tight(), "sequential+thorough+bias")
     assert all(np.array_equal(before[name], plain.layers[name].bias) for name in before)
     assert all(torch.equal(plain.module.get_submodule(n).bias, torch.from_numpy(before[n])) for n in before)
     x = owner.compressor.reference.inputs[0]
@@ -109,7 +113,7 @@ def test_compress_when_biases_are_corrected_then_means_fit_the_grid_and_the_old_
 
 def test_export_when_a_polished_network_is_exported_then_the_runtime_agrees(tmp_path: Path) -> None:
     owner = evaluator()
-    net = owner.compress(TIGHT, "sequential+thorough+bias")
+    net = owner.compress(tight(), "sequential+thorough+bias")
     request = ExportRequest(net, owner.graph, owner.folded, owner.pictures("full"), device(), Budget({}), {})
     report = export_all(request, tmp_path).report
     assert report.state is Verification.verified
