@@ -28,7 +28,7 @@ demo: $(STAMP) ## the whole journey on real data: train, upload, search, downloa
 serve: $(STAMP) ## service, dashboard and one worker for daily use (Ctrl-C stops them)
 	$(BIN)/tightfit serve
 
-test: $(STAMP) ## the test suite in two processes (WORKERS=1: in one); PostgreSQL and reference data are used where present
+test: $(STAMP) ## the test suite in two processes (WORKERS=4: in four); PostgreSQL and reference data are used where present
 	$(THREADS) $(BIN)/python -m pytest -m "not e2e" -n $(WORKERS) --durations=10
 
 check: $(STAMP) ## ruff, mypy --strict, import rules

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from zlib import crc32
 
 import pytest
 from xdist.scheduler.loadscope import LoadScopeScheduling
@@ -21,12 +20,13 @@ TIMED = (
 ZOO = tuple(
     f"tests/zoo/test_{part}.py" for part in ("compressing", "memory", "oracle", "reading", "slicing", "writing")
 )
-STORE = "tests/app/store/"
-CONTRACT, PARTS = "tests/worker/graph/contracts/test_contract.py", 6
+FOLDERS = ("tests/app/store/", "tests/worker/graph/contracts/")
 
 LONGEST = (
     "tests/examples",
+    "tests/e2e",
     "timed",
+    "tests/worker/graph/contracts",
     "tests/reliability",
     "tests/worker/test_runner.py",
     "tests/worker/test_crew.py",
@@ -43,20 +43,16 @@ LONGEST = (
 def unit(nodeid: str) -> str:
     """Return what a test is dealt out with.
 
-    Of the zoo, all tests of a network: its exports are made once. Of the store, all tests: its databases are. A use of
-    the op table needs nothing of another's.
+    Of the zoo, all tests of a network: its exports are made once. So are the databases of the store and the files of
+    the contracts, each a folder.
     """
     file, _, rest = nodeid.partition("::")
     case = rest.partition("[")[2].rstrip("]")
     if file in TIMED:
         return "timed"
-    if file.startswith(STORE):
-        return STORE
     if file in ZOO:
         return f"tests/zoo/{case.split('-')[0]}"
-    if file == CONTRACT:
-        return f"{file}/{crc32(case.encode()) % PARTS}"
-    return file
+    return next((folder for folder in FOLDERS if file.startswith(folder)), file)
 
 
 def place(nodeid: str) -> int:

@@ -46,11 +46,11 @@ class Rig:
     def add_search(self, trials: int, seed: int = 0, limits: tuple[Limit, ...] = LIMITS, **options: Any) -> str:
         """Store a queued search and return its id; `options` are further ones of how hard to search.
 
-        Its best are polished only where `polish` is among them: that costs as much as a dozen trials.
+        Its best are polished and exported only where `polish` and `export_top` say so: either takes longer than its
+        trials do.
         """
-        polished = bool(options.pop("polish", False))
-        search = {"trials": trials, "seed": seed, **options}
-        spec = {"search": search, "space": {}, "export_top": 1, "polish": polished}
+        ending = {"polish": bool(options.pop("polish", False)), "export_top": int(options.pop("export_top", 0))}
+        spec = {"search": {"trials": trials, "seed": seed, **options}, "space": {}, **ending}
         row = Search(
             id=ids.new_id("search"), name="digits", model_id=self.model_id, dataset={"all": self.dataset_id},
             device_id=DEVICE.name, device=DEVICE.to_json(), spec=spec,
@@ -60,14 +60,16 @@ class Rig:
             session.add(row)
         return row.id
 
-    def add_measured(self, trials: int, limit: dict[str, Any], device: DeviceProfile, agent: str | None = None) -> str:
+    def add_measured(
+        self, trials: int, limit: dict[str, Any], device: DeviceProfile, agent: str | None = None, export_top: int = 0
+    ) -> str:
         """Store a queued search whose latency limit demands measured evidence, on a profile of this host."""
         half = Limit("weight_bytes", relative=0.5, relative_to="float")
         asked = {"metric": "latency_ms", "evidence": "measured", "stat": "min", **limit}
         spec = {
             "search": {"trials": trials, "seed": 0},
             "space": {},
-            "export_top": 1,
+            "export_top": export_top,
             "polish": False,
             "limits": [asked],
             "agent": agent,

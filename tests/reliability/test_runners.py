@@ -61,7 +61,7 @@ def owners(rig: Rig, search_id: str) -> set[str]:
 def test_search_when_one_of_two_runners_is_killed_then_the_trials_of_an_unkilled_run(
     rig: Rig, unkilled: list[tuple[Any, ...]]
 ) -> None:
-    search = rig.add_search(TRIALS, runners=2)
+    search = rig.add_search(TRIALS, runners=2, export_top=1)
     enqueue(rig, search)
     workers = {name: rig.start_worker(name, **SETTINGS) for name in ("w0", "w1")}
     try:

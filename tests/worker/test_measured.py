@@ -143,7 +143,7 @@ def test_run_when_the_model_calls_the_limit_unreachable_then_trials_near_its_lea
 
 
 def test_run_when_the_limit_can_be_kept_then_candidates_are_measured_to_keep_it(rig: Rig) -> None:
-    search = rig.add_measured(TRIALS, LOOSE, HOST)
+    search = rig.add_measured(TRIALS, LOOSE, HOST, export_top=1)
     assert Runner(Site(rig.database, rig.blobs), search).run() == "finished"
     ended, found = rig.search(search), rig.candidates(search)
     assert (ended.state, ended.outcome, ended.error) == ("completed", "feasible", None)
@@ -197,7 +197,7 @@ def test_run_when_the_limit_is_relative_to_8_bits_then_kept_in_the_precision_tha
 
 
 def test_run_when_no_measuring_is_demanded_then_nothing_is_timed(rig: Rig) -> None:
-    search = rig.add_search(2)
+    search = rig.add_search(2, export_top=1)
     assert Runner(Site(rig.database, rig.blobs), search).run() == "finished"
     assert timed(rig, search) == {}
     assert rig.search(search).measured is None

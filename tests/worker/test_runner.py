@@ -39,7 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, files: Path, picture: dict[s
     """
     folder = tmp_path_factory.mktemp("whole")
     made = build(f"sqlite:///{folder / 'app.db'}", folder, files, picture)
-    search = made.add_search(TRIALS, polish=True)
+    search = made.add_search(TRIALS, polish=True, export_top=1)
     assert Runner(site(made), search).run() == "finished"
     yield made, search
     made.database.dispose()

@@ -253,6 +253,7 @@ class Session:
 
     def __init__(self, data: bytes) -> None:
         options = ort.SessionOptions()
+        options.intra_op_num_threads = 1  # starting threads would take longer than running the model
         options.log_severity_level = 4
         self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
