@@ -46,10 +46,10 @@ class Rig:
     def add_search(self, trials: int, seed: int = 0, limits: tuple[Limit, ...] = LIMITS, **options: Any) -> str:
         """Store a queued search and return its id; `options` are further ones of how hard to search.
 
-        Its best are polished and exported only where `polish` and `export_top` say so: either takes longer than its
-        trials do.
+        Its best is exported, unless `export_top` says 0, and polished only where `polish` says so: either takes longer
+        than the trials do.
         """
-        ending = {"polish": bool(options.pop("polish", False)), "export_top": int(options.pop("export_top", 0))}
+        ending = {"polish": bool(options.pop("polish", False)), "export_top": int(options.pop("export_top", 1))}
         spec = {"search": {"trials": trials, "seed": seed, **options}, "space": {}, **ending}
         row = Search(
             id=ids.new_id("search"), name="digits", model_id=self.model_id, dataset={"all": self.dataset_id},
@@ -61,7 +61,7 @@ class Rig:
         return row.id
 
     def add_measured(
-        self, trials: int, limit: dict[str, Any], device: DeviceProfile, agent: str | None = None, export_top: int = 0
+        self, trials: int, limit: dict[str, Any], device: DeviceProfile, agent: str | None = None, export_top: int = 1
     ) -> str:
         """Store a queued search whose latency limit demands measured evidence, on a profile of this host."""
         half = Limit("weight_bytes", relative=0.5, relative_to="float")

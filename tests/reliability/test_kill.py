@@ -48,7 +48,7 @@ def test_search_when_its_worker_is_killed_and_restarted_then_finished_with_every
     tmp_path: Path, files: Path, picture: dict[str, Any]
 ) -> None:
     rig = build(f"sqlite:///{tmp_path / 'app.db'}", tmp_path, files, picture)
-    search = rig.add_search(TRIALS, export_top=1)
+    search = rig.add_search(TRIALS)
     enqueue(rig, search)
     worker = rig.start_worker("w0")
     try:
@@ -75,7 +75,7 @@ def test_search_when_its_worker_is_killed_for_good_then_another_worker_finishes_
     tmp_path: Path, files: Path, picture: dict[str, Any], postgres: str
 ) -> None:
     rig = build(postgres, tmp_path, files, picture)
-    search = rig.add_search(TRIALS, export_top=1)
+    search = rig.add_search(TRIALS)
     enqueue(rig, search)
     settings = {"TIGHTFIT_WORKER_SILENCE_S": "6"}
     workers = {"w0": rig.start_worker("w0", **settings)}

@@ -35,7 +35,7 @@ def unkilled(
     """The trials of a search that one runner made from start to end."""
     folder = tmp_path_factory.mktemp("unkilled")
     made = build(f"sqlite:///{folder / 'app.db'}", folder, files, picture)
-    search = made.add_search(TRIALS)
+    search = made.add_search(TRIALS, export_top=0)
     assert Runner(Site(made.database, made.blobs), search).run() == "finished"
     yield story(made, search)
     made.database.dispose()
@@ -61,7 +61,7 @@ def owners(rig: Rig, search_id: str) -> set[str]:
 def test_search_when_one_of_two_runners_is_killed_then_the_trials_of_an_unkilled_run(
     rig: Rig, unkilled: list[tuple[Any, ...]]
 ) -> None:
-    search = rig.add_search(TRIALS, runners=2, export_top=1)
+    search = rig.add_search(TRIALS, runners=2)
     enqueue(rig, search)
     workers = {name: rig.start_worker(name, **SETTINGS) for name in ("w0", "w1")}
     try:

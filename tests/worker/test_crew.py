@@ -96,10 +96,10 @@ def test_turned_when_two_runners_then_they_begin_at_opposite_places() -> None:
 
 
 def test_run_when_two_runners_share_a_search_then_the_trials_of_one(rig: Rig) -> None:
-    alone = rig.add_search(TRIALS, limits=LIMITS)
+    alone = rig.add_search(TRIALS, limits=LIMITS, export_top=0)
     assert Runner(site(rig), alone).run() == "finished"
     forget(rig)
-    shared = rig.add_search(TRIALS, limits=LIMITS, runners=2)
+    shared = rig.add_search(TRIALS, limits=LIMITS, export_top=0, runners=2)
     assert together([Runner(site(rig), shared, slot) for slot in (0, 1)]) == ["finished", "finished"]
     trials, search = rig.trials(shared), rig.search(shared)
     assert story(trials) == story(rig.trials(alone))
@@ -115,7 +115,7 @@ def test_run_when_a_runner_fell_silent_then_the_other_takes_its_trial(
 ) -> None:
     monkeypatch.setattr(crew, "SILENCE_S", 3.0)
     monkeypatch.setattr(crew, "BEAT_S", 0.2)
-    search = rig.add_search(TRIALS, limits=LIMITS, runners=2)
+    search = rig.add_search(TRIALS, limits=LIMITS, export_top=0, runners=2)
     silent, other, struck = Runner(site(rig), search, 1), Runner(site(rig), search, 0), threading.Event()
     attempt = silent._attempt
 
@@ -142,7 +142,7 @@ def test_run_when_a_runner_fell_silent_then_the_other_takes_its_trial(
 
 
 def test_run_when_its_slot_was_taken_then_the_zombie_leaves(rig: Rig) -> None:
-    search = rig.add_search(TRIALS, limits=LIMITS, runners=2)
+    search = rig.add_search(TRIALS, limits=LIMITS, export_top=0, runners=2)
     zombie = Runner(site(rig), search, 0)
     finish = zombie._finish
 
@@ -174,7 +174,7 @@ def test_run_when_cancelled_then_both_runners_end(rig: Rig) -> None:
 
 
 def test_take_end_when_the_one_that_ends_lives_then_no_other_does(rig: Rig) -> None:
-    search = rig.add_search(TRIALS, limits=LIMITS, runners=2)
+    search = rig.add_search(TRIALS, limits=LIMITS, export_top=0, runners=2)
     first, second = Crew(site(rig), search, 0), Crew(site(rig), search, 1)
     first.enter(2)
     second.enter(2)
@@ -190,7 +190,7 @@ def test_take_end_when_the_one_that_ends_lives_then_no_other_does(rig: Rig) -> N
 
 
 def test_wait_when_the_search_is_over_then_ended(rig: Rig) -> None:
-    search = rig.add_search(TRIALS, limits=LIMITS, runners=2)
+    search = rig.add_search(TRIALS, limits=LIMITS, export_top=0, runners=2)
     waiting = Crew(site(rig), search, 1)
     waiting.enter(2)
     waiting.wait()

@@ -143,7 +143,7 @@ def test_run_when_the_model_calls_the_limit_unreachable_then_trials_near_its_lea
 
 
 def test_run_when_the_limit_can_be_kept_then_candidates_are_measured_to_keep_it(rig: Rig) -> None:
-    search = rig.add_measured(TRIALS, LOOSE, HOST, export_top=1)
+    search = rig.add_measured(TRIALS, LOOSE, HOST)
     assert Runner(Site(rig.database, rig.blobs), search).run() == "finished"
     ended, found = rig.search(search), rig.candidates(search)
     assert (ended.state, ended.outcome, ended.error) == ("completed", "feasible", None)
@@ -158,7 +158,7 @@ def test_run_when_the_limit_can_be_kept_then_candidates_are_measured_to_keep_it(
 
 
 def test_run_when_no_network_is_fast_enough_then_best_effort_with_what_was_measured(rig: Rig) -> None:
-    search = rig.add_measured(4, {"max": 1e-5}, HOST)
+    search = rig.add_measured(4, {"max": 1e-5}, HOST, export_top=0)
     assert Runner(Site(rig.database, rig.blobs), search).run() == "finished"
     ended, found = rig.search(search), rig.candidates(search)
     assert (ended.state, ended.outcome) == ("completed", "best_effort")
@@ -168,7 +168,7 @@ def test_run_when_no_network_is_fast_enough_then_best_effort_with_what_was_measu
 
 
 def test_run_when_killed_between_measuring_and_finishing_then_nothing_is_measured_or_tried_twice(rig: Rig) -> None:
-    search = rig.add_measured(TRIALS, LOOSE, HOST)
+    search = rig.add_measured(TRIALS, LOOSE, HOST, export_top=0)
     runner = Runner(Site(rig.database, rig.blobs), search)
     runner._conclude = killed  # type: ignore[method-assign]
     with pytest.raises(Killed):
@@ -185,7 +185,7 @@ def test_run_when_killed_between_measuring_and_finishing_then_nothing_is_measure
 
 
 def test_run_when_the_limit_is_relative_to_8_bits_then_kept_in_the_precision_that_keeps_it_widest(rig: Rig) -> None:
-    search = rig.add_measured(4, {"relative": 1.5, "relative_to": "w8a8"}, HOST)
+    search = rig.add_measured(4, {"relative": 1.5, "relative_to": "w8a8"}, HOST, export_top=0)
     assert Runner(Site(rig.database, rig.blobs), search).run() == "finished"
     facts = rig.search(search).measured or {}
     row = next(row for row in rig.candidates(search)[0].budget if row["metric"] == "latency_ms")
@@ -197,7 +197,7 @@ def test_run_when_the_limit_is_relative_to_8_bits_then_kept_in_the_precision_tha
 
 
 def test_run_when_no_measuring_is_demanded_then_nothing_is_timed(rig: Rig) -> None:
-    search = rig.add_search(2, export_top=1)
+    search = rig.add_search(2)
     assert Runner(Site(rig.database, rig.blobs), search).run() == "finished"
     assert timed(rig, search) == {}
     assert rig.search(search).measured is None

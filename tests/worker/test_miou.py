@@ -65,7 +65,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rig, st
         info = child.call("inspect_dataset", {"path": str(folder / "digits.npz"), "spec": {}}, 120)
     assert (info["classes"], info["label_shape"]) == (3, [8, 8])
     rig = build(f"sqlite:///{folder / 'app.db'}", folder, folder, graph)
-    key = rig.add_search(TRIALS)
+    key = rig.add_search(TRIALS, polish=True)
     with rig.database.writing() as session:
         session.get_one(Dataset, rig.dataset_id).info = info
         row = session.get_one(Search, key)

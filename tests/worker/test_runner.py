@@ -39,7 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, files: Path, picture: dict[s
     """
     folder = tmp_path_factory.mktemp("whole")
     made = build(f"sqlite:///{folder / 'app.db'}", folder, files, picture)
-    search = made.add_search(TRIALS, polish=True, export_top=1)
+    search = made.add_search(TRIALS, polish=True)
     assert Runner(site(made), search).run() == "finished"
     yield made, search
     made.database.dispose()
@@ -52,7 +52,7 @@ def rig(whole: tuple[Rig, str]) -> Rig:
 
 def begun(rig: Rig, trials: int) -> str:
     """Return a search of which the first few trials are done, a slice each."""
-    search = rig.add_search(TRIALS)
+    search = rig.add_search(TRIALS, export_top=0)
     while rig.done(search) < trials:
         assert Runner(site(rig, slice_s=0.0), search).run() == "again"
     return search
@@ -124,7 +124,7 @@ def test_run_when_nothing_disturbs_then_feasible_candidates_and_verified_files(w
 def test_run_when_a_quality_is_to_be_kept_then_candidates_are_judged_on_the_holdout_set(
     rig: Rig, quality: dict[str, Any], met: bool
 ) -> None:
-    search = rig.add_search(TRIALS)
+    search = rig.add_search(TRIALS, export_top=0)
     with rig.database.writing() as session:
         row = session.get_one(Search, search)
         row.spec = {**row.spec, "export_top": 0, "quality": {"metric": "accuracy", **quality}}
@@ -161,7 +161,7 @@ def test_run_when_the_goal_is_a_front_then_files_of_points_far_from_each_other(r
 def test_run_when_a_metric_is_named_then_candidates_are_ranked_by_it_on_the_holdout_set(
     rig: Rig, metric: str, sign: int
 ) -> None:
-    search = rig.add_search(TRIALS)
+    search = rig.add_search(TRIALS, export_top=0)
     with rig.database.writing() as session:
         row = session.get_one(Search, search)
         row.spec = {**row.spec, "export_top": int(metric == "mse"), "metric": metric}
@@ -204,7 +204,7 @@ def test_run_when_it_is_finished_then_running_again_changes_nothing(whole: tuple
 
 
 def test_run_when_cut_into_slices_then_the_same_trials(rig: Rig, whole: tuple[Rig, str]) -> None:
-    search = rig.add_search(TRIALS)
+    search = rig.add_search(TRIALS, export_top=0)
     ends = [Runner(site(rig, slice_s=0.0), search).run()]
     while ends[-1] == "again" and len(ends) < 100:
         ends.append(Runner(site(rig, slice_s=0.0), search).run())
@@ -241,7 +241,7 @@ def test_run_when_a_trial_killed_its_worker_three_times_then_it_fails_as_dead(ri
 
 
 def test_run_when_the_child_is_killed_once_then_at_most_that_trial_fails(rig: Rig) -> None:
-    search = rig.add_search(24, seed=3)
+    search = rig.add_search(24, seed=3, export_top=0)
     runner, struck = Runner(site(rig), search), threading.Event()
 
     def strike() -> None:
@@ -290,14 +290,14 @@ def test_run_when_cancelled_then_the_child_dies_and_no_trial_stays_running(rig: 
 
 
 def test_run_when_cancelled_before_it_starts_then_no_trial_is_made(rig: Rig) -> None:
-    search = rig.add_search(TRIALS)
+    search = rig.add_search(TRIALS, export_top=0)
     rig.cancel(search)
     assert Runner(site(rig), search).run() == "finished"
     assert (rig.search(search).state, rig.trials(search)) == ("cancelled", [])
 
 
 def test_finish_when_another_worker_took_the_trial_then_the_late_result_is_dropped(rig: Rig) -> None:
-    search = rig.add_search(TRIALS)
+    search = rig.add_search(TRIALS, export_top=0)
     plan = {"idx": 0, "kind": "baseline", "params": {}, "assignment": {}, "sampler_attrs": {}}
     late, prompt = (rows.TrialResult({"kl": kl}, None, {}, 0.0, True, 1.0) for kl in (9.0, 0.5))
     with rig.database.writing() as session:
@@ -312,7 +312,7 @@ def test_finish_when_another_worker_took_the_trial_then_the_late_result_is_dropp
 
 
 def test_run_when_another_worker_is_ahead_then_this_one_leaves_and_the_search_goes_on(rig: Rig) -> None:
-    search = rig.add_search(TRIALS)
+    search = rig.add_search(TRIALS, export_top=0)
     zombie = Runner(site(rig), search)
     started = threading.Event()
     call = zombie._attempt
@@ -338,7 +338,7 @@ def test_run_when_another_worker_is_ahead_then_this_one_leaves_and_the_search_go
 
 
 def test_run_when_the_next_trial_is_finished_by_another_worker_then_this_one_leaves_too(rig: Rig) -> None:
-    search = rig.add_search(TRIALS)
+    search = rig.add_search(TRIALS, export_top=0)
     zombie = Runner(site(rig), search)
     finish = zombie._finish
 
@@ -358,7 +358,7 @@ def test_run_when_the_next_trial_is_finished_by_another_worker_then_this_one_lea
 
 
 def test_run_when_the_budget_is_impossible_then_the_least_violating_candidate_as_best_effort(rig: Rig) -> None:
-    search = rig.add_search(TRIALS)
+    search = rig.add_search(TRIALS, export_top=0)
     with rig.database.writing() as session:
         row = session.get_one(Search, search)
         row.spec = {**row.spec, "export_top": 0, "search": {**row.spec["search"], "allow_best_effort": True}}

@@ -40,7 +40,7 @@ def first(rig: Rig) -> str:
     """The search that measured first, a fleet's member at place 0."""
     with rig.database.writing() as session:
         session.add(Fleet(id="flt_1", name="fleet", spec={"share": 0.2}))
-    key = rig.add_search(TRIALS, limits=LOOSE, warm_start=True)
+    key = rig.add_search(TRIALS, limits=LOOSE, export_top=0, warm_start=True)
     place(rig, key, 0)
     assert Runner(Site(rig.database, rig.blobs), key).run() == "finished"
     return key
@@ -72,7 +72,7 @@ def test_run_when_nothing_is_known_then_a_warm_start_is_a_plain_one(rig: Rig, fi
 
 def test_run_when_another_budget_follows_then_it_begins_with_what_is_known(rig: Rig, first: str) -> None:
     before = evaluations(rig)
-    search = rig.add_search(8, limits=TIGHT, warm_start=True)
+    search = rig.add_search(8, limits=TIGHT, export_top=0, warm_start=True)
     trials = run(rig, search)
     known = [trial for trial in trials if trial.kind == "known"]
     assert [trial.idx for trial in trials] == list(range(len(trials)))
@@ -91,7 +91,7 @@ def test_run_when_another_budget_follows_then_it_begins_with_what_is_known(rig: 
 
 def test_run_when_warm_and_cut_into_slices_then_the_same_trials(rig: Rig, first: str) -> None:
     site = Site(rig.database, rig.blobs)
-    cut, whole = (rig.add_search(3, limits=TIGHT, seed=4, warm_start=True) for _ in range(2))
+    cut, whole = (rig.add_search(3, limits=TIGHT, seed=4, export_top=0, warm_start=True) for _ in range(2))
     for search in (cut, whole):
         started(site, load_job(site, search))
     stories = [
@@ -102,7 +102,7 @@ def test_run_when_warm_and_cut_into_slices_then_the_same_trials(rig: Rig, first:
 
 
 def test_started_when_asked_twice_then_settled_once(rig: Rig, first: str) -> None:
-    search = rig.add_search(8, limits=TIGHT, warm_start=True)
+    search = rig.add_search(8, limits=TIGHT, export_top=0, warm_start=True)
     site = Site(rig.database, rig.blobs)
     job = load_job(site, search)
     assert started(site, job) == started(site, job)
@@ -115,7 +115,7 @@ def test_run_when_a_later_member_of_a_fleet_then_a_fifth_of_the_evaluations(rig:
     probes = len(SearchLoop(load_job(Site(rig.database, rig.blobs), first).goal,
                             load_job(Site(rig.database, rig.blobs), first).settings).pending_probes())  # fmt: skip
     other = dataclasses.replace(DEVICE, name="other", channel_multiple={"default": 4})
-    search = rig.add_search(TRIALS, limits=TIGHT, warm_start=True)
+    search = rig.add_search(TRIALS, limits=TIGHT, export_top=0, warm_start=True)
     place(rig, search, 1, other)
     before = evaluations(rig)
     trials = run(rig, search)

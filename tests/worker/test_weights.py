@@ -73,7 +73,7 @@ def versions(rig: Rig, again: Net) -> tuple[str, str]:
 
 def searched(rig: Rig, model_id: str) -> Any:
     """Run a search on a model to its end; return its row."""
-    search = dataclasses.replace(rig, model_id=model_id).add_search(TRIALS, export_top=1)
+    search = dataclasses.replace(rig, model_id=model_id).add_search(TRIALS)
     assert Runner(Site(rig.database, rig.blobs), search).run() == "finished"
     return rig.search(search)
 
