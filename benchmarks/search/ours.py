@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from app.domain.budget import Budget
 from app.domain.space import SpaceSpec
 from benchmarks.search.arena import Arena
 from worker.job import search_settings
@@ -29,22 +28,19 @@ def tightfit(arena: Arena, seed: int) -> None:
     search(arena, seed)
 
 
-def search(arena: Arena, seed: int, further: Sequence[Budget] = ()) -> None:
-    """Run the loop of a search request until it is done, with an equal share of the trials for each further budget."""
-    asked = search_settings({"search": {"seed": seed}})
+def search(arena: Arena, seed: int, axes: Sequence[str] = ()) -> None:
+    """Run the loop of a search request until it is done; with `axes` its goal is the front over them."""
+    goal = {"goal": "front", "axes": [*axes]} if axes else {}
+    asked = search_settings({"search": {"seed": seed, **goal}})
     left = arena.purse - len(SearchLoop(arena.goal, asked).pending_probes())
-    share = max(1, left // (1 + len(further)))
-    settings = replace(asked, trials=share, sweep=()) if further else replace(asked, trials=share)
+    settings = replace(asked, trials=max(1, left))
     loop = SearchLoop(arena.goal, settings)
     for probe in loop.pending_probes():
         found = arena.evaluate(probe.assignment, settings.probe_fidelity, PROBE_REPAIR, loop.reference)
         loop.tell_probe(probe.key, found.metrics["kl"])
-    for budget in (None, *further):
-        if budget is not None:
-            loop.extend(budget, share)
-        while not loop.is_done:
-            for plan in loop.next_trials(1):
-                _run(arena, loop, plan)
+    while not loop.is_done:
+        for plan in loop.next_trials(1):
+            _run(arena, loop, plan)
 
 
 def _run(arena: Arena, loop: SearchLoop, plan: TrialPlan) -> None:

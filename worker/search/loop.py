@@ -24,7 +24,7 @@ from worker.search.moves import Moves
 from worker.search.probing import Probing
 from worker.search.refit import Observation, Posterior
 from worker.search.rows import Goal, Round, RowState, Settings, Stop, TrialKind, TrialPlan, TrialRow
-from worker.search.sampling import REPAIR, SLACK, SPAN, Asker, Past, Projection, Suggestion, project, stable_seed
+from worker.search.sampling import SLACK, SPAN, Asker, Past, Projection, Suggestion, project, stable_seed
 from worker.search.sensitivity import SensitivityTable
 from worker.search.solver import Solver
 
@@ -376,15 +376,16 @@ class SearchLoop(Probing):
         return self._taught[1][aim]
 
     def _sampled(self, idx: int) -> TrialPlan:
-        """Allocate the sampler's suggestion; where that is known already, ask again with another seed."""
+        """Allocate the sampler's suggestion; where that is known already, ask again with another seed, then move."""
         past, known = self._past(idx), self._known(idx)
         for attempt in range(_ATTEMPTS):
             seed = stable_seed(self.settings.seed, idx, "ask", attempt)
             suggestion = self._asker.suggest(past, seed)
             assignment = self._allocated(suggestion, self._budget(idx))
-            if (assignment.digest, suggestion.params.get(REPAIR)) not in known:
-                break
-        return TrialPlan(idx, "sampled", suggestion.params, assignment, self.settings.fidelity, suggestion.sampler)
+            plan = TrialPlan(idx, "sampled", suggestion.params, assignment, self.settings.fidelity, suggestion.sampler)
+            if (assignment.digest, plan.repair) not in known:
+                return plan
+        return (self._moved(idx) if self.settings.move_every else None) or plan
 
     def _allocated(self, suggestion: Suggestion, budget: Budget) -> Assignment:
         multipliers = self.projection.multipliers(suggestion.params)

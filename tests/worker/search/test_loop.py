@@ -253,6 +253,15 @@ def test_loop_when_known_observations_come_first_then_they_are_not_tried_again_a
     assert loop.finalists(1)[0].metrics["kl"] <= known[0].metrics["kl"]
 
 
+def test_loop_when_what_is_suggested_is_known_then_a_move_takes_its_place() -> None:
+    distinct = []
+    for every in (0, 2):
+        loop, world = fresh(small_goal(), Settings(trials=70, move_every=every))
+        distinct.append(len({row.assignment.digest for row in run(loop, world).rows}))
+    assert distinct[0] < 60
+    assert distinct[1] == 71
+
+
 def front_goal() -> tuple[Goal, Settings]:
     return resnet_goal(Limit("bops", relative=1 / 2)), Settings(trials=44, seed=2, axes=("kl", "bops"))
 
