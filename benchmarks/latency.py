@@ -6,6 +6,7 @@ roofline. Every version is timed interleaved with its float twin, so that "faste
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +28,11 @@ from app.domain.space import Assignment, widest
 from benchmarks.cells import cell
 from benchmarks.latency_networks import calibration, development, opened, unseen
 from worker.hardware import calibrate as calibration_of
-from worker.hardware.calibrate import QUICK, Effort, kind_of, plan, random_version
+from worker.hardware.calibrate import QUICK, Effort, Planned, kind_of, plan, random_version
 from worker.hardware.dummies import dummy_bench
+from worker.hardware.measure import Latency
 from worker.hardware.measuring import Bench, LocalMeasurer
+from worker.hardware.rounds import steadily
 from worker.search.evaluate import open_network
 
 VERSIONS, SEED = 4, 7
@@ -48,7 +51,10 @@ def run(effort: Effort = Effort(), versions: int = VERSIONS, prefix: str = "late
     rows: dict[str, list[dict[str, Any]]] = {"unseen": [], "development": []}
     for part, names in (("unseen", unseen()), ("development", development())):
         for name in names:
-            found = cell(f"{prefix}-{name}", lambda n=name: measure_network(n, versions, fitted))  # type: ignore[misc]
+            found = cell(
+                f"{prefix}-{name}",
+                lambda n=name: measure_network(n, versions, fitted, _planned(effort)[-1].bench),  # type: ignore[misc]
+            )
             rows[part] += found["versions"]
     for part, items in rows.items():
         _print_errors(part, items)
@@ -60,7 +66,7 @@ def run(effort: Effort = Effort(), versions: int = VERSIONS, prefix: str = "late
 
 def measure_table(effort: Effort) -> dict[str, Any]:
     """Calibrate; fit the simple predictors to the same whole networks."""
-    planned = plan({name: opened(name) for name in calibration()}, effort)
+    planned = _planned(effort)
     measurer = LocalMeasurer()
     found = calibration_of.measured(planned, measurer)
     fitted = calibration_of.table(planned, found, measurer.conditions())
@@ -70,11 +76,26 @@ def measure_table(effort: Effort) -> dict[str, Any]:
         "macs": simple_fit(whole, _mac_features),
         "roofline": simple_fit(whole, roof_features),
         "networks": len(planned),
+        "reference_ms": found[planned[-1].bench.id].min_ms,
     }
 
 
-def measure_network(name: str, versions: int, fitted: Mapping[str, Any]) -> dict[str, Any]:
-    """Time versions of one network, their float twins and their single layers; return times and predictions."""
+@functools.cache
+def _planned(effort: Effort) -> tuple[Planned, ...]:
+    return plan({name: opened(name) for name in calibration()}, effort)
+
+
+def as_calibrated(benches: Sequence[Bench], reference: Bench, reference_ms: float) -> dict[str, Latency]:
+    """Time networks beside the calibration's reference; return their times at the speed that the machine had then."""
+    found = steadily(LocalMeasurer(), [reference, *benches], [reference_ms])
+    return {id: item.scaled(reference_ms / found[reference.id].min_ms) for id, item in found.items()}
+
+
+def measure_network(name: str, versions: int, fitted: Mapping[str, Any], reference: Bench) -> dict[str, Any]:
+    """Time versions of one network, their float twins and their single layers; return times and predictions.
+
+    `reference` is the network that led every batch of the calibration.
+    """
     network = opened(name)
     rng = random.Random(f"{SEED}{name}")
     chosen = [random_version(network.graph, rng) for _ in range(versions)]
@@ -82,7 +103,7 @@ def measure_network(name: str, versions: int, fitted: Mapping[str, Any]) -> dict
     benches = [dummy_bench(f"v{index}", network, item) for index, item in enumerate(chosen)]
     benches += [dummy_bench(f"f{index}", network, item) for index, item in enumerate(twins)]
     layers = {work: layer_bench(f"l{index}", work) for index, work in enumerate(_layers(network.graph, chosen))}
-    times = LocalMeasurer().time([*benches, *layers.values()])
+    times = as_calibrated([*benches, *layers.values()], reference, fitted["reference_ms"])
     table = LatencyTable.from_json(fitted["table"])
     found = []
     for index, (version, twin) in enumerate(zip(chosen, twins, strict=True)):

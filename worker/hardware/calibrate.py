@@ -2,7 +2,7 @@
 
 The plan holds micro-benchmarks with the shapes of the given networks and randomly pruned and quantized versions of the
 networks themselves. Each batch times a reference network too: where that came out slower than before, something else
-ran on the machine, and the batch is measured again.
+ran on the machine, and the batch is measured again; what is left of the difference is taken off the whole batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from worker.hardware.fit import Sample, corrected, fit
 from worker.hardware.measure import Latency
 from worker.hardware.measuring import Bench, Measurer
 from worker.hardware.microbench import micro_networks, shapes_in
-from worker.hardware.rounds import batches, steadily
+from worker.hardware.rounds import BATCH, Rounds, batches
 from worker.search.evaluate import Opened
 
 Progress = Callable[[int, int], None]
@@ -71,13 +71,13 @@ def calibrate(
 
 def measured(planned: Sequence[Planned], measurer: Measurer, progress: Progress | None = None) -> dict[str, Latency]:
     """Return the latency of every planned network by its bench's id. Raises what the measurer raises."""
-    found: dict[str, Latency] = {}
-    best: list[float] = []
+    rounds, done = Rounds(measurer), 0
     for batch in batches(planned):
-        found |= steadily(measurer, [item.bench for item in batch], best)
+        rounds.time([item.bench for item in batch])
+        done = min(done + BATCH, len(planned))
         if progress is not None:
-            progress(min(len(found), len(planned)), len(planned))
-    return found
+            progress(done, len(planned))
+    return rounds.times()
 
 
 def plan(networks: Mapping[str, Opened], effort: Effort = Effort()) -> tuple[Planned, ...]:

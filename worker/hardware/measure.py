@@ -38,6 +38,10 @@ class Latency:
         """Rebuild what `to_json` wrote."""
         return cls(data["min_ms"], data["median_ms"], data["runs"], data["p95_ms"])
 
+    def scaled(self, factor: float) -> Latency:
+        """Return the figures of a machine that takes `factor` times as long."""
+        return Latency(self.min_ms * factor, self.median_ms * factor, self.runs, self.p95_ms * factor)
+
     def to_json(self) -> dict[str, float]:
         """Return the figures as JSON."""
         return {"min_ms": self.min_ms, "median_ms": self.median_ms, "p95_ms": self.p95_ms, "runs": self.runs}

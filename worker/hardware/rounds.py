@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from worker.hardware.measure import Latency
@@ -24,6 +25,28 @@ def steadily(measurer: Measurer, benches: Sequence[Bench], best: list[float]) ->
         if best[-1] <= TOLERANCE * min(best):
             break
     return found
+
+
+@dataclass
+class Rounds:
+    """Batches that are timed one after the other, each led by the same reference; their times as of one machine.
+
+    A processor's clock changes over minutes: what slows the reference down in a batch slows the others down as much.
+    """
+
+    measurer: Measurer
+    _parts: list[tuple[float, dict[str, Latency]]] = field(default_factory=list)
+    _best: list[float] = field(default_factory=list)
+
+    def time(self, benches: Sequence[Bench]) -> None:
+        """Time a batch whose first network is the reference."""
+        found = steadily(self.measurer, benches, self._best)
+        self._parts.append((found[benches[0].id].min_ms, found))
+
+    def times(self) -> dict[str, Latency]:
+        """Return every network's latency as if each batch's reference had been as fast as the fastest."""
+        fastest = min((reference for reference, _ in self._parts), default=0.0)
+        return {id: item.scaled(fastest / reference) for reference, part in self._parts for id, item in part.items()}
 
 
 def batches(items: Sequence[Item]) -> Iterator[list[Item]]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
 
 from app.domain.latency import LatencyTable, Work, variants
 from tests.worker.hardware.test_dummies import opened
-from worker.hardware.calibrate import Effort, Planned, calibrate, kind_of, plan, random_version, steadily, table
+from worker.hardware.calibrate import Effort, Planned, calibrate, kind_of, plan, random_version, table
 from worker.hardware.measure import Latency
-from worker.hardware.measuring import Bench, LocalMeasurer
+from worker.hardware.measuring import LocalMeasurer
 from worker.hardware.microbench import Shapes, shapes_in
 from worker.search.evaluate import Opened
 
@@ -64,31 +63,6 @@ def test_calibrate_when_measured_here_then_conditions_and_progress() -> None:
     assert found.conditions["onnxruntime"] and found.error_p90 is not None
     work = next(item for item in planned() if item.kind == "integer").works
     assert found.network_ms(work) > 0
-
-
-def test_steadily_when_the_reference_was_slow_then_measured_again_and_the_smaller_time_kept() -> None:
-    class Disturbed:
-        """A device that is twice as slow the second time it is asked."""
-
-        calls = 0
-
-        def time(self, benches: Sequence[Bench]) -> dict[str, Latency]:
-            self.calls += 1
-            slower = 2.0 if self.calls == 2 else 1.0
-            return {item.id: Latency.of([slower]) for item in benches}
-
-        def kernels(self, benches: Sequence[Bench]) -> dict[str, dict[str, float]]:
-            return {item.id: {} for item in benches}
-
-        def conditions(self) -> dict[str, Any]:
-            return {}
-
-    device, best = Disturbed(), list[float]()
-    benches = [Bench("reference", b"", ()), Bench("other", b"", ())]
-    assert steadily(device, benches, best)["other"].min_ms == 1.0
-    assert device.calls == 1
-    assert steadily(device, benches, best)["other"].min_ms == 1.0
-    assert device.calls == 3
 
 
 @pytest.mark.parametrize("seed", range(5))
