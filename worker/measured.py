@@ -51,6 +51,7 @@ MODES: dict[str, Callable[[DeviceProfile], DeviceProfile]] = {
 }
 """What a search is restricted to when the runtime was measured to run it faster."""
 TIMED = 8
+CONFIRMED = 3 * TIMED
 ROUNDS, CONFIRMING = 60, 200
 MAX_EXTRA = 3
 NEAR = 1.05  # trials are timed whose expected latency is at most this share of the limit
@@ -273,7 +274,7 @@ class Measured:
         close = [row for row in better if self.standard.keeps(first[row.idx])]
         if not close or "again" in self.notes:
             return
-        found = self._beside([(row.assignment, row.repair or "sequential") for row in close[:TIMED]], CONFIRMING)
+        found = self._beside([(row.assignment, row.repair or "sequential") for row in close[:CONFIRMED]], CONFIRMING)
         beside = found.pop(self._float.digest, None)
         self._note({**self.notes, "again": {key: {"latency": item, "beside": beside} for key, item in found.items()}})
 
