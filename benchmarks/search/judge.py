@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from benchmarks.search.plan import BUDGETS, FRONTS, SEEDS, STRATEGIES
+from benchmarks.search.plan import BUDGETS, FRONTS, SEEDS, STRATEGIES, Target
 
 HOLDOUT = 10_000
 Json = Mapping[str, Any]
@@ -102,10 +102,19 @@ def binomial(one: float, other: float) -> float:
     return math.sqrt((one * (1 - one) + other * (1 - other)) / HOLDOUT)
 
 
-def standing(found: Mapping[str, Series], beyond: Sequence[str] = ()) -> tuple[Standing, Paired | None]:
-    """Return tightfit's standing against its best rival; of those in `BEYOND` only the named ones count."""
+def same_search(target: Target) -> tuple[str, ...]:
+    """Return the restricted searches that are the whole one at a budget: channels alone, on a device of one pair."""
+    pairs = {pair for pairs in target.device.pairs.values() for pair in pairs}
+    return ("pruning-only",) if len(pairs) == 1 else ()
+
+
+def standing(
+    found: Mapping[str, Series], beyond: Sequence[str] = (), same: Sequence[str] = ()
+) -> tuple[Standing, Paired | None]:
+    """Return tightfit's standing against its best rival; of those in `BEYOND` only the named ones count, and those in
+    `same` are no rivals."""
     ours = found.get(OURS)
-    left_out = {OURS, *BEYOND} - {*beyond}
+    left_out = ({OURS, *BEYOND} - {*beyond}) | {*same}
     rivals = [item for name, item in found.items() if name not in left_out and item.by_seed]
     if ours is None or len(found) < len(STRATEGIES):
         return "incomplete", None
@@ -132,10 +141,11 @@ def ranking_claims(cells: Sequence[Json], networks: Sequence[str]) -> list[Claim
     for network in networks:
         for target in BUDGETS:
             found = series(cells, network, target.name)
-            where, closest = standing(found)
+            same = same_search(target)
+            where, closest = standing(found, same=same)
             wanted = _wanted(network, target.name)
             figures = where if closest is None else f"{where}: {_points(closest)}"
-            further, other = standing(found, BEYOND)
+            further, other = standing(found, BEYOND, same)
             if other is not None and other.rival in BEYOND:
                 figures += f"; {further} with {_points(other)}"
             claims.append(Claim(f"{network} at {target.name}: {wanted}", _holds(where, closest, wanted), figures))

@@ -60,7 +60,8 @@ def accuracy_rows(found: Sequence[dict[str, Any]], network: str) -> list[list[st
     rows = [["strategy", *columns]]
     for strategy in STRATEGIES:
         rows.append([strategy, *(_text(column.get(strategy)) for column in columns.values())])
-    rows.append(["standing", *(judge.standing(column)[0] for column in columns.values())])
+    places = [judge.standing(columns[target.name], same=judge.same_search(target))[0] for target in BUDGETS]
+    rows.append(["standing", *places])
     return rows
 
 

@@ -78,3 +78,18 @@ def test_chart_when_points_lie_on_the_corners_then_they_are_drawn_there() -> Non
     assert axes.place(1 / 4, 0) == (charts.LEFT, charts.HEIGHT - charts.BOTTOM)
     assert axes.place(1 / 2, 100) == (charts.WIDTH - charts.RIGHT, charts.TOP)
     assert "t &lt;1&gt;" in charts.chart(axes, [charts.Line("a", [(1 / 4, 10.0, 1.0)])])
+
+
+def test_same_search_when_a_device_has_one_pair_then_pruning_alone_is_the_whole_search() -> None:
+    by_name = {target.name: judge.same_search(target) for target in BUDGETS}
+    assert by_name["latency-2"] == by_name["latency-4"] == ("pruning-only",)
+    assert {by_name[f"bops-{n}"] for n in (4, 8, 16, 32)} == {()}
+
+
+def test_standing_when_a_rival_is_the_same_search_then_the_next_one_is_the_closest() -> None:
+    found = {name: Series(name, {0: 0.5, 1: 0.5, 2: 0.5}) for name in STRATEGIES}
+    found |= {"tightfit": Series("tightfit", {0: 0.7, 1: 0.7, 2: 0.7})}
+    found |= {"pruning-only": Series("pruning-only", {0: 0.7, 1: 0.7, 2: 0.7})}
+    assert judge.standing(found)[0] == "tied"
+    where, closest = judge.standing(found, same=("pruning-only",))
+    assert where == "first" and closest is not None and closest.rival != "pruning-only"
