@@ -20,8 +20,10 @@ from app.store import evaluations, query
 from app.store import runner as rows
 from app.store.tables import Evaluation, Fleet, Search
 from worker.cache import Cache
+from worker.finish import POLISHED
 from worker.job import Job, Site
 from worker.processor import kind_of
+from worker.quant.steps import STEPS
 from worker.search.loop import OBJECTIVE, SearchLoop
 from worker.search.sensitivity import Probe, SensitivityTable, reference
 
@@ -97,8 +99,8 @@ def _inherited(site: Site, job: Job) -> Json:
     probes = SearchLoop(job.goal, job.settings).pending_probes()
     unmeasured = _unmeasured(site, job, probes)
     increments = estimated(job, unmeasured, SensitivityTable.from_json(first.sensitivity))
-    total = _evaluations(first)
-    trials = max(FEWEST, math.floor(share * total) - (len(unmeasured) - len(increments)) - RESCORED)
+    total = _evaluations(first) + _end(job)
+    trials = max(FEWEST, math.floor(share * total) - (len(unmeasured) - len(increments)) - _end(job))
     return {"trials": min(trials, job.settings.trials), "table_of": first.id, "inherited": increments}
 
 
@@ -118,8 +120,13 @@ def _first(site: Site, job: Job) -> tuple[Search | None, float]:
 
 
 def _evaluations(search: Search) -> int:
-    """Return how many evaluations a search made: probes and trials, and its end's."""
-    return search.progress_total - int((search.warm or {}).get("known", 0)) + RESCORED
+    """Return how many evaluations a search made before its end: probes and trials."""
+    return search.progress_total - int((search.warm or {}).get("known", 0))
+
+
+def _end(job: Job) -> int:
+    """Return how many evaluations the end of a search makes: on the hold-out set, and of each step of the polish."""
+    return RESCORED + (POLISHED * len(STEPS) if job.polish else 0)
 
 
 def _unmeasured(site: Site, job: Job, probes: Sequence[Probe]) -> list[Probe]:
