@@ -15,8 +15,7 @@ import numpy as np
 
 from app.domain.budget import Budget, reach
 from app.domain.cost import count
-from app.domain.graph import ModelGraph
-from app.domain.space import Assignment, SearchSpace
+from app.domain.space import SearchSpace, is_legal
 from benchmarks import random_networks as drawn
 from benchmarks.cells import cell
 from benchmarks.search.judge import Claim
@@ -81,7 +80,7 @@ def _case(seed: int) -> dict[str, int]:
         "cases": 1,
         "answers": len(answers),
         "violations": sum(not budget.is_met(count(graph, one, device)) for one in answers),
-        "illegal": sum(not _legal(graph, space, one) for one in answers),
+        "illegal": sum(not is_legal(graph, space, one, device) for one in answers),
         "refusals": int(refused),
         "wrong_refusals": int(refused and bool(answers)),
     }
@@ -112,12 +111,6 @@ def _least(solver: Solver, budget: Budget, descent: Descent) -> float | None:
         if ratios[index] < 1 - NEAR or budget.is_met(count(solver.costs.graph, one, solver.costs.device)):
             return float(losses[index])
     return None
-
-
-def _legal(graph: ModelGraph, space: SearchSpace, one: Assignment) -> bool:
-    inside = all(one.keep[name] in options for name, options in space.keep.items())
-    pairs = {layer.name: (one.weight_bits[layer.name], one.activation_bits[layer.input]) for layer in graph.layers}
-    return inside and all(pair in space.pairs[name] for name, pair in pairs.items())
 
 
 def _table(space: SearchSpace, seed: int) -> SensitivityTable:

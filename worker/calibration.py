@@ -16,7 +16,7 @@ from app.store.tables import Agent, Calibration, Device, Model
 from worker.hardware.measure import Latency
 from worker.hardware.measuring import Bench, LocalMeasurer, Measurer
 from worker.hardware.remote import RemoteMeasurer, Waiting
-from worker.hardware.rounds import BATCH, Rounds, batches
+from worker.hardware.rounds import timed_in_rounds
 from worker.job import Cancelled, GivenUp, Site, problem, weights_file
 from worker.sandbox import Child, ChildDied, ChildRefused
 
@@ -91,14 +91,13 @@ class Calibrator:
 
     def _measured(self, measurer: Measurer, items: Sequence[Json]) -> dict[str, Latency]:
         """Return the latency of every planned network, each batch timed together with the last as the reference."""
-        rounds, done = Rounds(measurer), 0
-        for part in batches(items):
+
+        def progress(done: int, total: int) -> None:
             if self._is_cancelled():
                 raise Cancelled
-            self._progress("measuring", done, len(items))
-            rounds.time([_bench(item) for item in part])
-            done = min(done + BATCH, len(items))
-        return rounds.times()
+            self._progress("measuring", done, total)
+
+        return timed_in_rounds(measurer, items, _bench, progress)
 
     def _progress(self, stage: str, done: int, total: int) -> None:
         with self._site.database.writing() as session:

@@ -113,7 +113,7 @@ def open_(session: Session, params: Params) -> Params:
     session.network = network
     session.evaluator = open_evaluator(network, data, DeviceProfile.from_json(params["device"]), options, runs_on)
     counts = {role: len(part) for role, part in data.items()}
-    return {"pictures": counts, "processor": name_of(runs_on), "equalised": session.evaluator.is_equalised}
+    return {"pictures": counts, "processor": name_of(runs_on)}
 
 
 def _runs_on(params: Params) -> torch.device:

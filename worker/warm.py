@@ -25,7 +25,7 @@ from worker.job import Job, Site
 from worker.processor import kind_of
 from worker.quant.steps import STEPS
 from worker.search.loop import OBJECTIVE, SearchLoop
-from worker.search.sensitivity import Probe, SensitivityTable, reference
+from worker.search.sensitivity import Probe, SensitivityTable, part_of, reference
 
 Json = dict[str, Any]
 REPAIR = "sequential"
@@ -144,13 +144,12 @@ def estimated(job: Job, probes: Sequence[Probe], table: SensitivityTable) -> dic
     Between known values the root of the loss is interpolated, as where a table is built.
     """
     base = reference(job.goal.graph, job.goal.space)
-    whole = {"keep": base.keep, "weight": base.weight_bits, "activation": base.activation_bits}
     found: dict[str, float] = {}
     for probe in probes:
         curve = table.curves.get(probe.kind, {}).get(probe.name) if probe.kind != "base" else None
         if not curve or not min(curve) <= probe.value <= max(curve):
             continue
-        at = min(whole[probe.kind][probe.name], max(curve))
+        at = min(part_of(base, probe.kind)[probe.name], max(curve))
         found[probe.key] = max(0.0, _between(curve, probe.value) - _between(curve, at))
     return found
 

@@ -169,28 +169,29 @@ def new_search(read: Read, model: str | None = None, like: str | None = None, li
 @router.get("/searches/{id}")
 def search(id: str, read: Read, axis: Axis = "bops") -> Response:
     """Show a search: progress or verdict, Pareto front, history, trials."""
+    found = read.search(id)
     return page(
         "search.html",
         here="/searches",
         axis=axis,
         event_names=EVENT_NAMES,
         labels={**LABELS, **{name: view.heading(name) for name in QUALITIES}},
-        whatif=view.sliders(read.search(id), read.reachable(id)),
-        **_status(read, id),
-        **_trials(read, id),
+        whatif=view.sliders(found, read.reachable(id)),
+        **_status(read, found),
+        **_trials(read, found),
     )
 
 
 @router.get("/web/searches/{id}/status")
 def search_status(id: str, read: Read) -> Response:
     """Refresh the head of a search."""
-    return page("_search_status.html", **_status(read, id))
+    return page("_search_status.html", **_status(read, read.search(id)))
 
 
 @router.get("/web/searches/{id}/trials")
 def search_trials(id: str, read: Read) -> Response:
     """Refresh the trial table."""
-    return page("_trials.html", **_trials(read, id))
+    return page("_trials.html", **_trials(read, read.search(id)))
 
 
 @router.get("/web/searches/{id}/pareto.json")
@@ -312,12 +313,11 @@ def _uploads(read: Reader) -> dict[str, list[Json]]:
     return {"models": read.models(), "datasets": read.datasets()}
 
 
-def _status(read: Reader, id: str) -> Json:
-    found = read.search(id)
-    candidates, baseline = read.candidates(id), found.get("baseline") or {}
+def _status(read: Reader, found: Json) -> Json:
+    candidates, baseline = read.candidates(found["id"]), found.get("baseline") or {}
     best = candidates[0] if candidates else found.get("best") or {}
     return {
-        "search": found,
+        "search": {**found, **read.cautions(found["id"])},
         "finished": found["state"] in _FINISHED,
         "stages": view.stages(found),
         "best_id": best.get("id"),
@@ -329,7 +329,7 @@ def _status(read: Reader, id: str) -> Json:
     }
 
 
-def _trials(read: Reader, id: str) -> Json:
-    trials, metric = read.trials(id), read.search(id)["metric"]
-    rows = view.trial_rows(trials, read.candidates(id), metric)
+def _trials(read: Reader, found: Json) -> Json:
+    trials, metric = read.trials(found["id"]), found["metric"]
+    rows = view.trial_rows(trials, read.candidates(found["id"]), metric)
     return {"trials": rows, "quality": view.quality_name(trials, metric)}

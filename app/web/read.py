@@ -95,9 +95,12 @@ class Reader:
         return [shapes.schedule(row) for row in self._page(Schedule)]
 
     def search(self, id: str) -> Json:
-        """Return one search with what its figures can't be trusted in."""
-        row = self._one(Search, id)
-        return {**shapes.search(row), **cautions_of(self._service, row)}
+        """Return one search."""
+        return shapes.search(self._one(Search, id))
+
+    def cautions(self, id: str) -> Json:
+        """Return what a search's figures can't be trusted in."""
+        return cautions_of(self._service, self._one(Search, id))
 
     def reachable(self, id: str) -> Json | None:
         """Return the costs that bound and scale a search's limits: of `least`, `w8a8` and `float` (None: not begun)."""

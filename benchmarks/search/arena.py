@@ -27,6 +27,8 @@ REPAIR = "sequential"
 OPTIONS = EvaluatorOptions(calibration=256, full=512)
 FINAL = EvaluatorOptions(calibration=512, full=2048)
 """Finalists are repaired again with twice the pictures before they are looked at on others than the search's."""
+JUDGED: Mapping[str, Fidelity] = {"rescore": "full", "holdout": "holdout"}
+"""Stages behind the search, by the fidelity of the judge that measures them."""
 RESCORED = 8
 NOT_FINITE = 1e6
 
@@ -74,7 +76,7 @@ class Scorer:
         self, assignment: Assignment, stage: str, repair: str = REPAIR, base: Assignment | None = None
     ) -> Measurement:
         """Return the measurement of an assignment: `stage` is a fidelity of the search, or "rescore"."""
-        options = OPTIONS if stage in ("full", "screen") else FINAL
+        options = FINAL if stage in JUDGED else OPTIONS
         looked = f"{options.calibration}+{options.full}"
         key = ":".join((code_version(), self.name, self.device.name, stage, looked, repair, assignment.digest))
         found = self._stored.get(key)
@@ -88,10 +90,8 @@ class Scorer:
 
     def _measured(self, assignment: Assignment, stage: str, repair: str, base: Assignment | None) -> Measurement:
         way = cast(Repair, repair)
-        if stage == "rescore":
-            return self.judge.evaluate(assignment, "full", way)
-        if stage == "holdout":
-            return self.judge.evaluate(assignment, "holdout", way)
+        if stage in JUDGED:
+            return self.judge.evaluate(assignment, JUDGED[stage], way)
         return self.search.evaluate(assignment, cast(Fidelity, stage), way, base)
 
 

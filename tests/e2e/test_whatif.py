@@ -21,12 +21,18 @@ def answer(page: Any) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
-def test_whatif_when_a_limit_is_typed_then_the_services_answer_beside_the_best(
-    watched: Any, search: Any, service: Any
-) -> None:
+def opened(watched: Any, service: Any, search: Any) -> Any:
+    """Open a search's page; return it once the panel shows its first answer."""
     page = watched.page
     page.goto(f"{service.url}/searches/{search['id']}")
     page.locator("#whatif td").first.wait_for()
+    return page
+
+
+def test_whatif_when_a_limit_is_typed_then_the_services_answer_beside_the_best(
+    watched: Any, search: Any, service: Any
+) -> None:
+    page = opened(watched, service, search)
     assert float(page.get_by_label("BOPs at most").input_value()) == search["budget"]["limits"]["bops"]
     limit = search["budget"]["limits"]["bops"] * 0.6
     page.get_by_label("BOPs at most").fill(f"{limit:.0f}")
@@ -54,9 +60,7 @@ def test_whatif_when_a_limit_is_typed_then_the_services_answer_beside_the_best(
 def test_whatif_when_the_slider_is_moved_by_keys_then_it_asks_and_tells_its_value(
     watched: Any, search: Any, service: Any
 ) -> None:
-    page = watched.page
-    page.goto(f"{service.url}/searches/{search['id']}")
-    page.locator("#whatif td").first.wait_for()
+    page = opened(watched, service, search)
     slider = page.get_by_label("BOPs, slider")
     slider.focus()
     page.keyboard.press("Home")
@@ -73,9 +77,7 @@ def test_whatif_when_the_slider_is_moved_by_keys_then_it_asks_and_tells_its_valu
 def test_search_here_when_pressed_then_the_form_is_filled_in_and_starts_that_search(
     watched: Any, search: Any, service: Any
 ) -> None:
-    page = watched.page
-    page.goto(f"{service.url}/searches/{search['id']}")
-    page.locator("#whatif td").first.wait_for()
+    page = opened(watched, service, search)
     limit = round(search["budget"]["limits"]["bops"] * 0.8)
     page.get_by_label("BOPs at most").fill(str(limit))
     page.wait_for_url(lambda url: f"bops%3A{limit}" in url)
@@ -102,8 +104,6 @@ def test_search_here_when_pressed_then_the_form_is_filled_in_and_starts_that_sea
 def test_whatif_when_the_screen_is_narrow_then_the_page_never_scrolls_sideways(
     watched: Any, search: Any, service: Any
 ) -> None:
-    page = watched.page
-    page.goto(f"{service.url}/searches/{search['id']}")
-    page.locator("#whatif td").first.wait_for()
+    page = opened(watched, service, search)
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     shoot(page, "whatif-narrow")

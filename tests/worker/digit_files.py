@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ DEVICE = DeviceProfile(
     activation_pool=MemoryPool(None, 2.0),
     weight_store=MemoryPool(None, 2.0),
 )
+
+
+Trained = TypeVar("Trained", bound=nn.Module)
 
 
 class Net(nn.Module):
@@ -48,9 +52,13 @@ def exported(net: nn.Module) -> bytes:
 def trained(x: torch.Tensor, y: torch.Tensor) -> Net:
     """Train for a few seconds."""
     torch.manual_seed(0)
-    net = Net()
+    return fitted(Net(), x, y, 15)
+
+
+def fitted(net: Trained, x: torch.Tensor, y: torch.Tensor, epochs: int) -> Trained:
+    """Train a network on classes (of rows, or of each pixel), seeded by the caller."""
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    for _ in range(15):
+    for _ in range(epochs):
         for rows in torch.randperm(len(x)).split(64):
             optimizer.zero_grad()
             F.cross_entropy(net(x[rows]), y[rows]).backward()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +14,7 @@ from app.domain.budget import Limit
 from app.store import runners
 from app.store.tables import Runner as RunnerRow
 from app.store.tables import Trial, now
-from tests.reliability.rig import Rig, build
+from tests.reliability.rig import Rig
 from worker import crew
 from worker.crew import Crew
 from worker.job import Ended, LostTrial, Site
@@ -24,14 +22,6 @@ from worker.runner import Runner
 
 TRIALS = 16
 LIMITS = (Limit("bops", relative=0.4),)
-
-
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory, files: Path, picture: dict[str, Any]) -> Iterator[Rig]:
-    folder = tmp_path_factory.mktemp("crew")
-    made = build(f"sqlite:///{folder / 'app.db'}", folder, files, picture)
-    yield made
-    made.database.dispose()
 
 
 def site(rig: Rig, **fields: Any) -> Site:

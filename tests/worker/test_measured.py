@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from app.domain.device import Throughput
 from app.domain.space import Assignment, widest
 from app.store import tables
-from tests.reliability.rig import Rig, build
+from tests.reliability.rig import Rig
 from tests.worker.digit_files import DEVICE
 from worker.job import Job, Site
 from worker.measured import CONFIRMING, ROUNDS, Measured
@@ -23,14 +23,6 @@ TRIALS = 8
 FLOATS = Throughput(32, 32, 2.0, {"default": 0.5})
 HOST = dataclasses.replace(DEVICE, name="onnxruntime-cpu-bench", compute=(*DEVICE.compute, FLOATS))
 LOOSE = {"relative": 1.2, "relative_to": "float"}  # the limit on bytes asks for pruning, this one for timing
-
-
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory, files: Path, picture: dict[str, Any]) -> Iterator[Rig]:
-    folder = tmp_path_factory.mktemp("measured")
-    made = build(f"sqlite:///{folder / 'app.db'}", folder, files, picture)
-    yield made
-    made.database.dispose()
 
 
 def timed(rig: Rig, search: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from app.store.tables import Dataset, Prediction, Search
 from tests.reliability.rig import Rig, build
-from tests.worker.digit_files import TRAIN, exported
+from tests.worker.digit_files import TRAIN, exported, fitted
 from worker.job import Site
 from worker.runner import Runner
 from worker.sandbox import Child
@@ -42,13 +42,7 @@ def trained(images: Any) -> nn.Module:
     torch.manual_seed(0)
     net = Pixels()
     x, y = torch.from_numpy(images[:, None].astype(np.float32) / 16), torch.from_numpy(classes(images))
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    for _ in range(20):
-        for rows in torch.randperm(len(x)).split(64):
-            optimizer.zero_grad()
-            F.cross_entropy(net(x[rows]), y[rows]).backward()
-            optimizer.step()
-    return net
+    return fitted(net, x, y, 20)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from app.domain.space import widest
 from app.store.tables import Fleet, Search
-from tests.reliability.rig import Rig, build
+from tests.reliability.rig import Rig
 from tests.worker.test_child import WAIT_S, dataset, opening
 from worker.cache import Cache
 from worker.job import Job, Site, load_job
@@ -23,14 +22,6 @@ from worker.sandbox import Child, ChildRefused, Limits
 from worker.warm import started
 
 ELSEWHERE = "cuda:0 NVIDIA Nowhere 9000"
-
-
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory, files: Path, picture: dict[str, Any]) -> Iterator[Rig]:
-    folder = tmp_path_factory.mktemp("processor")
-    made = build(f"sqlite:///{folder / 'app.db'}", folder, files, picture)
-    yield made
-    made.database.dispose()
 
 
 def begun_elsewhere(rig: Rig, **options: Any) -> str:

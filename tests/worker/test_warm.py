@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +13,7 @@ from app.domain.budget import Limit
 from app.domain.device import DeviceProfile
 from app.domain.space import Assignment, build_space, is_legal
 from app.store.tables import Evaluation, Fleet, Search, Trial
-from tests.reliability.rig import Rig, build
+from tests.reliability.rig import Rig
 from tests.worker.digit_files import DEVICE
 from worker.job import Site, load_job
 from worker.runner import Runner
@@ -25,14 +23,6 @@ from worker.warm import estimated, started
 
 TRIALS = 40
 TIGHT, LOOSE = (Limit("bops", relative=0.3),), (Limit("bops", relative=0.5),)
-
-
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory, files: Path, picture: dict[str, Any]) -> Iterator[Rig]:
-    folder = tmp_path_factory.mktemp("warm")
-    made = build(f"sqlite:///{folder / 'app.db'}", folder, files, picture)
-    yield made
-    made.database.dispose()
 
 
 @pytest.fixture(scope="module")

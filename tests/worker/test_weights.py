@@ -6,8 +6,6 @@ import dataclasses
 import io
 import json
 import zipfile
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,20 +18,12 @@ from sklearn.datasets import load_digits
 from app import actions, queue
 from app.settings import Settings
 from app.store.tables import Artefact, Model
-from tests.reliability.rig import Rig, build, wait
+from tests.reliability.rig import Rig, wait
 from tests.worker.digit_files import TRAIN, Net, trained
 from worker.job import Site, load_job
 from worker.runner import Runner
 
 TRIALS = 4
-
-
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory, files: Path, picture: dict[str, Any]) -> Iterator[Rig]:
-    folder = tmp_path_factory.mktemp("weights")
-    made = build(f"sqlite:///{folder / 'app.db'}", folder, files, picture)
-    yield made
-    made.database.dispose()
 
 
 @pytest.fixture(scope="module")

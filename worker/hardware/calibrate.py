@@ -23,7 +23,7 @@ from worker.hardware.fit import Sample, corrected, fit
 from worker.hardware.measure import Latency
 from worker.hardware.measuring import Bench, Measurer
 from worker.hardware.microbench import micro_networks, shapes_in
-from worker.hardware.rounds import BATCH, Rounds, batches
+from worker.hardware.rounds import timed_in_rounds
 from worker.search.evaluate import Opened
 
 Progress = Callable[[int, int], None]
@@ -71,13 +71,7 @@ def calibrate(
 
 def measured(planned: Sequence[Planned], measurer: Measurer, progress: Progress | None = None) -> dict[str, Latency]:
     """Return the latency of every planned network by its bench's id. Raises what the measurer raises."""
-    rounds, done = Rounds(measurer), 0
-    for batch in batches(planned):
-        rounds.time([item.bench for item in batch])
-        done = min(done + BATCH, len(planned))
-        if progress is not None:
-            progress(done, len(planned))
-    return rounds.times()
+    return timed_in_rounds(measurer, planned, lambda item: item.bench, progress or (lambda done, total: None))
 
 
 def plan(networks: Mapping[str, Opened], effort: Effort = Effort()) -> tuple[Planned, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -47,6 +47,21 @@ class Rounds:
         """Return every network's latency as if each batch's reference had been as fast as the fastest."""
         fastest = min((reference for reference, _ in self._parts), default=0.0)
         return {id: item.scaled(fastest / reference) for reference, part in self._parts for id, item in part.items()}
+
+
+def timed_in_rounds(
+    measurer: Measurer, items: Sequence[Item], bench_of: Callable[[Item], Bench], progress: Callable[[int, int], None]
+) -> dict[str, Latency]:
+    """Time a plan batch by batch; `progress(done, total)` is told ahead of each and at the end, and may raise.
+
+    Networks are made by `bench_of` when their batch comes: a plan's files need not be held together.
+    """
+    rounds = Rounds(measurer)
+    for number, part in enumerate(batches(items)):
+        progress(number * BATCH, len(items))
+        rounds.time([bench_of(item) for item in part])
+    progress(len(items), len(items))
+    return rounds.times()
 
 
 def batches(items: Sequence[Item]) -> Iterator[list[Item]]:

@@ -29,10 +29,11 @@ _LAYERS = (*CONVOLUTIONS, nn.Linear)
 
 def equalised(module: fx.GraphModule) -> fx.GraphModule | None:
     """Return a copy with equalised weights that computes the same function, or None where no two layers can be."""
-    found = copy.deepcopy(module)
-    pairs = [(module_of(found, one), module_of(found, other)) for one, other in _pairs(found)]
-    if not pairs:
+    nodes = list(_pairs(module))
+    if not nodes:
         return None
+    found = copy.deepcopy(module)
+    pairs = [(module_of(found, one), module_of(found, other)) for one, other in nodes]
     with torch.no_grad():
         for _ in range(ROUNDS):
             if max([_equalise(one, other) for one, other in pairs]) < SETTLED:

@@ -15,7 +15,7 @@ class QuantizedLayer:
     """One layer as it is stored.
 
     `weight_int` [out, in / groups, *kernel] holds integers of `bits` (int8 up to 8 bits, int16 above), `weight_scale`
-    [out] float32, `bias` [out] float32. A float layer (32 bits) has no integers but `weight_float`.
+    [out] or [1] float32, `bias` [out] float32. A float layer (32 bits) has no integers but `weight_float`.
     """
 
     name: str

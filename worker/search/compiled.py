@@ -16,8 +16,9 @@ from app.domain.cost import BIAS_BYTES, SCALE_BYTES, TABLE_BYTES
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph, Width
 from app.domain.roofline import fixed_ms
-from app.domain.space import FLOAT_BITS, Assignment, SearchSpace
-from worker.search.tabled import input_works
+from app.domain.space import Assignment, SearchSpace
+from worker.search.sensitivity import part_of
+from worker.search.tabled import input_works, standing
 from worker.search.timing import Asked, Ops, OpTimes
 
 Floats = NDArray[np.float64]
@@ -106,8 +107,8 @@ class CompiledCosts:
         weights = {bits for item in self.space.weight_bits.values() for bits in item}
         rows = Ops(self.reads, self.out_site, self._kernel, self._positions)
         self._times = OpTimes(self.graph, device, rows, (weights, widths))
-        bits = FLOAT_BITS if widths == {FLOAT_BITS} else 8
-        fixed, store = fixed_ms(device, input_works(self.graph, bits) if device.table else ()), device.weight_store
+        works = input_works(self.graph, standing(weights, widths)) if device.table else ()
+        fixed, store = fixed_ms(device, works), device.weight_store
         idle = device.power.idle_mw * 1e-3
         self.overhead = {"latency_ms": fixed, "energy_mj": idle * fixed}
         self.has_cache = store.cache_bytes > 0 and device.table is None
@@ -146,8 +147,7 @@ class CompiledCosts:
 
     def state(self, assignment: Assignment) -> Ints:
         """Return the choice indices of an assignment. Raises ValueError for a choice outside the space."""
-        parts = {"keep": assignment.keep, "weight": assignment.weight_bits, "activation": assignment.activation_bits}
-        found = [item.choices.index(parts[item.kind][item.name]) for item in self.coordinates]
+        found = [item.choices.index(part_of(assignment, item.kind)[item.name]) for item in self.coordinates]
         return np.array(found, dtype=np.intp)
 
     def assignment(self, state: Ints) -> Assignment:

@@ -70,12 +70,7 @@ class Descent:
 
     def _losses(self, table: SensitivityTable, multipliers: Mapping[str, float]) -> Floats:
         """Return (coordinates, depth) losses, infinite beyond a coordinate's last choice."""
-        losses: Floats = np.full(self.costs.choices.shape, np.inf)
-        for index, item in enumerate(self.costs.coordinates):
-            factor = multipliers.get(f"{item.kind}:{item.name}", 1.0)
-            losses[index, : len(item.choices)] = [
-                factor * table.increment(item.kind, item.name, value) for value in item.choices
-            ]
+        losses = losses_of(self.costs, table, multipliers)
         finite = np.where(np.isfinite(losses), losses, 0.0)
         self.scale = float(finite.max(axis=1).sum()) or 1.0
         self.plain_losses = losses
@@ -205,6 +200,20 @@ class Descent:
         best, current = scores.argmin(axis=0), state[block.columns]
         better = scores[best, block.order] < scores[current, block.order] - 1e-12 * self.scale
         state[block.columns] = np.where(better, best, current)
+
+
+def losses_of(costs: CompiledCosts, table: SensitivityTable, multipliers: Mapping[str, float]) -> Floats:
+    """Return what a table says of every choice, (coordinates, depth), infinite beyond a coordinate's last one.
+
+    `multipliers` scale single dimensions, by "kind:name".
+    """
+    losses: Floats = np.full(costs.choices.shape, np.inf)
+    for index, item in enumerate(costs.coordinates):
+        factor = multipliers.get(f"{item.kind}:{item.name}", 1.0)
+        losses[index, : len(item.choices)] = [
+            factor * table.increment(item.kind, item.name, value) for value in item.choices
+        ]
+    return losses
 
 
 @dataclass(frozen=True)

@@ -279,15 +279,20 @@ class SearchLoop(Probing):
         target = self._solver.solve(self.goal.budget, self._first_table)
         if target is None:
             return [("fallback", {}, self._solver.least_violating(self.goal.budget, self.table))]
-        found: list[Seed] = list(self._swept)
-        for offset in () if found else _OFFSETS:
-            params = self.projection.params(offset)
-            found += self._seed("seed", params, self.goal.budget, self.projection.multipliers(params))
-        for scale in () if self._swept else self.settings.sweep:
-            found += self._seed("sweep", {"budget_scale": scale}, self._scaled(scale, target), {})
+        found = self._swept or self._around(target)
         distinct = {seed[2].digest: seed for seed in reversed(found)}
         kept = [seed for seed in found if distinct[seed[2].digest] is seed]
         return kept[: max(1, self.settings.trials // 2)]
+
+    def _around(self, target: Assignment) -> list[Seed]:
+        """Return the allocations for the budget, plain and with leanings, and for the budget scaled."""
+        found: list[Seed] = []
+        for offset in _OFFSETS:
+            params = self.projection.params(offset)
+            found += self._seed("seed", params, self.goal.budget, self.projection.multipliers(params))
+        for scale in self.settings.sweep:
+            found += self._seed("sweep", {"budget_scale": scale}, self._scaled(scale, target), {})
+        return found
 
     @cached_property
     def _first_table(self) -> SensitivityTable:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from app.domain.budget import Budget
 from app.domain.cost import count
 from app.domain.space import Assignment
 from worker.search.compiled import CompiledCosts, Floats, Ints
-from worker.search.descent import Descent
+from worker.search.descent import losses_of
 from worker.search.refit import Observation
 from worker.search.sensitivity import SensitivityTable
 
@@ -36,6 +37,11 @@ class Moves:
     table: SensitivityTable
     parents: Sequence[Observation]
 
+    @cached_property
+    def _states(self) -> Ints:
+        """The parents as states: (parents, coordinates)."""
+        return np.array([self.costs.state(item.assignment) for item in self.parents], dtype=np.intp)
+
     def best(self, known: Set[str], seed: int) -> Assignment | None:
         """Return the most promising of the moves drawn from `seed` whose digest is not in `known`, or None."""
         drawn, origins = self._drawn(np.random.default_rng(seed))
@@ -51,7 +57,7 @@ class Moves:
         """Return states (n, coordinates), each a parent with 1 to `_PLACES` choices changed, and their parents."""
         movable = np.flatnonzero(self.costs.sizes > 1)
         origins = rng.integers(len(self.parents), size=_DRAWN)
-        states = np.array([self.costs.state(item.assignment) for item in self.parents], dtype=np.intp)[origins]
+        states = self._states[origins]
         places = rng.integers(1, 1 + min(_PLACES, len(movable)), size=_DRAWN)
         for turn in range(int(places.max())):
             rows = np.flatnonzero(places > turn)
@@ -72,11 +78,10 @@ class Moves:
 
     def _predicted(self, states: Ints, origins: Ints) -> Floats:
         """Return the loss expected of each state (n,)."""
-        losses = Descent(self.costs, Budget({}), self.table, {}).plain_losses
+        losses = losses_of(self.costs, self.table, {})
         columns = np.arange(losses.shape[0])
-        parents = np.array([self.costs.state(item.assignment) for item in self.parents], dtype=np.intp)
         measured = np.array([item.loss for item in self.parents])
-        offsets = measured - losses[columns, parents].sum(axis=1)
+        offsets = measured - losses[columns, self._states].sum(axis=1)
         found: Floats = losses[columns, states].sum(axis=1) + offsets[origins]
         return found
 

@@ -8,14 +8,14 @@ sampling) give different plausible tables, hence different allocations to try.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from app.domain.space import Assignment, SearchSpace
 from worker.search.compiled import Floats
-from worker.search.sensitivity import KINDS, Curve, SensitivityTable, monotone
+from worker.search.sensitivity import KINDS, Curve, SensitivityTable, dimensions, monotone, part_of
 
 _DOUBT = 0.8  # prior standard deviation of a correction, as a share of the increment
 _ALIKE = 0.6  # prior correlation between the levels of one dimension
@@ -43,11 +43,7 @@ class Posterior:
     ) -> None:
         """Learn from `observations`, most from those whose loss is about `near` (default: the least of them)."""
         self._table = table
-        self._dimensions = [
-            (kind, name, choices)
-            for kind, options in zip(KINDS, (space.keep, space.weight_bits, space.activation_bits), strict=True)
-            for name, choices in options.items()
-        ]
+        self._dimensions = list(dimensions(space))
         self._columns = [(kind, name, value) for kind, name, choices in self._dimensions for value in choices[1:]]
         losses = np.array([item.loss for item in observations])
         self._features, predicted = self._laid_out(observations)
@@ -77,7 +73,7 @@ class Posterior:
         """
         features, total = [], np.zeros(len(observations))
         for kind, name, choices in self._dimensions:
-            values = np.array([_part(item.assignment, kind)[name] for item in observations])
+            values = np.array([part_of(item.assignment, kind)[name] for item in observations])
             features.append(values[:, None] == np.array(choices[1:], dtype=values.dtype))
             curve = self._table.curves[kind].get(name, {})
             total += [curve.get(value, 0.0) for value in values.tolist()]
@@ -119,9 +115,3 @@ class Posterior:
             ]
             curves[kind][name] = monotone(choices, [losses[0], *np.maximum(losses[1:], 0.0)])
         return SensitivityTable(max(0.0, self._table.base + float(corrections[-1])), curves)
-
-
-def _part(assignment: Assignment, kind: str) -> Mapping[str, int]:
-    if kind == "keep":
-        return assignment.keep
-    return assignment.weight_bits if kind == "weight" else assignment.activation_bits

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from app.domain.space import SearchSpace
 from worker.search.evolution import GENERATION, CmaEs
-from worker.search.sensitivity import KINDS, SensitivityTable
+from worker.search.sensitivity import SensitivityTable, dimensions
 
 SamplerName = Literal["tpe", "nsga2", "cmaes", "gp", "random"]
 SPAN = math.log(4.0)
@@ -78,8 +78,7 @@ def project(
     space: SearchSpace, table: SensitivityTable, repairs: tuple[str, ...] = (), max_dimensions: int = 24
 ) -> Projection:
     """Give the dimensions with the largest increments a parameter each; pool the others by kind."""
-    options = zip(KINDS, (space.keep, space.weight_bits, space.activation_bits), strict=True)
-    free = [(kind, name) for kind, by_name in options for name, choices in by_name.items() if len(choices) > 1]
+    free = [(kind, name) for kind, name, choices in dimensions(space) if len(choices) > 1]
     ranked = sorted(free, key=lambda item: -table.spread(*item))
     alone = set(ranked[:max_dimensions])
     return Projection({f"{k}:{n}": f"{k}:{n}" if (k, n) in alone else f"{k}:*" for k, n in free}, repairs)

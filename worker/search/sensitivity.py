@@ -60,8 +60,8 @@ def probes(graph: ModelGraph, space: SearchSpace, max_probes: int | None = None)
     base, steps = reference(graph, space), _first_steps(graph)
     ranked = [
         (rank, order, Probe(kind, name, value, _changed(base, kind, name, value)))
-        for order, (kind, name, choices) in enumerate(_dimensions(space))
-        for rank, value in enumerate(_by_priority([value for value in choices if value != _value(base, kind, name)]))
+        for order, (kind, name, choices) in enumerate(dimensions(space))
+        for rank, value in enumerate(_by_priority([value for value in choices if value != part_of(base, kind)[name]]))
     ]
     ranked.sort(key=lambda item: item[:2])
     kept = ranked if max_probes is None else ranked[: max(0, max_probes - 1)]
@@ -122,8 +122,8 @@ def build_table(
             known.setdefault((probe.kind, probe.name), {})[probe.value] = max(0.0, loss - base_loss)
     base = reference(graph, space)
     curves: dict[str, dict[str, Curve]] = {kind: {} for kind in KINDS}
-    for kind, name, choices in _dimensions(space):
-        points = {_value(base, kind, name): 0.0, **known.get((kind, name), {})}
+    for kind, name, choices in dimensions(space):
+        points = {part_of(base, kind)[name]: 0.0, **known.get((kind, name), {})}
         if len(points) == 1 and len(choices) > 1:
             points |= _typical(kind, choices, known)
         curves[kind][name] = monotone(choices, _interpolated(choices, points))
@@ -151,22 +151,24 @@ def _typical(
     return {choices[-1]: float(np.median(worst)) if worst else 0.0}
 
 
-def _dimensions(space: SearchSpace) -> Iterator[tuple[Kind, str, tuple[int, ...]]]:
+def dimensions(space: SearchSpace) -> Iterator[tuple[Kind, str, tuple[int, ...]]]:
+    """Return every choice to be made: its kind, its name and its options from the largest down."""
     for kind, options in zip(KINDS, (space.keep, space.weight_bits, space.activation_bits), strict=True):
         for name, choices in options.items():
             yield kind, name, choices
 
 
 def _items(assignment: Assignment) -> Iterator[tuple[Kind, str, int]]:
-    parts = (assignment.keep, assignment.weight_bits, assignment.activation_bits)
-    for kind, part in zip(KINDS, parts, strict=True):
-        for name, value in part.items():
+    for kind in KINDS:
+        for name, value in part_of(assignment, kind).items():
             yield kind, name, value
 
 
-def _value(assignment: Assignment, kind: Kind, name: str) -> int:
-    part = {"keep": assignment.keep, "weight": assignment.weight_bits, "activation": assignment.activation_bits}
-    return part[kind][name]
+def part_of(assignment: Assignment, kind: str) -> Mapping[str, int]:
+    """Return what an assignment chooses of one kind, by name."""
+    if kind == "keep":
+        return assignment.keep
+    return assignment.weight_bits if kind == "weight" else assignment.activation_bits
 
 
 def _changed(base: Assignment, kind: Kind, name: str, value: int) -> Assignment:

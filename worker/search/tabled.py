@@ -9,6 +9,7 @@ search allocates so is counted exactly before it is accepted.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,11 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 _WHOLE = (8, 16, FLOAT_BITS)
 _CELLS = 1 << 18  # a layer's times are looked up where so many hold every pair of its channel counts
+
+
+def standing(weights: Set[int], activations: Set[int]) -> int:
+    """Return the bits that stand for all of a space with these widths."""
+    return FLOAT_BITS if weights | activations == {FLOAT_BITS} else 8
 
 
 def reference(graph: ModelGraph, keep: Any, bits: int = 8) -> Assignment:

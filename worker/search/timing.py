@@ -15,7 +15,7 @@ from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
 from app.domain.roofline import crossings, mac_pj, weight_rate
 from app.domain.space import FLOAT_BITS
-from worker.search.tabled import TableTimes
+from worker.search.tabled import TableTimes, standing
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -53,8 +53,7 @@ class OpTimes:
     def __init__(self, graph: ModelGraph, device: DeviceProfile, ops: Ops, widths: tuple[set[int], set[int]]) -> None:
         self._graph, self._device, self._ops = graph, device, ops
         self._layers = len(graph.layers)
-        bits = FLOAT_BITS if widths == ({FLOAT_BITS}, {FLOAT_BITS}) else 8
-        self._table = None if device.table is None else TableTimes(graph, device.table, bits)
+        self._table = None if device.table is None else TableTimes(graph, device.table, standing(*widths))
         items = graph.ops
         self._steps = np.arange(len(items)) >= self._layers
         self._kinds = sorted({item.kind for item in items})

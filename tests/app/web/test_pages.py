@@ -70,6 +70,7 @@ def anonymous(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     with TestClient(app, follow_redirects=False) as client:
         with app.state.service.database.writing() as session:
             seed(session)
+            seed_fleet(session)
         yield client
 
 
@@ -130,6 +131,8 @@ def seed(session: Any) -> None:
         )
     )  # fmt: skip
 
+
+def seed_fleet(session: Any) -> None:
     session.add(tables.Fleet(id="flt_1", name="boards", spec={"share": 0.2, "model_id": "mdl_1"}))
     members = (("completed", "feasible", 9), ("running", None, 3), ("queued", None, 0))
     for place, (state, outcome, done) in enumerate(members):
