@@ -160,6 +160,7 @@ def filled_in(
         "goal": own.get("goal", "best"),
         "min_keep": space.get("min_keep", 0.125),
         "prune": space.get("prune", True),
+        "first_last": space.get("first_last"),
         "request": request,
     }
 

@@ -1,11 +1,13 @@
 // The new-search form: builds the body of POST /v1/searches, shows it as curl, and sends it.
 import { call, show } from "./api.js";
+import { RULED, Rules } from "./rules.js";
 
 const form = document.getElementById("new-search");
 const limits = form.querySelector(".limits");
 const template = document.getElementById("limit-row");
 
 const like = JSON.parse(form.dataset.request);
+const rules = new Rules(form.querySelector(".rules"), document.getElementById("rule-row"), () => write());
 
 function addLimit(metric, kind, value, asked) {
   const row = template.content.firstElementChild.cloneNode(true);
@@ -23,6 +25,21 @@ function number(text) {
   return bottom === undefined ? top : top / bottom;
 }
 
+function space(value) {
+  const made = { ...like.space, prune: form.elements.prune.checked, min_keep: Number(value("min_keep")) };
+  for (const name of [...RULED, "first_last"]) delete made[name];
+  if (value("first_last")) made.first_last = Number(value("first_last"));
+  return { ...made, ...rules.space };
+}
+
+// Layers and channel groups of the chosen model, offered where a pattern is typed.
+async function offerNames() {
+  const id = form.elements.model.value;
+  const model = id ? await call("GET", `/v1/models/${id}`) : {};
+  const names = [...(model.graph?.layers ?? []).map((layer) => layer.name), ...(model.graph?.groups ?? []).map((group) => group.id)];
+  document.getElementById("names").replaceChildren(...names.map((name) => new Option(name, name)));
+}
+
 function body() {
   const value = (name) => form.elements[name]?.value ?? "";
   const made = {
@@ -33,7 +50,7 @@ function body() {
     dataset: value("data") === "roles" ? like.dataset : { all: value("data") },
     device_id: value("device"),
     limits: [],
-    space: { ...like.space, prune: form.elements.prune.checked, min_keep: Number(value("min_keep")) },
+    space: space(value),
     search: { ...like.search, trials: Number(value("trials")), seed: Number(value("seed")), runners: Number(value("runners")), sampler: value("sampler"), goal: value("goal") },
   };
   if (made.search.goal === "best") delete made.search.axes; // else those of the other search, or kl and the first limit's cost
@@ -59,6 +76,8 @@ function write() {
 
 form.addEventListener("input", write);
 document.getElementById("add-limit").addEventListener("click", () => { addLimit(); write(); });
+document.getElementById("add-rule").addEventListener("click", () => { rules.add(); write(); });
+form.elements.model.addEventListener("change", () => offerNames().catch(() => {}));
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const box = document.getElementById("problem");
@@ -76,6 +95,8 @@ form.addEventListener("submit", async (event) => {
 });
 for (const { metric, max, relative, relative_to, ...asked } of JSON.parse(form.dataset.limits))
   addLimit(metric, relative ? relative_to || "w8a8" : "max", String(relative ?? max), asked);
+rules.fill(like.space ?? {});
+offerNames().catch(() => {}); // without them patterns are typed
 if (!limits.children.length) {
   addLimit("bops", "w8a8", "1/16");
   addLimit("weight_bytes", "max", "");

@@ -84,7 +84,7 @@ def test_filled_in_when_like_another_search_then_its_request_under_the_new_limit
         "tight, other limits", "mdl_1", "dst_1", "dev_3",
     ]  # fmt: skip
     assert [found[key] for key in ("trials", "seed", "runners", "prune", "is_split")] == [9, 4, 1, False, False]
-    assert (found["sampler"], found["goal"]) == ("gp", "best")
+    assert (found["sampler"], found["goal"], found["first_last"]) == ("gp", "best", 8)
     assert found["request"] == request
     assert view.filled_in(search, [], {})["limits"] == request["limits"]
     split = {**request, "dataset": {"calibration": "a", "evaluation": "b", "holdout": "c"}}
