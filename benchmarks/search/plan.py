@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from app.domain.budget import Limit
@@ -22,6 +22,8 @@ EIGHT = DeviceProfile(
     weight_store=MemoryPool(None, 1000.0),
 )
 """An accelerator that computes in 8 bits and nothing else: bits buy no time there, only channels do."""
+STORING = replace(EIGHT, name="npu8-storing", pairs=DEVICE.pairs)
+"""The same, but 2, 4 and 8 bits are legal in memory: a search has to find out that fewer buy no time."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Target:
 BUDGETS = (
     *(Target(f"bops-{n}", DEVICE, Limit("bops", relative=1 / n)) for n in (4, 8, 16, 32)),
     *(Target(f"latency-{n}", EIGHT, Limit("latency_ms", relative=1 / n)) for n in (2, 4)),
+    *(Target(f"storing-{n}", STORING, Limit("latency_ms", relative=1 / n)) for n in (2, 4)),
 )
 FRONT = Target("front", DEVICE, Limit("bops", relative=1 / 2))
 """The space of the fronts: from 1/64 to 1/2 of the BOPs."""
@@ -85,5 +88,5 @@ def cells(only: Iterable[str] = (), seeds: Iterable[int] = SEEDS) -> list[Cell]:
 
 def _urgency(target: Target) -> int:
     """Order the budgets by how much they tell."""
-    order = ("bops-16", "bops-32", "latency-2", "latency-4", "front", "bops-8", "bops-4")
+    order = ("bops-16", "bops-32", "latency-2", "latency-4", "front", "bops-8", "bops-4", "storing-2", "storing-4")
     return order.index(target.name)
