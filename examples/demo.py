@@ -34,7 +34,7 @@ import tightfit
 from app.client import Client
 from app.commands.devices import read_record
 from app.commands.show import budget_table, search_bar, table
-from app.commands.words import amount, percent, verdict
+from app.domain.words import amount, percent, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = [

@@ -9,7 +9,7 @@ import typer
 
 from app.commands.base import ERROR, Session, verb
 from app.commands.show import candidate_summary, table, upload_bar
-from app.commands.words import amount, percent
+from app.domain.words import amount, percent
 
 if TYPE_CHECKING:
     from rich.console import Console

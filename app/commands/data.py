@@ -12,7 +12,7 @@ import typer
 from app.commands.base import Session, verb
 from app.commands.models import FileArgument
 from app.commands.show import listing, upload_bar
-from app.commands.words import amount
+from app.domain.words import amount
 
 if TYPE_CHECKING:
     from rich.console import Console

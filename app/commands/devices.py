@@ -14,7 +14,7 @@ from app.commands.base import Session, print_json, verb
 from app.commands.devicesheet import sheet
 from app.commands.models import FileArgument
 from app.commands.show import listing
-from app.commands.words import amount
+from app.domain.words import amount
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from app.commands.words import amount
 from app.domain.device import figure_of
+from app.domain.words import amount
 
 if TYPE_CHECKING:
     from rich.console import Console

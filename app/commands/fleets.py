@@ -13,7 +13,7 @@ from app.commands.base import Session, verb
 from app.commands.devices import read_record
 from app.commands.limits import parse_limit
 from app.commands.show import listing, progress_line, table
-from app.commands.words import exit_code as exit_code_of
+from app.domain.words import exit_code as exit_code_of
 
 if TYPE_CHECKING:
     from rich.console import Console

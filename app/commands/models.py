@@ -9,7 +9,7 @@ import typer
 
 from app.commands.base import Session, verb
 from app.commands.show import listing, refusal, table, upload_bar
-from app.commands.words import amount
+from app.domain.words import amount
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,8 +13,8 @@ from app.commands.base import Session, verb
 from app.commands.devices import read_record
 from app.commands.limits import parse_bits, parse_figure, parse_limit, parse_limits, parse_ratios
 from app.commands.show import best_line, listing, progress_line, search_bar, search_summary, whatif_table
-from app.commands.words import exit_code
 from app.domain.metrics import HIGHER_IS_BETTER
+from app.domain.words import exit_code
 
 if TYPE_CHECKING:
     from rich.console import Console

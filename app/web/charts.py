@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.commands.words import SHARES, amount, figure, label, quality_label
 from app.domain.device import DeviceProfile, Throughput
 from app.domain.metrics import HIGHER_IS_BETTER
 from app.domain.pareto import front
+from app.domain.words import SHARES, amount, figure, label, quality_label
 
 Figure = dict[str, Any]
 

@@ -11,10 +11,10 @@ from fastapi.routing import APIRoute
 
 from app.api.schemas import SamplerName
 from app.commands import devicesheet
-from app.commands.words import LABELS
 from app.domain.cost import METRICS
 from app.domain.device import DeviceProfile
 from app.domain.metrics import METRICS as QUALITIES
+from app.domain.words import LABELS
 from app.problems import PROBLEMS, Problem
 from app.web import charts, view
 from app.web.login import signed_in

@@ -11,9 +11,9 @@ from fastapi import Request
 from app.actions import Service
 from app.api import shapes
 from app.api.calibrations import shape as calibration
-from app.commands.words import amount
 from app.domain.drift import Accuracy, Pair
 from app.domain.lifecycle import Outcome, SearchState
+from app.domain.words import amount
 from app.explaining import cautions_of, why
 from app.problems import Problem
 from app.store import query, timings

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from app.commands.candidates import SUFFIXES
 from app.commands.devices import pairs_text
-from app.commands.words import amount, duration, label, percent, quality_verdict, verdict, warnings
+from app.domain.words import amount, duration, label, percent, quality_verdict, verdict, warnings
 from app.web import view
 from app.web.assets import plotly_style_ids, plotly_version, static_url
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from app.commands.devicesheet import KINDS
-from app.commands.words import amount, figure, percent, quality_label
 from app.domain.cost import METRICS
+from app.domain.words import amount, figure, percent, quality_label
 from app.web.charts import Bar, Point
 
 Json = dict[str, Any]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.commands.limits import parse_limit, parse_limits
-from app.commands.words import amount, duration, exit_code, percent, quality_verdict, verdict
+from app.domain.words import amount, duration, exit_code, percent, quality_verdict, verdict
 
 
 @pytest.mark.parametrize(

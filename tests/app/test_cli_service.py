@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from app.cli import app
 from app.client import ApiProblem, Client
-from app.commands.words import amount
+from app.domain.words import amount
 from app.main import create_app
 from app.settings import Settings
 from tests.app.web.test_pages import seed

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from app.commands.words import percent
+from app.domain.words import percent
 from tests.worker.digit_files import SPEC
 from worker.graph.read import read_network
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.commands.words import percent
+from app.domain.words import percent
 from tests.e2e.test_dashboard import OUTSIDE_CHARTS, shoot
 
 pytestmark = pytest.mark.e2e

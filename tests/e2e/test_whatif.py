@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.commands.words import amount, percent
+from app.domain.words import amount, percent
 from tests.e2e.test_dashboard import shoot
 
 pytestmark = pytest.mark.e2e

@@ -1,4 +1,4 @@
-"""Numbers and verdicts as text: pure functions, shared by the command line and the dashboard."""
+"""Numbers and verdicts as text: pure functions, shared by the command line, the dashboard and reports."""
 
 from __future__ import annotations
 
