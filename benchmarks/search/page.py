@@ -29,8 +29,8 @@ widest feasible first. `greedy`: bits one layer at a time from a KL table, as AI
 evaluations that are left, each step's best few measured in place; `greedy-joint`: the same over channels too.
 `bits-only`, `pruning-only`: tightfit in a smaller space. Budgets are shares of the network with 8 bits everywhere;
 latencies are modelled on a device that computes in 8 bits, so that only channels save time. `latency`: 8 bits are all
-it knows; `pruning-only` is tightfit itself there, and no rival. `storing`: it may hold 2, 4 or 8 bits in memory, as most
-such devices can; a search has to find out that fewer than 8 buy no time, which `pruning-only` is told.
+it knows; `pruning-only` is tightfit itself there, and no rival. `storing`: it may hold 2, 4 or 8 bits in memory, as
+most such devices can; a search has to find out that fewer than 8 buy no time, which `pruning-only` is told.
 
 *first*, *tied*, *behind*: the mean paired difference to the closest rival, against the larger of its standard
 deviation over seeds and the binomial error of 10,000 pictures. Strategies without chance run once.
