@@ -304,6 +304,16 @@ class Client:
             raise ApiProblem.from_body(candidate["problem"] or {"slug": "export-failed"}, 409)
         return candidate
 
+    def report(self, id: str) -> Json:
+        """Return the record of a candidate's report as one HTML file, for `download`.
+
+        Raises ApiProblem not-found where the candidate was not exported.
+        """
+        for artefact in self.get(f"/v1/candidates/{id}")["artefacts"]:
+            if artefact["kind"] == "report-html":
+                return dict(artefact)
+        raise ApiProblem("not-found", 404, f"{id} has no report yet; make one: tightfit candidate export {id}")
+
     # -- downloads ------------------------------------------------------------------------------------------------
 
     def download(self, artefact_id: str, path: str | Path, progress: Progress | None = None) -> Path:

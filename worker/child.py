@@ -149,6 +149,7 @@ def export(session: Session, params: Params) -> Params:
         budget=Budget(params["limits"]),
         manifest={**params["manifest"], **({"equalised": True} if evaluator.is_equalised else {})},
         measured=params.get("measured"),
+        told=params.get("told"),
     )
     return export_all(request, Path(params["folder"])).to_json()
 

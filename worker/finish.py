@@ -26,6 +26,7 @@ from worker.quant.steps import Polished, polish
 from worker.sandbox import ChildDied
 from worker.search.loop import SearchLoop
 from worker.search.rows import Goal, TrialRow
+from worker.telling import told
 
 Json = dict[str, Any]
 Item = tuple[Assignment, str, str]
@@ -35,7 +36,7 @@ Call = Callable[[Job, str, Json, float], Json]
 RESCORED = 8
 POLISHED = 2
 EXPORT_S = 1800.0
-NAMES = {"onnx": ".onnx", "checkpoint": ".tightfit", "report": ".report.json"}
+NAMES = {"onnx": ".onnx", "checkpoint": ".tightfit", "report": ".report.json", "report-html": ".report.html"}
 
 
 class Finisher:
@@ -223,14 +224,17 @@ def export_candidate(
         if row.export_state == "done":
             return Verification(row.verification)
         manifest = _manifest(job, row.metrics, row.feasible)
+        repair = (row.metrics.get("polish") or {}).get("repair") or chosen[1]
+        around = told(session, job, row, repair or "sequential")
     with tempfile.TemporaryDirectory(prefix="tightfit-export-") as name:
         params = {
             "assignment": chosen[0].to_json(),
-            "repair": (row.metrics.get("polish") or {}).get("repair") or chosen[1],
+            "repair": repair,
             "limits": dict(job.goal.budget.limits),
             "manifest": manifest,
             "folder": name,
             "measured": row.metrics.get("latency"),
+            "told": around,
         }
         try:
             result = call(job, "export", params, EXPORT_S)

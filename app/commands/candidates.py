@@ -14,10 +14,10 @@ from app.domain.words import amount, percent
 if TYPE_CHECKING:
     from rich.console import Console
 
-app = typer.Typer(no_args_is_help=True, help="Candidates: show, why, export.")
+app = typer.Typer(no_args_is_help=True, help="Candidates: show, why, export, report.")
 artefacts = typer.Typer(no_args_is_help=True, help="Artefacts: download with a digest check.")
 
-SUFFIXES = {"onnx": ".onnx", "checkpoint": ".zip", "report": ".json"}
+SUFFIXES = {"onnx": ".onnx", "checkpoint": ".zip", "report": ".json", "report-html": ".html"}
 
 
 @verb(app, "show")
@@ -66,6 +66,18 @@ def export(
     session.answer({**found, "files": paths}, draw)
     if found["verification"] != "verified":
         raise typer.Exit(ERROR)
+
+
+@verb(app, "report")
+def report(
+    session: Session,
+    candidate: Annotated[str, typer.Argument(help="Id of the candidate.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File or folder to write to.")] = None,
+) -> None:
+    """Download the report of an exported candidate: one HTML file that any browser shows, offline too."""
+    found = session.client.report(candidate)
+    path = _download(session, found, out)
+    session.answer({**found, "path": str(path)}, lambda console: console.print(f"wrote {path}"))
 
 
 @verb(artefacts, "get")

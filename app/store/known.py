@@ -23,6 +23,16 @@ class MeasuredRow(NamedTuple):
     params: Json
 
 
+class PointRow(NamedTuple):
+    """A measured trial, the baseline too, as a picture of the search shows it."""
+
+    idx: int
+    kind: str
+    metrics: Json
+    costs: Json
+    feasible: bool
+
+
 class PredictedRow(NamedTuple):
     """A predicted allocation without its assignment."""
 
@@ -43,6 +53,14 @@ def best_measured(session: Session, search_id: str, limits: Mapping[str, float])
     query = _measured(search_id).where(*inside).order_by(Trial.metrics[LOSS].as_float(), accuracy.desc(), Trial.idx)
     row = session.execute(query.limit(1)).first()
     return None if row is None else _row(row)
+
+
+def points(session: Session, search_id: str) -> list[PointRow]:
+    """Return every measured trial of a search by number, the baseline among them."""
+    columns = (Trial.idx, Trial.kind, Trial.metrics, Trial.costs, Trial.feasible)
+    query = sa.select(*columns).where(Trial.search_id == search_id, Trial.state == "done").order_by(Trial.idx)
+    found = session.execute(query)
+    return [PointRow(idx, kind, m or {}, c or {}, bool(inside)) for idx, kind, m, c, inside in found]
 
 
 def nearest_measured(session: Session, search_id: str, limits: Mapping[str, float]) -> MeasuredRow | None:

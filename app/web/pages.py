@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi.routing import APIRoute
 
 from app.api.schemas import SamplerName
@@ -19,7 +19,7 @@ from app.problems import PROBLEMS, Problem
 from app.web import charts, view
 from app.web.login import signed_in
 from app.web.read import Reader, reader
-from app.web.render import page
+from app.web.render import SANDBOX, page
 
 Json = dict[str, Any]
 Read = Annotated[Reader, Depends(reader)]
@@ -226,7 +226,14 @@ def candidate(id: str, read: Read) -> Response:
         checks=view.check_facts(found.get("report") or {}),
         notes=view.check_notes(found.get("report") or {}),
         why=read.why(id),
+        has_report=any(item["kind"] == "report-html" for item in found["artefacts"]),
     )
+
+
+@router.get("/candidates/{id}/report")
+def candidate_report(id: str, read: Read) -> Response:
+    """Show the report of a candidate's export. A worker made it from what was uploaded: it is shown in a sandbox."""
+    return FileResponse(read.report(id), media_type="text/html; charset=utf-8", headers=SANDBOX)
 
 
 @router.get("/web/candidates/{id}/why.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from fastapi import Request
@@ -139,6 +140,16 @@ class Reader:
         with self._database.reading() as session:
             accuracy = timings.accuracy(session, session.get_one(Search, row.search_id).device)
             return {**shapes.candidate(row, query.artefacts(session, id)), "latency": shapes.latency(row, accuracy)}
+
+    def report(self, id: str) -> Path:
+        """Return the file of a candidate's report. Raises Problem not-found where there is none (yet)."""
+        found = next((item for item in self.candidate(id)["artefacts"] if item["kind"] == "report-html"), None)
+        if found is None:
+            raise Problem("not-found", "the candidate has no report yet: export it on its page")
+        path = self._service.blobs.path(found["sha256"])
+        if not path.exists():
+            raise Problem("blob-corrupt", "the stored file is gone")
+        return path
 
     def why(self, id: str) -> Json | None:
         """Return what a candidate's time goes to (None where its network was deleted)."""

@@ -27,6 +27,15 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+# no Cross-Origin-Opener-Policy: browsers refuse a sandboxed page that has one
+SANDBOX = {
+    "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""What a file from a worker is shown under: it has an origin of its own, and nothing in it runs or is fetched."""
 
 
 def _environment() -> Environment:

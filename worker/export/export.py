@@ -18,11 +18,12 @@ from worker.data import RoleData
 from worker.export.checkpoint import write_checkpoint
 from worker.export.onnx_qdq import write_qdq
 from worker.export.report import enriched_manifest, report_json
+from worker.export.report_html import render
 from worker.export.verify import Files, Subject, VerificationReport, verify
 from worker.graph.write_onnx import write_float
 from worker.quant.network import CompressedNetwork
 
-NAMES = {"onnx": "model.onnx", "checkpoint": "model.tightfit", "report": "report.json"}
+NAMES = {"onnx": "model.onnx", "checkpoint": "model.tightfit", "report": "report.json", "report-html": "report.html"}
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,12 @@ class ExportRequest:
     budget: Budget
     manifest: Mapping[str, Any]
     measured: Mapping[str, Any] | None = None
+    told: Mapping[str, Any] | None = None  #: what the report says of the search around it
 
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """A file in the output folder: `kind` is onnx, checkpoint or report."""
+    """A file in the output folder: `kind` is onnx, checkpoint, report or report-html."""
 
     kind: str
     name: str
@@ -77,10 +79,10 @@ def export_all(request: ExportRequest, folder: Path) -> ExportResult:
     files = Files(write_qdq(net), write_checkpoint(net, manifest), write_float(request.folded))
     subject = Subject(net, request.graph, request.evaluation, request.device, request.budget, request.measured)
     report = verify(subject, files)
-    document = report_json(report, manifest, request.graph, request.device)
+    document = {**report_json(report, manifest, request.graph, request.device), **(request.told or {})}
     text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {"onnx": files.onnx, "checkpoint": files.checkpoint, "report": text}
+    contents = {"onnx": files.onnx, "checkpoint": files.checkpoint, "report": text, "report-html": render(document)}
     return ExportResult(tuple(_written(folder, kind, content) for kind, content in contents.items()), report)
 
 
