@@ -186,13 +186,18 @@ def journey(client: Client, data: Digits, folder: Path) -> tuple[dict[str, Any],
         raise SystemExit(f"no candidate: {verdict(search)} {search.get('error') or ''}")
     candidate = client.get(f"/v1/candidates/{found[0]['id']}")
     console.rule("4. download", align="left")
-    names = {"onnx": "digits.onnx", "checkpoint": "digits.checkpoint.zip", "report": "report.json"}
+    names = {
+        "onnx": "digits.onnx",
+        "checkpoint": "digits.checkpoint.zip",
+        "report": "report.json",
+        "report-html": "report.html",
+    }
     files = {
         item["kind"]: client.download(item["id"], folder / names.get(item["kind"], item["kind"]))
         for item in candidate["artefacts"]
     }
     for kind, path in files.items():
-        console.print(f"  {kind:<10} {amount('weight_bytes', path.stat().st_size):>8}  {os.path.relpath(path, ROOT)}")
+        console.print(f"  {kind:<11} {amount('weight_bytes', path.stat().st_size):>8}  {os.path.relpath(path, ROOT)}")
     return search, candidate, files
 
 

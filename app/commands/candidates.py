@@ -133,7 +133,7 @@ def why_summary(console: Console, why: Any, most: int) -> None:
 
 
 def _download(session: Session, artefact: Any, out: Path | None) -> Path:
-    name = artefact.get("filename") or artefact["id"] + SUFFIXES.get(artefact["kind"], "")
+    name = Path(artefact.get("filename") or artefact["id"] + SUFFIXES.get(artefact["kind"], "")).name
     target = Path(name) if out is None else out / name if out.is_dir() or not out.suffix else out
     with upload_bar(session.console, target.name) as progress:
         return session.client.download(artefact["id"], target, progress)

@@ -22,7 +22,8 @@ from app.client import ApiProblem, Client
 from app.domain.words import amount
 from app.main import create_app
 from app.settings import Settings
-from tests.app.web.test_pages import seed
+from app.store import tables
+from tests.app.web.test_pages import REPORT, seed, seed_report
 from worker.graph.errors import unsupported
 from worker.job import problem
 
@@ -315,3 +316,17 @@ def test_candidate_why_when_asked_then_verdict_operations_and_savings(run: Any, 
     assert "of its time is overhead" in " ".join(said.split())
     for change in told["changes"]:
         assert f"saves {amount('latency_ms', change['saving_ms'])}: {change['text'][:20]}" in said
+
+
+def test_candidate_report_when_asked_then_one_file_is_written_and_without_an_export_it_says_what_to_do(
+    run: Any, service: Any, tmp_path: Path
+) -> None:
+    with service.database.writing() as session:
+        if session.get(tables.Candidate, "cnd_1") is None:
+            seed(session)
+    missing = json.loads(run("candidate", "report", "cnd_1").stdout)["problem"]
+    assert (missing["slug"], missing["detail"][-31:]) == ("not-found", "tightfit candidate export cnd_1")
+    seed_report(service)
+    told = json.loads(run("candidate", "report", "cnd_1", "--out", str(tmp_path / "why.html")).stdout)
+    assert (told["kind"], told["path"]) == ("report-html", str(tmp_path / "why.html"))
+    assert (tmp_path / "why.html").read_bytes() == REPORT

@@ -13,6 +13,7 @@ from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, widest
 from worker.export.verify import VerificationReport
 
+WORST = 5
 LIBRARIES = ("tightfit", "torch", "onnx", "onnxruntime", "numpy", "safetensors")
 
 
@@ -46,12 +47,22 @@ def report_json(
         for name, value in costs.items()
         if verification.costs
     }
+    found = verification.to_json()
     return {
-        "verification": verification.to_json(),
+        "verification": {**found, "worst_layers": worst_layers(found["site_sqnr_db"], graph)},
         "references": costs,
         "ratio_to": ratios,
         "manifest": dict(manifest),
     }
+
+
+def worst_layers(sqnr: Mapping[str, float], graph: ModelGraph) -> list[dict[str, Any]]:
+    """Return the `WORST` sites whose codes follow the simulation's least (decibels, worst first), each with the
+    operation it is the output of: a layer, a step between layers, or None where it is an input of the network."""
+    makers = {op.output: op.name for op in graph.ops if op.output is not None}
+    makers |= {layer.output: layer.name for layer in graph.layers if layer.output is not None}
+    lowest = sorted(sqnr.items(), key=lambda item: (item[1], item[0]))[:WORST]
+    return [{"site": site, "layer": makers.get(site), "sqnr_db": value} for site, value in lowest]
 
 
 def versions() -> dict[str, str]:

@@ -62,7 +62,7 @@ def verdict(document: Json) -> str:
     """Return the whole report in one sentence."""
     over, verified = broken(document), document["verification"]["state"] == "verified"
     budget = f"Over the budget ({', '.join(over)})" if over else "Inside the budget"
-    joined = ("and" if verified and not over else "but") if verified != bool(over) else "and"
+    joined = "but" if verified == bool(over) else "and"
     checked = f"{joined} {'verified' if verified else 'not verified'}"
     rest = [text for text in (_quality_words(document), _size_words(document), _speed_words(document)) if text]
     return f"{budget} {checked}{': ' if rest else ''}{'; '.join(rest)}."

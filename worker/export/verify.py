@@ -38,7 +38,6 @@ MIN_AGREEMENT = 0.995
 MAX_ACCURACY_GAP = 0.005
 MIN_SQNR_DB = 20.0
 CHECKPOINT_TOLERANCE = 1e-5
-WORST = 5
 BATCH = 128
 DIAGNOSED = 64
 DIAGNOSED_BYTES = 128 << 20
@@ -71,7 +70,6 @@ class VerificationReport:
     """What was found. `failures` is empty exactly when `state` is verified; entries are {"code", "detail"}.
 
     `outputs` holds the agreement of each output, `agreement` that of the output that follows the simulation least.
-    `worst_layers` names the operations behind the sites whose codes follow the simulation's least, worst first.
     `costs` holds every metric: macs, bops and weight_bytes counted from the checkpoint's tensors, the rest modelled;
     `latency` what this machine measured (milliseconds, one thread), with `ratio` = float time / compressed time.
     """
@@ -83,7 +81,6 @@ class VerificationReport:
     outputs: dict[str, Agreement] = field(default_factory=dict)
     checkpoint: Agreement | None = None
     site_sqnr_db: dict[str, float] = field(default_factory=dict)
-    worst_layers: list[dict[str, Any]] = field(default_factory=list)
     recount: Recount | None = None
     costs: dict[str, float] = field(default_factory=dict)
     evidence: dict[str, Evidence] = field(default_factory=dict)
@@ -115,7 +112,6 @@ class VerificationReport:
             "outputs": {name: item.to_json() for name, item in self.outputs.items()},
             "checkpoint": self.checkpoint and self.checkpoint.to_json(),
             "site_sqnr_db": self.site_sqnr_db,
-            "worst_layers": self.worst_layers,
             "costs": self.costs,
             "evidence": dict(self.evidence),
             "budget": [row.to_json() for row in self.budget],
@@ -194,17 +190,7 @@ def _compare_tensors(report: VerificationReport, subject: Subject, files: Files)
         _fail(report, "tensors", text)
     few = subject.evaluation.head(_diagnosed(subject)).inputs
     report.site_sqnr_db = site_sqnr(files.onnx, subject.network, few)
-    report.worst_layers = worst_layers(report.site_sqnr_db, subject.graph)
     report.operators = fused_ops(files.onnx)
-
-
-def worst_layers(sqnr: Mapping[str, float], graph: ModelGraph) -> list[dict[str, Any]]:
-    """Return the `WORST` sites with the lowest ratios (decibels), each with the operation it is the output of: a layer,
-    a step between layers, or None where it is an input of the network."""
-    makers = {op.output: op.name for op in graph.ops if op.output is not None}
-    makers |= {layer.output: layer.name for layer in graph.layers if layer.output is not None}
-    lowest = sorted(sqnr.items(), key=lambda item: (item[1], item[0]))[:WORST]
-    return [{"site": site, "layer": makers.get(site), "sqnr_db": value} for site, value in lowest]
 
 
 def _diagnosed(subject: Subject) -> int:

@@ -70,3 +70,11 @@ def test_best_predicted_when_predicted_anew_then_the_former_are_gone(database: D
     with database.reading() as session:
         assert known.best_predicted(session, search_id, {"bops": 1e9}) is None
         assert known.counts(session, search_id)[1] == 0
+
+
+def test_points_when_asked_then_every_measured_trial_with_the_baseline(database: Database, search_id: str) -> None:
+    fill(database, search_id)
+    with database.reading() as session:
+        found = known.points(session, search_id)
+    assert [item.idx for item in found] == [0, 1, 2, 3, 4]
+    assert (found[0].kind, found[2].metrics["accuracy"], found[3].costs["macs"]) == ("baseline", 0.8, 3.0)

@@ -387,6 +387,48 @@ def test_candidate_page_when_opened_then_shows_where_the_time_goes_and_what_woul
     assert sum(sum(trace["y"]) for trace in figure["data"]) == pytest.approx(told["latency_ms"])
 
 
+REPORT = b"<!doctype html><title>r</title><script>alert(1)</script>"
+
+
+def seed_report(service: Any, candidate: str = "cnd_1") -> None:
+    """Store an artefact as a worker would, but with a page that a broken child might have written."""
+    sha = service.blobs.put(REPORT)
+    with service.database.writing() as session:
+        blobs.record(session, sha, len(REPORT))
+        session.add(
+            tables.Artefact(
+                id="art_report", candidate_id=candidate, kind="report-html", blob_sha=sha, bytes=len(REPORT),
+                filename="net.report.html",
+            )
+        )  # fmt: skip
+
+
+def test_report_when_a_candidate_has_one_then_shown_in_a_sandbox_and_linked_to(web: TestClient) -> None:
+    assert web.get("/candidates/cnd_1/report").status_code == 404
+    assert "Open report" not in web.get("/candidates/cnd_1").text
+    service = web.app.state.service  # type: ignore[attr-defined]
+    seed_report(service)
+    try:
+        assert 'href="/candidates/cnd_1/report" target="_blank" rel="noopener"' in web.get("/candidates/cnd_1").text
+        shown, kept = web.get("/candidates/cnd_1/report"), web.get("/v1/artefacts/art_report/content")
+    finally:
+        with service.database.writing() as session:
+            session.delete(session.get_one(tables.Artefact, "art_report"))
+    assert shown.content == kept.content == REPORT
+    policy = [part.strip() for part in shown.headers["content-security-policy"].split(";")]
+    assert policy[:2] == ["sandbox", "default-src 'none'"]
+    assert not any("script" in part for part in policy)
+    assert shown.headers["content-type"] == "text/html; charset=utf-8"
+    assert shown.headers["x-content-type-options"] == kept.headers["x-content-type-options"] == "nosniff"
+    assert kept.headers["content-type"] == "application/octet-stream"
+    assert kept.headers["content-disposition"].startswith("attachment")
+
+
+def test_report_when_nobody_is_logged_in_then_leads_to_the_login(anonymous: TestClient) -> None:
+    answer = anonymous.get("/candidates/cnd_1/report")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/login?next=%2Fcandidates%2Fcnd_1%2Freport")
+
+
 def test_candidate_why_when_there_is_none_then_not_found(web: TestClient) -> None:
     answer = web.get("/v1/candidates/cnd_none/why")
     assert (answer.status_code, answer.json()["type"]) == (404, "/problems/not-found")
