@@ -72,7 +72,7 @@ def _why(job: Job, assignment: Assignment) -> Json:
 def axes_of(job: Job) -> list[str]:
     """Return the costs that the front is drawn over, at most `AXES`: those of the goal, then those with a limit."""
     asked = [item["metric"] for item in job.spec.get("limits") or ()]
-    wanted = [*job.settings.axes, *asked, *job.goal.budget.limits, "bops"]
+    wanted = [*job.settings.axes, *asked] or [*job.goal.budget.limits]
     return [name for name in dict.fromkeys(wanted) if name in METRICS][:AXES]
 
 
@@ -88,10 +88,16 @@ def front_of(job: Job, points: Sequence[PointRow], ranks: Mapping[int, int]) -> 
     return {
         "metric": name,
         "axes": axes,
-        "limits": {axis: job.goal.budget.limits[axis] for axis in axes if axis in job.goal.budget.limits},
+        "limits": {axis: limit for axis, limit in _drawn_limits(job).items() if axis in axes},
         "points": [_point(item, axes, name, ranks) for item in kept],
         "left_out": len(shown) - len(kept),
     }
+
+
+def _drawn_limits(job: Job) -> dict[str, float]:
+    """Return the limits that trials' counted costs can be held against: one on measured latency is none of them."""
+    measured = () if job.demand is None else ("latency_ms",)
+    return {metric: limit for metric, limit in job.goal.budget.limits.items() if metric not in measured}
 
 
 def _needed(points: Sequence[PointRow], axes: Sequence[str], name: str, ranks: Mapping[int, int]) -> set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -13,6 +14,7 @@ from app.domain.space import Assignment
 from app.store.known import PointRow
 from app.store.tables import Artefact, Candidate, Model, Search
 from tests.reliability.rig import Rig
+from tests.worker.digit_files import DEVICE
 from worker.job import Site, load_job
 from worker.runner import Runner
 from worker.telling import CURVES, LEVELS, POINTS, front_of, sensitivities, thinned
@@ -107,3 +109,12 @@ def test_front_of_when_there_are_a_thousand_trials_then_few_points_with_baseline
     best = front([(item.costs["bops"], -item.metrics["accuracy"]) for item in inside])
     assert {inside[index].idx for index in best} <= kept
     assert len(json.dumps(drawn)) < 60_000
+
+
+def test_front_of_when_latency_is_to_be_measured_then_no_limit_is_drawn_over_modelled_times(rig: Rig) -> None:
+    search = rig.add_measured(4, {"max": 1.0}, replace(DEVICE, name="onnxruntime-cpu"))
+    job = load_job(Site(rig.database, rig.blobs), search)
+    assert job.demand is not None
+    drawn = front_of(job, [PointRow(1, "seed", {"kl": 0.1}, {"latency_ms": 0.1}, True)], {})
+    assert (drawn["metric"], drawn["axes"], drawn["limits"]) == ("kl", ["latency_ms"], {})
+    assert drawn["points"][0]["costs"] == {"latency_ms": 0.1}
