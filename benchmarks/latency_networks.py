@@ -228,6 +228,13 @@ def development() -> dict[str, Family]:
 
 
 @cache
+def million() -> dict[str, Family]:
+    """Return a residual network of a million parameters, whose exports are timed."""
+    torch.manual_seed(4)
+    return {"resnet20_wide": Family(resnet((32, 64, 128), 3))}
+
+
+@cache
 def unseen() -> dict[str, Family]:
     """Return networks of other families and sizes, first measured after the table's features were fixed."""
     torch.manual_seed(2)
@@ -264,7 +271,7 @@ def odd() -> dict[str, Family]:
 @cache
 def opened(name: str) -> Opened:
     """Return a network, read as users' files are."""
-    family = {**calibration(), **development(), **unseen(), **odd()}[name]
+    family = {**calibration(), **development(), **unseen(), **odd(), **million()}[name]
     example = torch.randn(2, *family.shape)
     program = torch.export.export(family.network.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     file = io.BytesIO()

@@ -21,7 +21,8 @@ from torch import nn
 
 from worker.export.agreement import sqnr_db
 from worker.export.checkpoint import dequantized
-from worker.export.onnx_qdq import container_of
+from worker.export.onnx_qdq import UNPACKER_BYTES, container_of
+from worker.export.packing import packed_bytes
 from worker.graph.extents import inputs_of, shapes_of
 from worker.graph.leaves import Recurrent
 from worker.graph.ops.parametric import as_stored
@@ -49,6 +50,19 @@ def differences(model: bytes, net: CompressedNetwork) -> list[str]:
     found += [_difference(values[f"{name}.weight"], weight, f"{name}: weights") for name, weight in weights.items()]
     found += [_difference(values[name], bias, f"{name}: biases", _ULPS) for name, bias in biases.items()]
     return [text for text in found if text]
+
+
+def oversized(model: bytes, net: CompressedNetwork) -> list[str]:
+    """Return the layers whose integers take more bytes in the file than their bits and an unpacking subgraph would."""
+    held = {item.name: item.ByteSize() for item in onnx.load_from_string(model).graph.initializer}
+    found = []
+    for layer in net.layers.values():
+        if layer.weight_int is not None:
+            size, stored = int(layer.weight_int.size), held.get(f"{layer.name}.w")
+            codes = packed_bytes(size, layer.bits) if layer.bits < 8 else -(-layer.bits // 8) * size
+            if stored is None or stored > codes + UNPACKER_BYTES + len(layer.name):
+                found.append(f"{layer.name}: {size} weights of {layer.bits} bits take {stored} bytes in the ONNX file")
+    return found
 
 
 def _weights(net: CompressedNetwork) -> Arrays:

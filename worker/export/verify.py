@@ -23,7 +23,7 @@ from app.domain.metrics import labelled
 from app.domain.space import multiple_violations
 from worker.data import RoleData
 from worker.export.agreement import Agreement, Array, accuracy, agreement
-from worker.export.audit import differences, fused_ops, site_sqnr
+from worker.export.audit import differences, fused_ops, oversized, site_sqnr
 from worker.export.checkpoint import read_checkpoint
 from worker.export.grid_rules import rule_violations
 from worker.export.recount import Recount, recount
@@ -188,6 +188,8 @@ def _compare_onnx(report: VerificationReport, subject: Subject, files: Files, si
 def _compare_tensors(report: VerificationReport, subject: Subject, files: Files) -> None:
     for text in differences(files.onnx, subject.network)[:20]:
         _fail(report, "tensors", text)
+    for text in oversized(files.onnx, subject.network)[:20]:
+        _fail(report, "size", text)
     few = subject.evaluation.head(_diagnosed(subject)).inputs
     report.site_sqnr_db = site_sqnr(files.onnx, subject.network, few)
     report.operators = fused_ops(files.onnx)

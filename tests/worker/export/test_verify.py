@@ -19,6 +19,7 @@ from app.domain.device import MemoryPool
 from app.domain.latency import LatencyTable
 from worker.export.archive import read_archive, write_archive
 from worker.export.checkpoint import dequantized, write_checkpoint
+from worker.export.onnx_qdq import write_qdq
 from worker.export.recount import recount
 from worker.export.verify import Files, VerificationReport, verify
 from worker.quant.network import CompressedNetwork
@@ -120,6 +121,24 @@ def _flipped_bit(files: Files) -> Files:
     return edited(files, "block1_conv1.w", change)
 
 
+def _missing_clip(files: Files) -> Files:
+    """Leave a 4-bit activation's clip out: codes above its grid pass."""
+    proto = onnx.load_from_string(files.onnx)
+    clip = next(node for node in proto.graph.node if node.op_type == "Clip")
+    for node in proto.graph.node:
+        node.input[:] = [clip.input[0] if name == clip.output[0] else name for name in node.input]
+    proto.graph.node.remove(clip)
+    return replace(files, onnx=proto.SerializeToString())
+
+
+def _swapped_channels(files: Files) -> Files:
+    def change(codes: Any) -> Any:
+        assert codes.dtype == np.uint8 and codes.ndim == 4, "a layer of plain 8-bit codes"
+        return codes[[1, 0, *range(2, len(codes))]]
+
+    return edited(files, "stem.w", change)
+
+
 def _truncated_onnx(files: Files) -> Files:
     return replace(files, onnx=files.onnx[: len(files.onnx) // 2])
 
@@ -157,6 +176,8 @@ def _checkpoint_grid(files: Files) -> Files:
         (_activation_scale, "tensors"),
         (_bias, "tensors"),
         (_flipped_bit, "tensors"),
+        (_missing_clip, "tensors"),
+        (_swapped_channels, "tensors"),
         (_float_instead, "tensors"),
         (_truncated_onnx, "onnx-outputs-error"),
         (_empty_onnx, "onnx-outputs-error"),
@@ -172,6 +193,16 @@ def test_verify_when_a_file_is_broken_then_failed_by_name(
     assert report.state.value == "failed"
     assert code in {failure["code"] for failure in report.failures}
     assert report.to_json()["failures"]
+
+
+def test_verify_when_the_onnx_weights_are_not_packed_then_failed_by_size_alone(
+    lab: Lab, mixed: CompressedNetwork
+) -> None:
+    wide = {name: replace(layer, bits=8) for name, layer in mixed.layers.items()}
+    files = replace(lab.files(mixed), onnx=write_qdq(replace(mixed, layers=wide)))
+    report = verify(lab.subject(mixed), files)
+    assert {failure["code"] for failure in report.failures} == {"size"}
+    assert any("bits take" in failure["detail"] for failure in report.failures)
 
 
 def test_verify_when_the_checkpoint_holds_more_bits_than_reported_then_the_recount_fails(
