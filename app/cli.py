@@ -7,7 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from app.commands import agent, agents, calibrate, candidates, data, devices, fleets, keys, models, schedules, searches
+from app.commands import (
+    agent,
+    agents,
+    apply,
+    calibrate,
+    candidates,
+    data,
+    devices,
+    fleets,
+    keys,
+    models,
+    schedules,
+    searches,
+)
 
 app = typer.Typer(
     name="tightfit",
@@ -27,6 +40,7 @@ app.add_typer(candidates.artefacts, name="artefact")
 app.add_typer(schedules.app, name="schedule")
 app.add_typer(keys.app, name="key")
 app.command("agent")(agent.agent)
+apply.register(app)
 
 DataDir = Annotated[Path | None, typer.Option(help="Data folder (env TIGHTFIT_DATA_DIR).")]
 

@@ -140,15 +140,23 @@ def export(session: Session, params: Params) -> Params:
     from worker.export.export import ExportRequest, export_all
 
     evaluator = _evaluator(session)
+    assignment, repair = Assignment.from_json(params["assignment"]), params.get("repair") or "sequential"
     request = ExportRequest(
-        network=evaluator.compress(Assignment.from_json(params["assignment"]), params.get("repair") or "sequential"),
+        network=evaluator.compress(assignment, repair),
         graph=evaluator.graph,
         folded=evaluator.folded,
+        pruned=evaluator.pruned(assignment, repair),
         evaluation=evaluator.pictures("full"),
         device=evaluator.compressor.device,
         budget=Budget(params["limits"]),
         manifest={**params["manifest"], **({"equalised": True} if evaluator.is_equalised else {})},
         measured=params.get("measured"),
+        recipe={
+            **params.get("origin", {}),
+            **{name: params.get(name) for name in ("limits", "assignment", "measured")},
+            "repair": repair,
+            "record": params["manifest"],
+        },
         told=params.get("told"),
     )
     return export_all(request, Path(params["folder"])).to_json()

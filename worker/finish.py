@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from app.domain.artefacts import suffix_of
 from app.domain.budget import table, with_measured
 from app.domain.cost import count, layer_costs
 from app.domain.demand import Timing, is_host
@@ -36,7 +37,6 @@ Call = Callable[[Job, str, Json, float], Json]
 RESCORED = 8
 POLISHED = 2
 EXPORT_S = 1800.0
-NAMES = {"onnx": ".onnx", "checkpoint": ".tightfit", "report": ".report.json", "report-html": ".report.html"}
 
 
 class Finisher:
@@ -235,6 +235,7 @@ def export_candidate(
             "folder": name,
             "measured": row.metrics.get("latency"),
             "told": around,
+            "origin": _origin(job, candidate_id),
         }
         try:
             result = call(job, "export", params, EXPORT_S)
@@ -246,11 +247,25 @@ def export_candidate(
         return _stored(site, job, candidate_id, Path(name), result)
 
 
+def _origin(job: Job, candidate_id: str) -> Json:
+    """Return what a candidate comes from, as its config tells: network and datasets by digest, device, options."""
+    digests = job.names["datasets"]
+    return {
+        "candidate": candidate_id,
+        "model": {"name": job.names["model"], "sha256": job.names["model_sha256"],
+                  "weights_sha256": job.names["weights_sha256"]},
+        "datasets": {role: {"sha256": digests[role], "spec": item["spec"]}
+                     for role, item in job.opening["datasets"].items()},
+        "device": job.opening["device"],
+        "options": job.opening["options"],
+    }  # fmt: skip
+
+
 def _stored(site: Site, job: Job, candidate_id: str, folder: Path, result: Json) -> Verification:
     files = []
     for file in result["files"]:
         sha256, size = site.blobs.put_file(folder / file["name"])
-        filename = f"{job.names['model']}-{candidate_id}{NAMES.get(file['kind'], '')}"
+        filename = f"{job.names['model']}-{candidate_id}{suffix_of(file['kind'])}"
         files.append({"kind": file["kind"], "sha256": sha256, "bytes": size, "filename": filename})
     outcome = {"verification": result["verification"], "report": result["report"]}
     outcome["budget"] = result["report"].get("budget")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from app.domain.artefacts import title_of
 from app.domain.drift import Accuracy
 from app.fleets import state_of
 from app.store.tables import ApiKey, Artefact, Candidate, Dataset, Device, Fleet, Model, Schedule, Search, Trial, Worker
@@ -209,6 +210,7 @@ def artefact(row: Artefact) -> Json:
         "id": row.id,
         "candidate_id": row.candidate_id,
         "kind": row.kind,
+        "title": title_of(row.kind),
         "filename": row.filename,
         "bytes": row.bytes,
         "sha256": row.blob_sha,

@@ -9,6 +9,7 @@ import typer
 
 from app.commands.base import ERROR, Session, verb
 from app.commands.show import candidate_summary, table, upload_bar
+from app.domain.artefacts import suffix_of
 from app.domain.words import amount, percent
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Candidates: show, why, export, report.")
 artefacts = typer.Typer(no_args_is_help=True, help="Artefacts: download with a digest check.")
-
-SUFFIXES = {"onnx": ".onnx", "checkpoint": ".zip", "report": ".json", "report-html": ".html"}
 
 
 @verb(app, "show")
@@ -133,7 +132,7 @@ def why_summary(console: Console, why: Any, most: int) -> None:
 
 
 def _download(session: Session, artefact: Any, out: Path | None) -> Path:
-    name = Path(artefact.get("filename") or artefact["id"] + SUFFIXES.get(artefact["kind"], "")).name
+    name = Path(artefact.get("filename") or artefact["id"] + suffix_of(artefact["kind"])).name
     target = Path(name) if out is None else out / name if out.is_dir() or not out.suffix else out
     with upload_bar(session.console, target.name) as progress:
         return session.client.download(artefact["id"], target, progress)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from app.domain.artefacts import title_of
 from app.domain.words import (
     amount,
     duration,
@@ -101,8 +102,8 @@ def candidate_summary(console: Console, candidate: Json) -> None:
         console.print(f"hold-out {quality_verdict(judged)}", style="green" if judged["met"] else "bold red")
     console.print(f"candidate {candidate['id']}  verification: {candidate.get('verification', 'unverified')}")
     for artefact in candidate.get("artefacts") or []:
-        size = amount("weight_bytes", artefact["bytes"])
-        console.print(f"  {artefact['kind']:<10} {size:>9}  tightfit artefact get {artefact['id']}")
+        size, title = amount("weight_bytes", artefact["bytes"]), title_of(artefact["kind"])
+        console.print(f"  {artefact['kind']:<11} {size:>9}  {title:<21}  tightfit artefact get {artefact['id']}")
 
 
 def quality_columns(candidate: Json) -> tuple[str, ...]:

@@ -21,7 +21,8 @@ KINDS: dict[str, Kind] = {
     "pruned-pt2": Kind("pruned.pt2", ".pruned.pt2", "Pruned float .pt2"),
     "encodings": Kind("pruned.encodings.json", ".encodings.json", "Encodings (AIMET)"),
     "config": Kind("config.yaml", ".config.yaml", "Config to apply again"),
-    "report": Kind("report.json", ".report.json", "Verification report"),
+    "report": Kind("report.json", ".report.json", "Report (JSON)"),
+    "report-html": Kind("report.html", ".report.html", "Report (page)"),
 }
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from fastapi import Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from app.commands.candidates import SUFFIXES
 from app.commands.devices import pairs_text
+from app.domain.artefacts import suffix_of, title_of
 from app.domain.words import amount, duration, label, percent, quality_verdict, verdict, warnings
 from app.web import view
 from app.web.assets import plotly_style_ids, plotly_version, static_url
@@ -49,7 +49,7 @@ def _environment() -> Environment:
         brief=view.brief,
         duration=duration,
         heading=view.heading,
-        filename=lambda item: item.get("filename") or item["id"] + SUFFIXES.get(item["kind"], ""),
+        filename=lambda item: item.get("filename") or item["id"] + suffix_of(item["kind"]),
         label=label,
         limits=view.limits_of,
         moment=view.moment,
@@ -57,6 +57,7 @@ def _environment() -> Environment:
         percent=percent,
         pretty=lambda value: json.dumps(value, indent=2),
         quality_verdict=quality_verdict,
+        title_of=title_of,
         verdict=verdict,
         warnings=warnings,
     )

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
+from app.domain.artefacts import KINDS
 from app.domain.cost import count
 from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, widest
@@ -274,7 +275,7 @@ def test_export_when_the_assignment_is_sound_then_verified_files_with_their_dige
     }
     found = child.call("export", request, WAIT_S)
     assert found["verification"] == "verified"
-    assert {item["kind"] for item in found["files"]} == {"onnx", "checkpoint", "report", "report-html"}
+    assert {item["kind"] for item in found["files"]} == set(KINDS)
     for item in found["files"]:
         content = (tmp_path / "out" / item["name"]).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (item["bytes"], item["sha256"])

@@ -10,18 +10,20 @@ smallest and largest are min = offset * scale and max = (2^bw - 1 + offset) * sc
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 from torch import Tensor, fx, nn
 
 from worker.graph.ops.parametric import TRANSPOSED
 from worker.graph.sites import quantizer_sites
 from worker.graph.write_onnx import OnnxWriter
 from worker.quant.grids import ActivationGrid
-from worker.quant.layer import is_float
+from worker.quant.layer import QuantizedLayer, is_float
 from worker.quant.network import CompressedNetwork
 
 VERSION = "1.0.0"
@@ -77,9 +79,41 @@ def encodings_json(net: CompressedNetwork, names: NamedWriter) -> bytes:
     return json.dumps(document, indent=1, allow_nan=False).encode()
 
 
+def unsound(encodings: bytes, model: bytes, net: CompressedNetwork) -> list[str]:
+    """Return what is wrong with encodings beside the ONNX file they are meant for, in words (nothing: they fit it)."""
+    document, graph = json.loads(encodings), onnx.load_from_string(model).graph
+    shapes = {item.name: tuple(item.dims) for item in graph.initializer}
+    values = {item.name for item in graph.input} | {name for node in graph.node for name in node.output}
+    found = [f"no tensor {x['name']!r}" for x in document["activation_encodings"] if x["name"] not in values]
+    for item in document["param_encodings"]:
+        sizes = {len(item["scale"]), len(item["offset"])}
+        if item["name"] not in shapes or len(sizes) > 1 or not sizes <= {1, *shapes[item["name"]]}:
+            found.append(f"{item['name']!r} is no weight of {sorted(sizes)} channels")
+    grids = {(grid.bits, -grid.zero_point, float(np.float32(grid.scale))) for grid in net.grids.values()}
+    told = {(item["bw"], item["offset"][0], item["scale"][0]) for item in document["activation_encodings"]}
+    if told != {item for item in grids if not is_float(item[0])}:
+        found.append("the activations' encodings are not the network's grids")
+    scales = Counter((item["bw"], tuple(sorted(item["scale"]))) for item in document["param_encodings"])
+    if scales != Counter(_scales(layer) for layer in _encodable(net)):
+        found.append("the weights' encodings are not the network's scales")
+    return found
+
+
+def _scales(layer: QuantizedLayer) -> tuple[int, tuple[float, ...]]:
+    assert layer.weight_scale is not None
+    return layer.bits, tuple(sorted(float(item) for item in layer.weight_scale))
+
+
+def _encodable(net: CompressedNetwork) -> list[QuantizedLayer]:
+    """Return the layers whose weights have encodings."""
+    layers = [layer for layer in net.layers.values() if layer.weight_scale is not None]
+    return [layer for layer in layers if not _has_two_axes(net.module, layer.name)]
+
+
 def _activations(net: CompressedNetwork, values: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return one encoding per tensor that lies on a grid, in execution order: behind a quantizer all that pass it on."""
-    of, found = quantizer_sites(net.module).of, {}
+    """Return one encoding per tensor that lies on a grid, in execution order: all that pass a quantizer's grid on."""
+    of = quantizer_sites(net.module).of
+    found: dict[str, ActivationGrid] = {}
     for node in net.module.graph.nodes:
         grid = net.grids.get(of.get(node.name, ""))
         if grid is not None and not is_float(grid.bits):
@@ -94,10 +128,9 @@ def _activation(name: str, grid: ActivationGrid) -> dict[str, Any]:
 
 def _weights(net: CompressedNetwork, names: NamedWriter) -> list[dict[str, Any]]:
     found = []
-    for name, layer in net.layers.items():
-        if is_float(layer.bits) or layer.weight_scale is None or _has_two_axes(net.module, name):
-            continue
-        order, scale = names.weights[name], layer.weight_scale
+    for layer in _encodable(net):
+        assert layer.weight_scale is not None
+        order, scale = names.weights[layer.name], layer.weight_scale
         if order.parts is not None and len(scale) > 1:
             gates = np.split(scale, len(order.parts))
             scale = np.concatenate([gates[index] for index in order.parts])
@@ -108,7 +141,7 @@ def _weights(net: CompressedNetwork, names: NamedWriter) -> list[dict[str, Any]]
 
 def _has_two_axes(module: nn.Module, layer: str) -> bool:
     leaf: Any = dict(module.named_children()).get(layer)
-    return isinstance(leaf, TRANSPOSED) and leaf.groups > 1
+    return isinstance(leaf, TRANSPOSED) and int(getattr(leaf, "groups", 1)) > 1
 
 
 def _encoding(name: str, bits: int, is_sym: bool, offset: list[int], scale: list[float]) -> dict[str, Any]:

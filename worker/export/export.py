@@ -1,49 +1,56 @@
-"""One candidate to files: the QDQ ONNX, the packed checkpoint, the verification report."""
+"""One candidate to files: quantized ONNX, packed checkpoint, pruned float files, encodings, config, reports."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import fx
 
+from app.domain.artefacts import KINDS
 from app.domain.budget import Budget, table, with_measured
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
 from worker.data import RoleData
 from worker.export.checkpoint import write_checkpoint
+from worker.export.config import config_yaml
 from worker.export.onnx_qdq import write_qdq
+from worker.export.pruned import write_pruned
 from worker.export.report import enriched_manifest, report_json
 from worker.export.report_html import render
 from worker.export.verify import Files, Subject, VerificationReport, verify
 from worker.graph.write_onnx import write_float
 from worker.quant.network import CompressedNetwork
 
-NAMES = {"onnx": "model.onnx", "checkpoint": "model.tightfit", "report": "report.json", "report-html": "report.html"}
-
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to export and what to check it with. `folded` is the float network, `evaluation` normalised pictures."""
+    """What to export and what to check it with.
+
+    `folded` is the float network, `pruned` that with the candidate's channels alone, repaired and not quantized;
+    `evaluation` holds normalised pictures. `recipe` is what makes the candidate again (see `worker.export.config`).
+    """
 
     network: CompressedNetwork
     graph: ModelGraph
     folded: fx.GraphModule
+    pruned: fx.GraphModule
     evaluation: RoleData
     device: DeviceProfile
     budget: Budget
     manifest: Mapping[str, Any]
     measured: Mapping[str, Any] | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     told: Mapping[str, Any] | None = None  #: what the report says of the search around it
 
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """A file in the output folder: `kind` is onnx, checkpoint, report or report-html."""
+    """A file in the output folder: `kind` is one of `app.domain.artefacts`."""
 
     kind: str
     name: str
@@ -76,16 +83,22 @@ def export_all(request: ExportRequest, folder: Path) -> ExportResult:
     manifest = enriched_manifest(request.manifest, request.graph, net.assignment, request.device, request.budget)
     rows = table(request.budget, manifest["costs"], {}, request.device)
     manifest["budget"] = [row.to_json() for row in with_measured(rows, request.measured)]
-    files = Files(write_qdq(net), write_checkpoint(net, manifest), write_float(request.folded))
-    subject = Subject(net, request.graph, request.evaluation, request.device, request.budget, request.measured)
+    pruned = write_pruned(net, request.pruned)
+    files = Files(write_qdq(net), write_checkpoint(net, manifest), write_float(request.folded), pruned)
+    subject = Subject(
+        net, request.graph, request.evaluation, request.device, request.budget, request.measured, request.pruned
+    )
     report = verify(subject, files)
     document = {**report_json(report, manifest, request.graph, request.device), **(request.told or {})}
     text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {"onnx": files.onnx, "checkpoint": files.checkpoint, "report": text, "report-html": render(document)}
+    contents = {"onnx": files.onnx, "checkpoint": files.checkpoint, **pruned.contents}
+    contents["config"] = config_yaml(request.recipe, contents)
+    contents |= {"report": text, "report-html": render(document)}
     return ExportResult(tuple(_written(folder, kind, content) for kind, content in contents.items()), report)
 
 
 def _written(folder: Path, kind: str, content: bytes) -> ExportedFile:
-    (folder / NAMES[kind]).write_bytes(content)
-    return ExportedFile(kind, NAMES[kind], len(content), hashlib.sha256(content).hexdigest())
+    name = KINDS[kind].file
+    (folder / name).write_bytes(content)
+    return ExportedFile(kind, name, len(content), hashlib.sha256(content).hexdigest())

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
 from app.domain.budget import Budget, BudgetRow, counted_evidence, table, with_measured
 from app.domain.cost import METRICS, count
@@ -25,11 +26,15 @@ from worker.data import RoleData
 from worker.export.agreement import Agreement, Array, accuracy, agreement
 from worker.export.audit import differences, fused_ops, oversized, site_sqnr
 from worker.export.checkpoint import read_checkpoint
+from worker.export.encodings import unsound
 from worker.export.grid_rules import rule_violations
+from worker.export.pruned import PrunedFiles
 from worker.export.recount import Recount, recount
+from worker.graph.read import read_network
 from worker.hardware import host
 from worker.hardware.measure import Latency, fed, measure, open_session
 from worker.quant.network import CompressedNetwork
+from worker.quant.walk import run
 from worker.search.metrics import is_scores, joined, labels_of
 
 Outputs = tuple[Array, ...]
@@ -38,6 +43,8 @@ MIN_AGREEMENT = 0.995
 MAX_ACCURACY_GAP = 0.005
 MIN_SQNR_DB = 20.0
 CHECKPOINT_TOLERANCE = 1e-5
+PRUNED_TOLERANCE = 1e-4
+"""Of the largest output: what float32 sums in another order may come to in a deep network."""
 BATCH = 128
 DIAGNOSED = 64
 DIAGNOSED_BYTES = 128 << 20
@@ -54,6 +61,7 @@ class Subject:
     device: DeviceProfile
     budget: Budget
     measured: Mapping[str, Any] | None = None  #: what a measured latency limit came to before the export
+    pruned: fx.GraphModule | None = None  #: what the pruned float files are compared with
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ class Files:
     onnx: bytes
     checkpoint: bytes
     float_onnx: bytes
+    pruned: PrunedFiles | None = None
 
 
 @dataclass
@@ -71,7 +80,8 @@ class VerificationReport:
 
     `outputs` holds the agreement of each output, `agreement` that of the output that follows the simulation least.
     `costs` holds every metric: macs, bops and weight_bytes counted from the checkpoint's tensors, the rest modelled;
-    `latency` what this machine measured (milliseconds, one thread), with `ratio` = float time / compressed time.
+    `pruned` is, by kind of file, the agreement of the output that follows the pruned float network least; `latency`
+    what this machine measured (milliseconds, one thread), with `ratio` = float time / compressed time.
     """
 
     failures: list[dict[str, str]] = field(default_factory=list)
@@ -80,6 +90,7 @@ class VerificationReport:
     agreement: Agreement | None = None
     outputs: dict[str, Agreement] = field(default_factory=dict)
     checkpoint: Agreement | None = None
+    pruned: dict[str, Agreement] = field(default_factory=dict)
     site_sqnr_db: dict[str, float] = field(default_factory=dict)
     recount: Recount | None = None
     costs: dict[str, float] = field(default_factory=dict)
@@ -111,6 +122,7 @@ class VerificationReport:
             "agreement": self.agreement and self.agreement.to_json(),
             "outputs": {name: item.to_json() for name, item in self.outputs.items()},
             "checkpoint": self.checkpoint and self.checkpoint.to_json(),
+            "pruned": {kind: item.to_json() for kind, item in self.pruned.items()},
             "site_sqnr_db": self.site_sqnr_db,
             "costs": self.costs,
             "evidence": dict(self.evidence),
@@ -135,6 +147,9 @@ def verify(subject: Subject, files: Files) -> VerificationReport:
         "onnx-outputs": lambda: _compare_onnx(report, subject, files, simulated),
         "onnx-tensors": lambda: _compare_tensors(report, subject, files),
         "checkpoint": lambda: _compare_checkpoint(report, subject, files, simulated),
+        "pruned-onnx": lambda: _compare_pruned_onnx(report, subject, files.pruned),
+        "pruned-pt2": lambda: _compare_pruned_pt2(report, subject, files.pruned),
+        "encodings": lambda: _check_encodings(report, subject, files.pruned),
         "recount": lambda: _count(report, subject, files),
         "latency": lambda: _time(report, subject, files),
     }
@@ -217,6 +232,45 @@ def _compare_checkpoint(report: VerificationReport, subject: Subject, files: Fil
             report.checkpoint = found
         if found.max_error > CHECKPOINT_TOLERANCE * max(1.0, float(np.abs(one).max())):
             _fail(report, "checkpoint", f"{port.name} of the reloaded checkpoint differs by {found.max_error:.2e}")
+
+
+def run_float(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Outputs:
+    """Return a float network's outputs, each over all rows."""
+    found = joined(run(module, *batch) for batch in RoleData(tuple(inputs)).batches(BATCH))
+    return tuple(item.numpy() for item in found)
+
+
+def _compare_pruned_onnx(report: VerificationReport, subject: Subject, files: PrunedFiles | None) -> None:
+    if files is not None:
+        found = run_onnx(files.onnx, subject.evaluation.head(RELOADED).inputs)
+        _compare_pruned(report, subject, "pruned-onnx", found)
+
+
+def _compare_pruned_pt2(report: VerificationReport, subject: Subject, files: PrunedFiles | None) -> None:
+    if files is None:
+        return
+    if files.pt2 is None:
+        report.notes.append(f"no pruned .pt2: {files.why}")
+        return
+    module = read_network(files.pt2, "pt2")
+    _compare_pruned(report, subject, "pruned-pt2", run_float(module, subject.evaluation.head(RELOADED).inputs))
+
+
+def _compare_pruned(report: VerificationReport, subject: Subject, kind: str, outputs: Outputs) -> None:
+    """Compare what a pruned float file computes with the pruned float network."""
+    assert subject.pruned is not None, "there are such files of a pruned network alone"
+    wanted = run_float(subject.pruned, subject.evaluation.head(RELOADED).inputs)
+    for port, one, other in zip(subject.graph.outputs, wanted, outputs, strict=True):
+        found = agreement(one, other, port.axis)
+        if kind not in report.pruned or found.max_error > report.pruned[kind].max_error:
+            report.pruned[kind] = found
+        if not found.max_error <= PRUNED_TOLERANCE * float(np.abs(one).max()):
+            _fail(report, kind, f"{port.name} differs from the pruned network's by {found.max_error:.2e}")
+
+
+def _check_encodings(report: VerificationReport, subject: Subject, files: PrunedFiles | None) -> None:
+    for text in [] if files is None else unsound(files.encodings, files.onnx, subject.network)[:20]:
+        _fail(report, "encodings", text)
 
 
 def _same_layer(layer: Any, stored: Any) -> bool:

@@ -11,6 +11,7 @@ import copy
 import io
 import warnings
 import zipfile
+
 import torch
 from torch import fx
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from app.domain.candidate import Fidelity, Measurement
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
-from app.domain.space import Assignment, widest
+from app.domain.space import FLOAT_BITS, Assignment, widest
 from app.domain.zip_laws import Buffer
 from worker.data import Role, RoleData
 from worker.graph.batches import check_batch
@@ -134,6 +134,12 @@ class Evaluator:
         own, steps = parted(repair)
         network = self.compressor.compress(assignment, cast(Repair, own))
         return self._polisher.network(assignment, network, steps) if steps else network
+
+    def pruned(self, assignment: Assignment, repair: str = "sequential") -> fx.GraphModule:
+        """Return the float network with an assignment's channels alone, repaired likewise, and nothing rounded."""
+        bits = (dict.fromkeys(held, FLOAT_BITS) for held in (assignment.weight_bits, assignment.activation_bits))
+        whole = Assignment(assignment.keep, *bits)
+        return self.folded if self.is_baseline(whole) else self.compress(whole, repair).module
 
     def polish(self, assignment: Assignment, repair: str = "sequential") -> Polished:
         """Try the steps of the polish on an assignment's network; the evaluation pictures say which are kept.

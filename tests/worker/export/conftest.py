@@ -21,6 +21,7 @@ from worker.data import Role, RoleData
 from worker.export.checkpoint import write_checkpoint
 from worker.export.export import ExportRequest
 from worker.export.onnx_qdq import write_qdq
+from worker.export.pruned import write_pruned
 from worker.export.verify import Files, Subject
 from worker.graph.write_onnx import write_float
 from worker.quant.network import CompressedNetwork
@@ -154,15 +155,17 @@ class Lab:
         costs = count(self.graph, net.assignment, device)
         budget = Budget({m: 1.01 * costs.value(m) for m in ("bops", "weight_bytes", "peak_activation_bytes")})
         folded, pictures = self.evaluator.folded, self.data["evaluation"]
-        return ExportRequest(net, self.graph, folded, pictures, device, budget, {"seed": 3})
+        pruned = self.evaluator.pruned(net.assignment)
+        return ExportRequest(net, self.graph, folded, pruned, pictures, device, budget, {"seed": 3})
 
     def subject(self, net: CompressedNetwork) -> Subject:
         request = self.request(net)
-        return Subject(net, request.graph, request.evaluation, request.device, request.budget)
+        return Subject(net, request.graph, request.evaluation, request.device, request.budget, pruned=request.pruned)
 
     def files(self, net: CompressedNetwork) -> Files:
         float_onnx = write_float(self.evaluator.folded)
-        return Files(write_qdq(net), write_checkpoint(net, {}), float_onnx)
+        pruned = write_pruned(net, self.evaluator.pruned(net.assignment))
+        return Files(write_qdq(net), write_checkpoint(net, {}), float_onnx, pruned)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tightfit
+from app.domain.artefacts import KINDS
 from worker.export.export import export_all
 from worker.export.verify import run_onnx
 from worker.quant.network import CompressedNetwork
@@ -23,7 +24,7 @@ def test_export_all_when_done_then_files_digests_and_report_agree(
 ) -> None:
     result = export_all(lab.request(mixed), tmp_path / "out")
     assert result.report.failures == []
-    assert {file.kind for file in result.files} == {"onnx", "checkpoint", "report", "report-html"}
+    assert {file.kind for file in result.files} == set(KINDS)
     for file in result.files:
         content = (tmp_path / "out" / file.name).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (file.bytes, file.sha256)
