@@ -34,6 +34,7 @@ import tightfit
 from app.client import Client
 from app.commands.devices import read_record
 from app.commands.show import budget_table, search_bar, table
+from app.domain.artefacts import suffix_of
 from app.domain.words import amount, percent, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -193,7 +194,7 @@ def journey(client: Client, data: Digits, folder: Path) -> tuple[dict[str, Any],
         "report-html": "report.html",
     }
     files = {
-        item["kind"]: client.download(item["id"], folder / names.get(item["kind"], item["kind"]))
+        item["kind"]: client.download(item["id"], folder / names.get(item["kind"], f"digits{suffix_of(item['kind'])}"))
         for item in candidate["artefacts"]
     }
     for kind, path in files.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,8 @@ from worker.export.checkpoint import dequantized, write_checkpoint
 from worker.export.onnx_qdq import write_qdq
 from worker.export.recount import recount
 from worker.export.verify import Files, VerificationReport, verify
+from worker.graph.read import read_network
+from worker.graph.write_pt2 import write_pt2
 from worker.quant.network import CompressedNetwork
 
 from .conftest import Lab, host_device
@@ -167,6 +170,57 @@ def _checkpoint_grid(files: Files) -> Files:
     return replace(files, checkpoint=write_archive(tensors, graph, manifest))
 
 
+def _pruned(files: Files, **changed: Any) -> Files:
+    assert files.pruned is not None
+    return replace(files, pruned=replace(files.pruned, **changed))
+
+
+def _truncated_pruned_onnx(files: Files) -> Files:
+    assert files.pruned is not None
+    return _pruned(files, onnx=files.pruned.onnx[:-100])
+
+
+def _other_pruned_onnx(files: Files) -> Files:
+    """The biases of one layer are off by a little."""
+    assert files.pruned is not None
+    proto = onnx.load_from_string(files.pruned.onnx)
+    held = next(item for item in proto.graph.initializer if item.name == "fc.bias")
+    held.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(held) + np.float32(0.02), "fc.bias"))
+    return _pruned(files, onnx=proto.SerializeToString())
+
+
+def _truncated_pt2(files: Files) -> Files:
+    assert files.pruned is not None and files.pruned.pt2 is not None
+    return _pruned(files, pt2=files.pruned.pt2[:-100])
+
+
+def _other_pt2(files: Files) -> Files:
+    """The biases of one layer are off by a little, and the archive is sound."""
+    assert files.pruned is not None and files.pruned.pt2 is not None
+    module = read_network(files.pruned.pt2, "pt2")
+    module.get_submodule("fc").bias.data += 0.02  # type: ignore[union-attr, operator]
+    return _pruned(files, pt2=write_pt2(module))
+
+
+def _encodings(files: Files, change: Callable[[dict[str, Any]], None]) -> Files:
+    assert files.pruned is not None
+    document = json.loads(files.pruned.encodings)
+    change(document)
+    return _pruned(files, encodings=json.dumps(document).encode())
+
+
+def _renamed_encoding(files: Files) -> Files:
+    return _encodings(files, lambda held: held["activation_encodings"][3].update(name="nowhere"))
+
+
+def _scaled_encoding(files: Files) -> Files:
+    return _encodings(files, lambda held: held["param_encodings"][2].update(scale=[0.5]))
+
+
+def _shifted_encoding(files: Files) -> Files:
+    return _encodings(files, lambda held: held["activation_encodings"][0].update(offset=[-3]))
+
+
 @pytest.mark.parametrize(
     ("broken", "code"),
     [
@@ -184,6 +238,13 @@ def _checkpoint_grid(files: Files) -> Files:
         (_truncated_checkpoint, "checkpoint-error"),
         (_checkpoint_scale, "checkpoint"),
         (_checkpoint_grid, "checkpoint"),
+        (_truncated_pruned_onnx, "pruned-onnx-error"),
+        (_other_pruned_onnx, "pruned-onnx"),
+        (_truncated_pt2, "pruned-pt2-error"),
+        (_other_pt2, "pruned-pt2"),
+        (_renamed_encoding, "encodings"),
+        (_scaled_encoding, "encodings"),
+        (_shifted_encoding, "encodings"),
     ],
 )
 def test_verify_when_a_file_is_broken_then_failed_by_name(
