@@ -111,13 +111,18 @@ def _strangers(config: Json, files: Mapping[str, Path | None], force: bool) -> l
     found = []
     for name, digest in wanted.items():
         path = files[name]
-        own = None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+        own = None if path is None else _digest(path)
         if own != digest:
             what = name if name in ("model", "weights") else f"dataset {name!r}"
             found.append(f"{what} {path or '(none)'}: SHA-256 {own}, the config names {digest}")
     if found and not force:
         raise Refused("digest-mismatch", "; ".join(found) + ". --force goes on all the same")
     return found
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _other_versions(wanted: Mapping[str, str]) -> list[str]:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VERBS = [
     "model push", "model weights", "model list", "model show", "data make", "data push", "data list", "device list",
     "device push", "device show", "search run", "search watch", "search show", "search list", "search cancel",
-    "candidate show", "candidate export", "artefact get", "key create", "key list", "key revoke",
+    "candidate show", "candidate export", "artefact get", "apply", "key create", "key list", "key revoke",
 ]  # fmt: skip
 
 
@@ -56,6 +56,7 @@ def test_list_when_no_service_answers_then_leaves_with_1_and_a_named_problem(run
         ["search", "run", "--model", "m", "--data", "d", "--device", "x"],
         ["search", "run", "--model", "m", "--device", "x", "--limit", "bops<=1/8"],
         ["model", "push", "absent.onnx"],
+        ["apply", "absent.yaml", "--model", "absent.onnx", "--data", "absent.npz"],
         ["model", "weights", "net", "absent.safetensors"],
         ["model", "frobnicate"],
         ["search", "run", "--trials", "0"],
@@ -63,6 +64,16 @@ def test_list_when_no_service_answers_then_leaves_with_1_and_a_named_problem(run
 )
 def test_verb_when_used_wrongly_then_leaves_with_2(runner: CliRunner, arguments: list[str]) -> None:
     assert runner.invoke(app, arguments).exit_code == 2
+
+
+def test_apply_when_run_then_the_workers_program_answers_in_its_place(tmp_path: Path) -> None:
+    for name in ("c.yaml", "net.onnx", "data.npz"):
+        (tmp_path / name).write_text("format: other")
+    command = [sys.executable, "-c", "from app.cli import main; main()", "apply", str(tmp_path / "c.yaml")]
+    command += ["--model", str(tmp_path / "net.onnx"), "--data", str(tmp_path / "data.npz"), "--json"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["problem"]["slug"] == "invalid-config"
 
 
 def test_cli_when_started_then_neither_torch_nor_the_service_is_imported() -> None:

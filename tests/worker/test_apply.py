@@ -157,6 +157,27 @@ def test_apply_when_the_assignment_is_another_then_other_bytes_and_exit_code_3(
     assert lines[-1] == "verification: verified"
 
 
+def test_apply_when_the_config_names_three_datasets_then_each_is_given_by_its_role(
+    delivered: Delivered, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = read_config(delivered.files["config"])["datasets"]["all"]
+    roles = ("calibration", "evaluation", "holdout")
+    config = delivered.written(tmp_path, datasets=dict.fromkeys(roles, whole))
+    given = [part for role in roles for part in ("--data", f"{role}={files / 'digits.npz'}")]
+    out = tmp_path / "out"
+    code = apply.main([str(config), "--model", str(files / "net.pt2"), *given, "--out", str(out), "--json"])
+    assert (code, told(capsys)["verification"]) == (3, "verified")  # other rows to calibrate on: other bytes
+    assert set(read_config((out / "config.yaml").read_bytes())["datasets"]) == set(roles)
+
+
+def test_apply_when_the_weights_of_a_version_are_not_given_then_refused(
+    delivered: Delivered, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = {**read_config(delivered.files["config"])["model"], "weights_sha256": "ab" * 32}
+    assert apply.main(asked(delivered.written(tmp_path, model=model), files, tmp_path / "out")) == 1
+    assert "digest-mismatch: weights (none)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("given", "slug"),
     [

@@ -410,6 +410,8 @@ def test_report_when_a_candidate_has_one_then_shown_in_a_sandbox_and_linked_to(w
     seed_report(service)
     try:
         assert 'href="/candidates/cnd_1/report" target="_blank" rel="noopener"' in web.get("/candidates/cnd_1").text
+        assert "<td>Report (page)</td>" in web.get("/candidates/cnd_1").text
+        assert web.get("/v1/artefacts/art_report").json()["title"] == "Report (page)"
         shown, kept = web.get("/candidates/cnd_1/report"), web.get("/v1/artefacts/art_report/content")
     finally:
         with service.database.writing() as session:
