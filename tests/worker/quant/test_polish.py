@@ -114,7 +114,8 @@ def test_compress_when_biases_are_corrected_then_means_fit_the_grid_and_the_old_
 def test_export_when_a_polished_network_is_exported_then_the_runtime_agrees(tmp_path: Path) -> None:
     owner = evaluator()
     net = owner.compress(tight(), "sequential+thorough+bias")
-    request = ExportRequest(net, owner.graph, owner.folded, owner.pictures("full"), device(), Budget({}), {})
+    pruned = owner.pruned(net.assignment)
+    request = ExportRequest(net, owner.graph, owner.folded, pruned, owner.pictures("full"), device(), Budget({}), {})
     report = export_all(request, tmp_path).report
     assert report.state is Verification.verified
     agreement = report.to_json()["agreement"]
