@@ -40,6 +40,7 @@ def test_report_when_opened_from_the_candidate_then_sandboxed_with_every_section
     page = opened.value
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
+    page.wait_for_url(f"**/candidates/{best['id']}/report")  # until then the new page can't be loaded again
     answer = page.reload()
     assert (answer.status, page.locator("h1").inner_text()) == (200, "digits on generic-npu")
     assert page.locator(".verdict").inner_text().startswith("Inside the budget and verified: accuracy ")
