@@ -77,6 +77,13 @@ class Finisher:
         plain = chosen[self._polished :] if self.job.polish else chosen  # the first will be polished before
         return [self._holdout(row) for row in [self.loop.row(0), *plain]]
 
+    def polish_share(self, slot: int, size: int) -> None:
+        """Polish one runner's share of the best and measure it on the hold-out set; `run` finds the results stored."""
+        if self.job.polish:
+            for row in self._chosen()[0][: self._polished][slot::size]:
+                self._polish_one(row)
+                self._scored(self._holdout(row))
+
     @property
     def _is_front(self) -> bool:
         return bool(self.job.settings.axes)
@@ -121,6 +128,10 @@ class Finisher:
         with self.site.database.writing() as session:
             rows.progress(session, self.job.search_id, {"stage": "polish"})
         for row in chosen[: self._polished]:
+            self._polish_one(row)
+
+    def _polish_one(self, row: TrialRow) -> None:
+        if row.idx not in self._polish:
             with suppress(ArithmeticError):
                 self._polish[row.idx] = polish(self._repair(row), functools.partial(self._loss, row.assignment))
 

@@ -361,6 +361,7 @@ class Runner:
         if not self.crew.is_alone:
             for item in self.crew.turned(finisher.to_score()):
                 self._attempt_item(job, item)
+            finisher.polish_share(self.crew.slot, self.crew.size)
             if not self.crew.takes_end():
                 return
         self._tell(job, loop, "holdout")

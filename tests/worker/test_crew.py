@@ -100,6 +100,28 @@ def test_run_when_two_runners_share_a_search_then_the_trials_of_one(rig: Rig) ->
     assert [c.metrics for c in rig.candidates(shared)] == [c.metrics for c in rig.candidates(alone)]
 
 
+class Noting(Runner):
+    """A runner that keeps which polished networks it measured."""
+
+    def measure(self, job: Any, items: Any, base: Any = None) -> list[Any]:
+        self.__dict__.setdefault("polished", set()).update(item[0].digest for item in items if "+" in item[2])
+        return super().measure(job, items, base)
+
+
+def test_run_when_two_runners_share_a_search_then_each_polishes_one_of_the_best_and_all_is_as_with_one(
+    rig: Rig,
+) -> None:
+    alone = rig.add_search(TRIALS, limits=LIMITS, export_top=0, polish=True)
+    assert Runner(site(rig), alone).run() == "finished"
+    forget(rig)
+    shared = rig.add_search(TRIALS, limits=LIMITS, export_top=0, polish=True, runners=2)
+    pair = [Noting(site(rig), shared, slot) for slot in (0, 1)]
+    assert together(list(pair)) == ["finished", "finished"]
+    assert [c.metrics for c in rig.candidates(shared)] == [c.metrics for c in rig.candidates(alone)]
+    counts = sorted(len(item.__dict__["polished"]) for item in pair)
+    assert counts == [1, 2]  # the one that ends the search finds the other's share stored
+
+
 def test_run_when_a_runner_fell_silent_then_the_other_takes_its_trial(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
