@@ -13,6 +13,7 @@ from rich.table import Table
 from app.domain.budget import Limit, resolve
 from app.domain.cost import count
 from app.domain.device import DeviceProfile, MemoryPool, Throughput
+from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, build_space, widest
 from benchmarks.cells import cell
 from benchmarks.networks import NETWORKS, available, network, pictures
@@ -79,16 +80,21 @@ def measure(name: str, ratio: float) -> dict[str, Any]:
 def uniform(evaluator: Evaluator, goal: Goal) -> float | None:
     """Return the hold-out accuracy of the widest uniform (weight, activation) pair inside the budget, repaired too."""
     fitting = [
-        (w * a, w, a) for w in BITS for a in BITS if goal.budget.is_met(count(goal.graph, _uniform(goal, w, a), DEVICE))
+        (w * a, w, a)
+        for w in BITS
+        for a in BITS
+        if goal.budget.is_met(count(goal.graph, same_everywhere(goal.graph, w, a), DEVICE))
     ]
     if not fitting:
         return None
     _, weight, activation = max(fitting)
-    return evaluator.evaluate(_uniform(goal, weight, activation), "holdout").metrics["accuracy"]
+    return evaluator.evaluate(same_everywhere(goal.graph, weight, activation), "holdout").metrics["accuracy"]
 
 
-def _uniform(goal: Goal, weight: int, activation: int) -> Assignment:
-    wide = widest(goal.graph, weight)
+def same_everywhere(graph: ModelGraph, weight: int, activation: int, keep: float = 1.0) -> Assignment:
+    """Return the assignment of one pair of bits for all layers and one keep ratio for all channel groups."""
+    wide = widest(graph, weight)
     fixed = {"input": DEVICE.input_bits, "output": DEVICE.output_bits}
-    bits = {item.id: fixed.get(item.role, activation) for item in goal.graph.activations}
-    return Assignment(wide.keep, wide.weight_bits, bits)
+    bits = {item.id: fixed.get(item.role, activation) for item in graph.activations}
+    kept = {g.id: g.channels if g.frozen else max(1, round(keep * g.channels)) for g in graph.groups}
+    return Assignment(kept, wide.weight_bits, bits)

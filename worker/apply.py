@@ -18,11 +18,10 @@ from app.settings import Settings
 from worker.export.config import ConfigRefused, read_config
 from worker.export.report import versions
 from worker.processor import CPU
-from worker.sandbox import Child, ChildDied, ChildRefused, Limits
+from worker.sandbox import EXPORT_S, OPEN_S, Child, ChildDied, ChildRefused, Limits
 
 Json = dict[str, Any]
 OK, ERROR, DIFFERENT = 0, 1, 3
-OPEN_S, EXPORT_S = 600.0, 1800.0
 ALL = "all"
 TIMED = ("report", "report-html", "config")
 """What holds measured times, or the digests of the others."""

@@ -24,7 +24,7 @@ from worker.job import GivenUp, Job, Site, problem
 from worker.measured import Measured
 from worker.provenance import provenance, versions
 from worker.quant.steps import Polished, polish
-from worker.sandbox import ChildDied
+from worker.sandbox import EXPORT_S, ChildDied
 from worker.search.loop import SearchLoop
 from worker.search.rows import Goal, TrialRow
 from worker.telling import told
@@ -36,7 +36,6 @@ Call = Callable[[Job, str, Json, float], Json]
 
 RESCORED = 8
 POLISHED = 2
-EXPORT_S = 1800.0
 
 
 class Finisher:

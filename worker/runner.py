@@ -21,7 +21,7 @@ from worker.crew import Crew
 from worker.finish import Finisher, export_candidate
 from worker.job import Cancelled, Ended, GivenUp, Job, LostTrial, Site, load_job, problem
 from worker.measured import Measured, Timer
-from worker.sandbox import Child, ChildDied, ChildRefused
+from worker.sandbox import OPEN_S, Child, ChildDied, ChildRefused
 from worker.search.loop import SearchLoop
 from worker.search.rows import TrialPlan, TrialRow
 
@@ -31,7 +31,6 @@ End = Literal["finished", "again"]
 REPAIR = "sequential"
 PROBE_REPAIR = "fast"
 PROBE_BATCH = 8
-OPEN_S = 600.0
 MAX_SAME_FAILURES = 3
 CANCEL_POLL_S = 1.0
 

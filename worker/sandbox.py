@@ -23,6 +23,8 @@ from typing import Any
 
 MAX_REPLY = 64 << 20
 POLL_S = 0.25
+OPEN_S, EXPORT_S = 600.0, 1800.0
+"""How long a child may take to open a network with its data, and to export a candidate."""
 TAIL_BYTES = 4096
 FOLDER_PREFIX = "tightfit-child-"
 KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")

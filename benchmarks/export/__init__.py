@@ -27,11 +27,11 @@ def _print_speed() -> None:
     found = cell("export-speed", speed.measure)
     table = Table("variant", "ms", "times as fast", "bytes", "weights over packed", "file over packed", "kernels")
     for name, item in found["variants"].items():
-        shares = [f"{item[key]:.3f}" if key in item else "-" for key in ("weights_over_packed",)]
-        over = f"{item['overhead'] / 1e3:.0f} kB" if "overhead" in item else "-"
-        table.add_row(
-            name, f"{item['ms']:.3f}", f"{item['speedup']:.2f}", str(item["bytes"]), *shares, over, item["kernels"]
-        )
+        held = ["-", "-"]
+        if name in speed.VARIANTS:
+            held = [f"{item['weights_over_packed']:.3f}", f"{item['overhead'] / 1e3:.0f} kB"]
+        kernels = ", ".join(f"{count} {op}" for op, count in item["kernels"].items())
+        table.add_row(name, f"{item['ms']:.3f}", f"{item['speedup']:.2f}", str(item["bytes"]), *held, kernels)
     console = Console()
     console.print(f"{found['parameters']:,} parameters, one thread, batch 1; {found['processor']}")
     console.print(table)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from app.domain.space import Assignment, widest
-from benchmarks.budgets import DEVICE
+from benchmarks.budgets import DEVICE, same_everywhere
 from benchmarks.networks import network, pictures
 from benchmarks.search.store import stored
 from worker.export.agreement import accuracy, agreement
@@ -25,7 +25,10 @@ def measure(name: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     opened = network(name)
     evaluator = open_evaluator(opened, pictures(name), DEVICE)
-    chosen = {"w8a8": (widest(opened.graph, 8), "sequential"), "w4a4": (_uniform(evaluator, 4), "sequential")}
+    chosen = {
+        "w8a8": (widest(opened.graph, 8), "sequential"),
+        "w4a4": (same_everywhere(opened.graph, 4, 4), "sequential"),
+    }
     found = stored(TIGHT.format(name))
     if found is not None:
         repair = found.get("polished", found)["repair"]
@@ -46,10 +49,3 @@ def compared(evaluator: Evaluator, name: str, assignment: Assignment, repair: st
         "top1": found.top1,
         "sqnr_db": found.sqnr_db,
     }
-
-
-def _uniform(evaluator: Evaluator, bits: int) -> Assignment:
-    wide = widest(evaluator.graph, bits)
-    fixed = {"input": DEVICE.input_bits, "output": DEVICE.output_bits}
-    acts = {item.id: fixed.get(item.role, bits) for item in evaluator.graph.activations}
-    return Assignment(wide.keep, wide.weight_bits, acts)

@@ -12,9 +12,8 @@ import onnx
 import torch
 
 from app.domain.device import DeviceProfile, MemoryPool, Throughput
-from app.domain.graph import ModelGraph
-from app.domain.space import Assignment, widest
 from benchmarks import latency_networks
+from benchmarks.budgets import same_everywhere
 from benchmarks.networks import pictures
 from worker.data import RoleData
 from worker.export.audit import fused_ops
@@ -57,19 +56,22 @@ def measure() -> dict[str, Any]:
     shown = pictures("resnet8_cifar10")
     data = {role: RoleData((item.inputs[0][:512],)) for role, item in shown.items()}
     evaluator = open_evaluator(network, data, DEVICE, EvaluatorOptions(calibration=256))
-    nets = {name: evaluator.compress(_assignment(network.graph, *choice), "fast") for name, choice in VARIANTS.items()}
+    nets = {
+        name: evaluator.compress(same_everywhere(network.graph, weight, 8, keep), "fast")
+        for name, (weight, keep) in VARIANTS.items()
+    }
     files = {"float": write_float(network.folded)} | {name: write_qdq(net) for name, net in nets.items()}
     wide = {name: write_qdq(_in_8_bits(nets[name])) for name in PACKED}
     few = [data["holdout"].inputs[0][:64]]
     times = measure_latency(files, [np.zeros((1, *network.graph.input_shape), np.float32)], ROUNDS, 300.0)
-    base = times["float"].min_ms
+    base, kernels = times["float"].min_ms, {name: fused_ops(file) for name, file in files.items()}
     variants = {
         name: {
             "bytes": len(file),
             "ms": times[name].min_ms,
             "speedup": base / times[name].min_ms,
-            "kernels": _kernels(file),
-            **(_held(file, nets[name]) if name in nets else {}),
+            "kernels": {op: count for op, count in kernels[name].items() if "Conv" in op or "Linear" in op},
+            **(_held(file, nets[name], kernels[name]) if name in nets else {}),
         }
         for name, file in files.items()
     }
@@ -83,7 +85,7 @@ def measure() -> dict[str, Any]:
 def claims(found: Mapping[str, Any]) -> list[tuple[str, bool | None]]:
     """Return what is claimed of the figures; speeds only where the processor has an integer dot product."""
     items = found["variants"]
-    has_vnni = bool({"avx512_vnni", "avx_vnni"} & set(found["processor"]["features"] or ()))
+    has_vnni = host.has_integer_dot_product(found["processor"]["features"])
     speeds = {name: items[name]["speedup"] for name in items}
     slowest = min(speeds[name] / speeds["w8a8"] for name in PACKED)
     weights = max(items[name]["weights_over_packed"] for name in PACKED)
@@ -100,30 +102,21 @@ def claims(found: Mapping[str, Any]) -> list[tuple[str, bool | None]]:
     ]
 
 
-def _assignment(graph: ModelGraph, weight: int, keep: float) -> Assignment:
-    wide = widest(graph, weight)
-    fixed = {"input": DEVICE.input_bits, "output": DEVICE.output_bits}
-    bits = {item.id: fixed.get(item.role, 8) for item in graph.activations}
-    kept = {g.id: g.channels if g.frozen else max(1, round(keep * g.channels)) for g in graph.groups}
-    return Assignment(kept, wide.weight_bits, bits)
-
-
 def _in_8_bits(net: CompressedNetwork) -> CompressedNetwork:
     """Return the same integers in int8 containers."""
     return replace(net, layers={name: replace(layer, bits=8) for name, layer in net.layers.items()})
 
 
-def _held(file: bytes, net: CompressedNetwork) -> dict[str, Any]:
+def _held(file: bytes, net: CompressedNetwork, kernels: Mapping[str, int]) -> dict[str, Any]:
     """Return how much a file's weights take over their packed bits and scales, what else it holds, and how it runs."""
     held = {item.name: len(item.raw_data) for item in onnx.load_from_string(file).graph.initializer}
     packed = sum(_packed_bytes(layer) for layer in net.layers.values())
     weights = sum(held[f"{name}.w"] + held[f"{name}.w.scale"] for name in net.layers)
-    operators = fused_ops(file)
     convolutions = sum(dequantized(layer).ndim == 4 for layer in net.layers.values())
     return {
         "weights_over_packed": weights / packed,
         "overhead": len(file) - packed,
-        "is_integer": operators.get("QLinearConv", 0) == convolutions and not operators.get("Conv", 0),
+        "is_integer": kernels.get("QLinearConv", 0) == convolutions and not kernels.get("Conv", 0),
     }
 
 
@@ -132,7 +125,3 @@ def _packed_bytes(layer: QuantizedLayer) -> int:
     assert layer.weight_int is not None
     shape = layer.weight_int.shape
     return packed_bytes(math.prod(shape), layer.bits) + 4 * shape[0]
-
-
-def _kernels(file: bytes) -> str:
-    return ", ".join(f"{count} {name}" for name, count in fused_ops(file).items() if "Conv" in name or "Linear" in name)

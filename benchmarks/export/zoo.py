@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from app.client import export_module
 from app.domain.device import DeviceProfile, MemoryPool, Throughput
 from app.domain.space import Assignment, SearchSpace, build_space
 from tests.zoo import ZOO, Entry
@@ -54,15 +54,10 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def _evaluator(entry: Entry) -> Evaluator:
-    net, example = entry.network(), entry.inputs(2)
-    shapes = tuple({0: torch.export.Dim("batch")} for _ in example)
-    file = io.BytesIO()
-    torch.export.save(torch.export.export(net, example, dynamic_shapes=shapes), file)
+    file = export_module(entry.network(), entry.inputs(2))
     data = RoleData(entry.inputs(CALIBRATION, seed=2))
     roles = {"calibration": data, "evaluation": data, "holdout": data}
-    return open_evaluator(
-        open_network(file.getvalue(), "pt2"), roles, DEVICE, EvaluatorOptions(calibration=CALIBRATION)
-    )
+    return open_evaluator(open_network(file, "pt2"), roles, DEVICE, EvaluatorOptions(calibration=CALIBRATION))
 
 
 def _drawn(evaluator: Evaluator, space: SearchSpace, rng: random.Random) -> Assignment:

@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from worker.files import stored_zip
+
 WEIGHTS, GRAPH, MANIFEST = "weights.safetensors", "graph.json", "manifest.json"
 CAPS = {WEIGHTS: 1 << 30, GRAPH: 16 << 20, MANIFEST: 4 << 20}
-_NEW_YEAR_1980 = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold
-_READABLE = 0o644 << 16
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -37,13 +37,7 @@ def write_archive(tensors: Tensors, graph: Mapping[str, Any], manifest: Mapping[
     """Return the archive as bytes; the same contents always give the same bytes."""
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
     entries = {WEIGHTS: save_tensors(contiguous), GRAPH: _json(graph), MANIFEST: _json(manifest)}
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in entries.items():
-            entry = zipfile.ZipInfo(name, _NEW_YEAR_1980)
-            entry.external_attr, entry.create_system = _READABLE, 3
-            archive.writestr(entry, content)
-    return buffer.getvalue()
+    return stored_zip(entries.items())
 
 
 def read_archive(data: bytes) -> tuple[Tensors, dict[str, Any], dict[str, Any]]:

@@ -6,6 +6,7 @@ name, never a crash of the search that asked.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -143,12 +144,13 @@ def verify(subject: Subject, files: Files) -> VerificationReport:
         file_bytes={"onnx": len(files.onnx), "checkpoint": len(files.checkpoint), "float_onnx": len(files.float_onnx)}
     )
     simulated = simulate(subject.network, subject.evaluation.inputs)
+    pruned = functools.cache(lambda: _run_pruned(subject))
     steps: dict[str, Callable[[], None]] = {
         "onnx-outputs": lambda: _compare_onnx(report, subject, files, simulated),
         "onnx-tensors": lambda: _compare_tensors(report, subject, files),
         "checkpoint": lambda: _compare_checkpoint(report, subject, files, simulated),
-        "pruned-onnx": lambda: _compare_pruned_onnx(report, subject, files.pruned),
-        "pruned-pt2": lambda: _compare_pruned_pt2(report, subject, files.pruned),
+        "pruned-onnx": lambda: _compare_pruned_onnx(report, subject, files.pruned, pruned),
+        "pruned-pt2": lambda: _compare_pruned_pt2(report, subject, files.pruned, pruned),
         "encodings": lambda: _check_encodings(report, subject, files.pruned),
         "recount": lambda: _count(report, subject, files),
         "latency": lambda: _time(report, subject, files),
@@ -240,26 +242,35 @@ def run_float(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Outputs
     return tuple(item.numpy() for item in found)
 
 
-def _compare_pruned_onnx(report: VerificationReport, subject: Subject, files: PrunedFiles | None) -> None:
+def _run_pruned(subject: Subject) -> Outputs:
+    """Return what the pruned float files must compute."""
+    assert subject.pruned is not None, "there are such files of a pruned network alone"
+    return run_float(subject.pruned, subject.evaluation.head(RELOADED).inputs)
+
+
+def _compare_pruned_onnx(
+    report: VerificationReport, subject: Subject, files: PrunedFiles | None, wanted: Callable[[], Outputs]
+) -> None:
     if files is not None:
         found = run_onnx(files.onnx, subject.evaluation.head(RELOADED).inputs)
-        _compare_pruned(report, subject, "pruned-onnx", found)
+        _compare_pruned(report, subject, "pruned-onnx", found, wanted())
 
 
-def _compare_pruned_pt2(report: VerificationReport, subject: Subject, files: PrunedFiles | None) -> None:
+def _compare_pruned_pt2(
+    report: VerificationReport, subject: Subject, files: PrunedFiles | None, wanted: Callable[[], Outputs]
+) -> None:
     if files is None:
         return
     if files.pt2 is None:
         report.notes.append(f"no pruned .pt2: {files.why}")
         return
     module = read_network(files.pt2, "pt2")
-    _compare_pruned(report, subject, "pruned-pt2", run_float(module, subject.evaluation.head(RELOADED).inputs))
+    found = run_float(module, subject.evaluation.head(RELOADED).inputs)
+    _compare_pruned(report, subject, "pruned-pt2", found, wanted())
 
 
-def _compare_pruned(report: VerificationReport, subject: Subject, kind: str, outputs: Outputs) -> None:
+def _compare_pruned(report: VerificationReport, subject: Subject, kind: str, outputs: Outputs, wanted: Outputs) -> None:
     """Compare what a pruned float file computes with the pruned float network."""
-    assert subject.pruned is not None, "there are such files of a pruned network alone"
-    wanted = run_float(subject.pruned, subject.evaluation.head(RELOADED).inputs)
     for port, one, other in zip(subject.graph.outputs, wanted, outputs, strict=True):
         found = agreement(one, other, port.axis)
         if kind not in report.pruned or found.max_error > report.pruned[kind].max_error:
@@ -302,7 +313,7 @@ def _time(report: VerificationReport, subject: Subject, files: Files) -> None:
     report.latency = measure({"float": files.float_onnx, "compressed": files.onnx}, row)
     if report.ratio is not None and report.ratio < 1:
         report.notes.append(_why_slower(report))
-    if not {"avx512_vnni", "avx_vnni"} & set(_features()):
+    if not host.has_integer_dot_product(_features()):
         report.notes.append(
             "no integer dot product on this machine: 8-bit weights run at about two thirds of the "
             "speed of narrower ones"

@@ -15,10 +15,9 @@ import zipfile
 import torch
 from torch import fx
 
+from worker.files import stored_zip
 from worker.graph.extents import inputs_of
 
-NEW_YEAR_1980 = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold
-READABLE = 0o644 << 16
 EXAMPLES = 2  # rows: torch.export takes a batch of one for a constant
 SAMPLES = "data/sample_inputs/"
 IDENTITY = ".data/serialization_id"
@@ -58,12 +57,6 @@ def _forget(graph: fx.Graph) -> None:
 
 def _rewritten(data: bytes) -> bytes:
     """Return an archive without what differs from run to run or would have to be unpickled."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as found, zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name in found.namelist():
-            if name.endswith(IDENTITY):
-                continue
-            entry = zipfile.ZipInfo(name, NEW_YEAR_1980)
-            entry.external_attr, entry.create_system = READABLE, 3
-            archive.writestr(entry, b"" if SAMPLES in name else found.read(name))
-    return buffer.getvalue()
+    with zipfile.ZipFile(io.BytesIO(data)) as found:
+        names = [name for name in found.namelist() if not name.endswith(IDENTITY)]
+        return stored_zip((name, b"" if SAMPLES in name else found.read(name)) for name in names)

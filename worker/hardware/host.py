@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Collection
 from pathlib import Path
 
 import onnxruntime
 
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
+_VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 
 
 def describe() -> dict[str, object]:
@@ -21,6 +23,11 @@ def describe() -> dict[str, object]:
         "cores": os.cpu_count(),
         "onnxruntime": onnxruntime.__version__,
     }
+
+
+def has_integer_dot_product(features: Collection[str]) -> bool:
+    """Tell whether a processor of these features (`describe`) multiplies and adds bytes in one instruction."""
+    return not _VNNI.isdisjoint(features)
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -5,13 +5,13 @@ const only = (list) => list.join(" ");
 
 // What a row of each kind says, how its value is read into a space, and how a space's entries become rows.
 const KINDS = {
-  freeze: { hint: "", put: (space, name) => (space.freeze ??= []).push(name), list: (given) => given.map((name) => [name, ""]) },
-  min_keeps: { hint: "0.5", put: (space, name, text) => { (space.min_keeps ??= {})[name] = Number(text); }, list: Object.entries },
-  max_keeps: { hint: "0.75", put: (space, name, text) => { (space.max_keeps ??= {})[name] = Number(text); }, list: Object.entries },
+  freeze: { hint: "", put: (space, name) => (space.freeze ??= []).push(name), list: ({ freeze = [] }) => freeze.map((name) => [name, ""]) },
+  min_keeps: { hint: "0.5", put: (space, name, text) => { (space.min_keeps ??= {})[name] = Number(text); }, list: ({ min_keeps = {} }) => Object.entries(min_keeps) },
+  max_keeps: { hint: "0.75", put: (space, name, text) => { (space.max_keeps ??= {})[name] = Number(text); }, list: ({ max_keeps = {} }) => Object.entries(max_keeps) },
   fixed_bits: {
     hint: "8 8",
     put: (space, name, text) => { (space.fixed_bits ??= {})[name] = numbers(text); },
-    list: (given) => Object.entries(given).map(([name, pair]) => [name, only(pair)]),
+    list: ({ fixed_bits = {} }) => Object.entries(fixed_bits).map(([name, pair]) => [name, only(pair)]),
   },
   weight: widths("weight"),
   activation: widths("activation"),
@@ -21,7 +21,7 @@ function widths(part) {
   return {
     hint: "4 8",
     put: (space, name, text) => { ((space.bits ??= {})[name] ??= {})[part] = numbers(text); },
-    list: (given) => Object.entries(given).filter(([, rule]) => rule[part]).map(([name, rule]) => [name, only(rule[part])]),
+    list: ({ bits = {} }) => Object.entries(bits).filter(([, rule]) => rule[part]).map(([name, rule]) => [name, only(rule[part])]),
   };
 }
 
@@ -49,10 +49,8 @@ export class Rules {
   }
 
   fill(space) {
-    for (const [kind, { list }] of Object.entries(KINDS)) {
-      const given = space[kind] ?? (kind === "weight" || kind === "activation" ? space.bits : undefined);
-      if (given) for (const [pattern, value] of list(given)) this.add(kind, pattern, value);
-    }
+    for (const [kind, { list }] of Object.entries(KINDS))
+      for (const [pattern, value] of list(space)) this.add(kind, pattern, value);
   }
 
   // The part of a space that the rows say; rows without a pattern say nothing.
