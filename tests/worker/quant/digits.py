@@ -81,6 +81,7 @@ def data() -> dict[Role, RoleData]:
 
 
 @functools.cache
+@torch.enable_grad()  # the first test to ask for it may stand in a `no_grad` block
 def trained() -> Opened:
     """Train for a few seconds (about 97 % on unseen pictures), export, read back."""
     torch.manual_seed(0)
