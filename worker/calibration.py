@@ -59,9 +59,10 @@ class Calibrator:
         base, models = self._inputs(row)
         with tempfile.TemporaryDirectory(prefix="tightfit-calibration-") as folder, Child(self._site.limits) as child:
             self._progress("planning", 0, 0)
-            params = {"models": models, "effort": self._effort, "folder": folder}
-            items = child.call("plan_calibration", params, PLAN_S, self._is_cancelled)["items"]
             measurer = self._measurer(row)
+            told = {"effort": self._effort, "conditions": measurer.conditions()}
+            params = {"models": models, "folder": folder, **told}
+            items = child.call("plan_calibration", params, PLAN_S, self._is_cancelled)["items"]
             found = self._measured(measurer, items)
             self._progress("fitting", len(items), len(items))
             latencies = {key: item.to_json() for key, item in found.items()}
@@ -130,7 +131,8 @@ def calibrated(profile: Mapping[str, Any], made: Json, calibration_id: str, agen
     evidence["sources"] = [*kept, told]
     figure = {"source": told, "confidence": "measured"}
     evidence["figures"] = {**(evidence.get("figures") or {}), "/latency_table": figure}
-    return {**record, "evidence": evidence, "latency_table": made["table"]}
+    rules = {**record["rules"], "saturating_pairs": made["table"]["saturating"]}
+    return {**record, "rules": rules, "evidence": evidence, "latency_table": made["table"]}
 
 
 def _bench(item: Json) -> Bench:

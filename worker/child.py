@@ -169,15 +169,17 @@ def write(session: Session, params: Params) -> Params:
     """
     from app.domain.space import Assignment
     from worker.export.onnx_qdq import write_qdq
+    from worker.export.saturation import guards_pairs
     from worker.graph.write_onnx import write_float
 
     evaluator = _evaluator(session)
+    saturating = guards_pairs(evaluator.compressor.device)
     for item in params["items"]:
         assignment = Assignment.from_json(item["assignment"])
         if evaluator.is_baseline(assignment):
             content = write_float(evaluator.folded)
         else:
-            content = write_qdq(evaluator.compress(assignment, item["repair"]))
+            content = write_qdq(evaluator.compress(assignment, item["repair"]), saturating)
         (Path(params["folder"]) / item["id"]).write_bytes(content)
     row = evaluator.pictures("full").head(1).inputs
     return {"inputs": [[list(value.shape), str(value.numpy().dtype)] for value in row]}
@@ -197,7 +199,7 @@ def plan_calibration(session: Session, params: Params) -> Params:
     from worker.hardware.plans import opened, planned_files
 
     networks = opened(params["models"])
-    planned, items = planned_files(networks, params["effort"], Path(params["folder"]))
+    planned, items = planned_files(networks, params, Path(params["folder"]))
     session.calibrated = (networks, planned)
     return {"items": items}
 

@@ -34,6 +34,7 @@ from app.domain.space import Assignment, SpaceSpec, build_space, widest
 from app.store import runner as rows
 from app.store import timings
 from worker import own_table
+from worker.export.saturation import guards_pairs
 from worker.job import GivenUp, Job, Site, problem
 from worker.sandbox import ChildDied
 from worker.search.loop import SearchLoop
@@ -80,7 +81,8 @@ class Measured:
         self._float, self._eight = widest(job.goal.graph, 32), widest(job.goal.graph, 8)
         graph, self._profile = job.goal.graph, job.goal.device
         self._plain = build_space(graph, float_only(job.goal.device), SpaceSpec(prune=space_spec(job.spec).prune))
-        narrow = None if self._profile.table else narrow_pair(self._profile)  # a table tells the two apart by itself
+        slow_at_8 = guards_pairs(self._profile) and not self._profile.table  # a table tells the two apart by itself
+        narrow = narrow_pair(self._profile) if slow_at_8 else None
         self._bits: dict[str, Pair] = {"integers": (8, 8), **({"narrow": narrow} if narrow else {}), "floats": (32, 32)}
         self._versions: tuple[Assignment, ...] = ()
         self._read()
@@ -136,8 +138,9 @@ class Measured:
         """Return the table fitted to this search's versions, timed here where they were not before."""
         self.time([(item, "fast") for item in self._versions])
         timed = [item for item in self._versions if item.digest in self.timings]
+        saturating = guards_pairs(goal.device)
         return own_table.fitted(
-            goal.graph, [(item, self.standard.value_ms(self.timings[item.digest])) for item in timed]
+            goal.graph, [(item, self.standard.value_ms(self.timings[item.digest])) for item in timed], saturating
         )
 
     def _reachable(self, goal: Goal, aim: float) -> float:

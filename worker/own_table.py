@@ -54,7 +54,9 @@ def near(fit_of: tuple[ModelGraph, SearchSpace, LatencyTable], limit_ms: float, 
     )
 
 
-def fitted(graph: ModelGraph, timed: Sequence[tuple[Assignment, float]]) -> LatencyTable | None:
+def fitted(
+    graph: ModelGraph, timed: Sequence[tuple[Assignment, float]], saturating: bool = False
+) -> LatencyTable | None:
     """Return the table fitted to timed assignments (milliseconds), with the error on those left out of a fit in turn.
 
     None where there are fewer than `FEWEST`, or where nine of ten left out are not predicted within `WORST`.
@@ -62,10 +64,11 @@ def fitted(graph: ModelGraph, timed: Sequence[tuple[Assignment, float]]) -> Late
     samples = [Sample(_works(graph, item), ms) for item, ms in timed]
     if len(samples) < FEWEST:
         return None
-    error = float(np.quantile([error for fold in range(FOLDS) for error in _left_out(samples, fold)], 0.9))
+    errors = [error for fold in range(FOLDS) for error in _left_out(samples, fold, saturating)]
+    error = float(np.quantile(errors, 0.9))
     if error > WORST:
         return None
-    table = fit(samples)
+    table = fit(samples, saturating)
     return replace(table, coefficients={**table.coefficients, REORDER: {"calls": 0.0}}, errors={"all": error})
 
 
@@ -73,9 +76,9 @@ def _works(graph: ModelGraph, assignment: Assignment) -> tuple[Work, ...]:
     return tuple(work for work in kernels(graph, assignment) if f"{work.op}.{work.precision}" != REORDER)
 
 
-def _left_out(samples: Sequence[Sample], fold: int) -> list[float]:
+def _left_out(samples: Sequence[Sample], fold: int, saturating: bool) -> list[float]:
     """Return the relative errors on every `FOLDS`-th sample of a table fitted to the others."""
-    table = fit([sample for index, sample in enumerate(samples) if index % FOLDS != fold])
+    table = fit([sample for index, sample in enumerate(samples) if index % FOLDS != fold], saturating)
     return [abs(table.network_ms(sample.works) / sample.ms - 1) for sample in samples[fold::FOLDS]]
 
 

@@ -86,6 +86,7 @@ class RulesIn(Strict):
     activation_scheme: Literal["symmetric", "asymmetric"] = "asymmetric"
     scale: Literal["float", "power-of-two"] = "float"
     accumulator_bits: Annotated[int, Field(ge=8, le=64, strict=True)] = 32
+    saturating_pairs: bool = False
     skippable_channels: bool = False
     sparsity: SparsityIn | None = None
 
@@ -140,6 +141,7 @@ class TableIn(Strict):
     correction: Annotated[dict[Line, Cost], Field(max_length=1000)] = {}
     errors: Annotated[dict[Line, Cost], Field(max_length=1000)] = {}
     conditions: Annotated[dict[str, JsonValue], Field(max_length=200)] = {}
+    saturating: bool = True
 
 
 class DeviceIn(Strict):

@@ -150,6 +150,7 @@ class DeviceProfile:
     activation_scheme: Scheme = "asymmetric"
     scale: Literal["float", "power-of-two"] = "float"
     accumulator_bits: int = 32
+    saturating_pairs: bool = False
     skippable_channels: bool = False
     sparsity: Sparsity | None = None
     fallback: Fallback = Fallback()
@@ -235,6 +236,7 @@ class DeviceProfile:
             "activation_scheme": self.activation_scheme,
             "scale": self.scale,
             "accumulator_bits": self.accumulator_bits,
+            "saturating_pairs": self.saturating_pairs,
             "skippable_channels": self.skippable_channels,
             "sparsity": self.sparsity and asdict(self.sparsity),
         }
@@ -273,6 +275,7 @@ class DeviceProfile:
             activation_scheme=rules.get("activation_scheme", "asymmetric"),
             scale=rules.get("scale", "float"),
             accumulator_bits=rules.get("accumulator_bits", 32),
+            saturating_pairs=rules.get("saturating_pairs", False),
             skippable_channels=rules.get("skippable_channels", False),
             sparsity=Sparsity(**rules["sparsity"]) if rules.get("sparsity") else None,
             figures={pointer: Figure(**item) for pointer, item in evidence.get("figures", {}).items()},

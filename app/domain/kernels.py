@@ -203,9 +203,9 @@ def kernels(graph: ModelGraph, assignment: Assignment) -> tuple[Work, ...]:
 def arithmetic(kind: str, weight_bits: int, input_bits: int, output_bits: int) -> str:
     """Return what a layer computes in: a `Work`'s precision.
 
-    "uint8" stands for integers whose weights are stored with zero point 128 because pairs of products may leave int16
-    (8 bits on both sides; see `worker.export.saturation`): an exact kernel, slower than that of signed weights. "int16"
-    stands for floats whose weights are dequantized at every run.
+    "uint8" stands for 8 bits on both sides: pairs of products may leave int16, and devices where that saturates run
+    weights with zero point 128 (see `worker.export.saturation`; elsewhere it is "int8": `as_run`). "int16" stands for
+    floats whose weights are dequantized at every run.
     """
     if weight_bits >= FLOAT_BITS or input_bits >= FLOAT_BITS:
         return "float"

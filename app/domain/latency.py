@@ -7,7 +7,7 @@ fall, with every extent of a kernel, so that bounds on costs stay bounds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 Number = TypeVar("Number", int, float)
@@ -22,10 +22,10 @@ LAYERS = ("conv", "depthwise", "linear", "grouped")
 class Work:
     """What one kernel does at batch 1: the key a latency table is asked with.
 
-    `op` is a layer kind (conv, depthwise, linear) or the op table's name of a step; `precision` is "float", "int8" or
-    "int16" (what the runtime computes in). `ins` and `outs` are channels (columns of a linear layer), `kernel` the
-    product of the kernel's extents or a step's window, `positions` the output positions, `stride` the product of the
-    strides.
+    `op` is a layer kind (conv, depthwise, linear) or the op table's name of a step; `precision` is "float", "int8",
+    "uint8" (8 bits on both sides; see `as_run`) or "int16" (what the runtime computes in). `ins` and `outs` are
+    channels (columns of a linear layer), `kernel` the product of the kernel's extents or a step's window, `positions`
+    the output positions, `stride` the product of the strides.
     """
 
     op: str
@@ -48,19 +48,21 @@ class LatencyTable:
 
     `coefficients` holds milliseconds per unit of each feature (`variants`); `correction` a slope per precision and
     "overhead_ms" per inference; `errors` the relative error that nine of ten predictions stay below ("all", and by
-    class of network).
+    class of network); `saturating` whether the device's rules are (`DeviceProfile.saturating_pairs`).
     """
 
     coefficients: Mapping[str, Mapping[str, float]]
     correction: Mapping[str, float] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    saturating: bool = False
 
     def kernel_ms(self, work: Work) -> float:
         """Return one kernel's milliseconds within a network.
 
         Grows with `ins` and `outs` as long as they stay in one class of alignment (multiples of 16, of 4, others).
         """
+        work = as_run(work, self.saturating)
         total = 0.0
         for key, weight, features in variants(work):
             row = self.coefficients.get(key) or self._fallback(work)
@@ -83,11 +85,12 @@ class LatencyTable:
 
     def covers(self, work: Work) -> bool:
         """Tell whether kernels of this class were measured; others are estimated by the mean of their like."""
-        return all(key in self.coefficients for key, weight, _ in variants(work) if weight)
+        return all(key in self.coefficients for key, weight, _ in variants(as_run(work, self.saturating)) if weight)
 
     def missing(self, works: Iterable[Work]) -> tuple[str, ...]:
         """Return the classes of kernels that are estimated, not measured, sorted."""
-        keys = {key for work in works for key, weight, _ in variants(work) if weight}
+        run = (as_run(work, self.saturating) for work in works)
+        keys = {key for work in run for key, weight, _ in variants(work) if weight}
         return tuple(sorted(keys - self.coefficients.keys()))
 
     def _fallback(self, work: Work) -> Mapping[str, float]:
@@ -107,7 +110,14 @@ class LatencyTable:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LatencyTable:
         """Rebuild what `to_json` wrote."""
-        return cls(data["coefficients"], data["correction"], data["errors"], data["conditions"])
+        coefficients, correction, errors = data["coefficients"], data["correction"], data["errors"]
+        saturating = data.get("saturating", True)  # older tables were all fitted so
+        return cls(coefficients, correction, errors, data["conditions"], saturating)
+
+
+def as_run(work: Work, saturating: bool) -> Work:
+    """Return a kernel as a device runs it: "uint8" is a kernel of its own only where pairs of products saturate."""
+    return work if saturating or work.precision != "uint8" else replace(work, precision="int8")
 
 
 def _is_layer(key: str) -> bool:

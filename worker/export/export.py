@@ -22,6 +22,7 @@ from worker.export.onnx_qdq import write_qdq
 from worker.export.pruned import write_pruned
 from worker.export.report import enriched_manifest, report_json
 from worker.export.report_html import render
+from worker.export.saturation import guards_pairs
 from worker.export.verify import Files, Subject, VerificationReport, verify
 from worker.graph.write_onnx import write_float
 from worker.quant.network import CompressedNetwork
@@ -84,7 +85,8 @@ def export_all(request: ExportRequest, folder: Path) -> ExportResult:
     rows = table(request.budget, manifest["costs"], {}, request.device)
     manifest["budget"] = [row.to_json() for row in with_measured(rows, request.measured)]
     pruned = write_pruned(net, request.pruned)
-    files = Files(write_qdq(net), write_checkpoint(net, manifest), write_float(request.folded), pruned)
+    onnx = write_qdq(net, guards_pairs(request.device))
+    files = Files(onnx, write_checkpoint(net, manifest), write_float(request.folded), pruned)
     subject = Subject(
         net, request.graph, request.evaluation, request.device, request.budget, request.measured, request.pruned
     )

@@ -39,16 +39,20 @@ GROUP = 8  # so many codes of b bits fill b whole bytes
 UNPACKER_BYTES = 770  # what the unpacking nodes of one layer take in the file
 
 
-def write_qdq(net: CompressedNetwork) -> bytes:
-    """Return the serialized QDQ model with a dynamic batch; equal networks give equal bytes."""
-    return QdqWriter(net).write()
+def write_qdq(net: CompressedNetwork, saturating: bool = False) -> bytes:
+    """Return the serialized QDQ model with a dynamic batch; equal networks give equal bytes.
+
+    Where pairs of products are `saturating` on the device, layers that could are written with unsigned weights.
+    """
+    return QdqWriter(net, saturating).write()
 
 
 class QdqWriter(OnnxWriter):
     """Adds quantizers at the sites and stores weights as integers."""
 
-    def __init__(self, net: CompressedNetwork) -> None:
+    def __init__(self, net: CompressedNetwork, saturating: bool = False) -> None:
         super().__init__(net.module)
+        self._saturating = saturating
         self._net = net
         self._sites = quantizer_sites(net.module)
         self._by_name = {node.name: node for node in net.module.graph.nodes}
@@ -107,7 +111,7 @@ class QdqWriter(OnnxWriter):
 
     def _dequantized(self, quantized: QuantizedLayer, ints: NDArray[Any], name: str, axis: int) -> str:
         layer, scale = quantized.name, per_channel(quantized)
-        zero = 128 if self._needs_unsigned(layer, quantized) else 0
+        zero = 128 if self._saturating and self._may_saturate(layer, quantized) else 0
         codes = self._codes(layer, ints, quantized.bits, zero)
         zeros = np.full(scale.shape, zero, np.uint8 if zero else code_type(quantized.bits))
         operands_ = [codes, self.constant(scale, f"{layer}.w.scale"), self.constant(zeros, f"{layer}.w.zero")]
@@ -245,7 +249,11 @@ class QdqWriter(OnnxWriter):
             self._shared[label] = self.constant(np.asarray(value), f"shared.{label}")
         return self._shared[label]
 
-    def _needs_unsigned(self, layer: str, quantized: QuantizedLayer) -> bool:
+    def saturating_layers(self) -> tuple[str, ...]:
+        """Return the layers whose pairs of products may leave int16."""
+        return tuple(name for name, quantized in self._net.layers.items() if self._may_saturate(name, quantized))
+
+    def _may_saturate(self, layer: str, quantized: QuantizedLayer) -> bool:
         grid = self.input_grid(layer)
         if grid is None or grid.bits > 8 or quantized.bits != 8:
             return False

@@ -29,8 +29,10 @@ from worker.export.audit import differences, fused_ops, oversized, site_sqnr
 from worker.export.checkpoint import read_checkpoint
 from worker.export.encodings import unsound
 from worker.export.grid_rules import rule_violations
+from worker.export.onnx_qdq import QdqWriter
 from worker.export.pruned import PrunedFiles
 from worker.export.recount import Recount, recount
+from worker.export.saturation import guards_pairs
 from worker.graph.read import read_network
 from worker.hardware import host
 from worker.hardware.measure import Latency, fed, measure, open_session
@@ -313,11 +315,19 @@ def _time(report: VerificationReport, subject: Subject, files: Files) -> None:
     report.latency = measure({"float": files.float_onnx, "compressed": files.onnx}, row)
     if report.ratio is not None and report.ratio < 1:
         report.notes.append(_why_slower(report))
-    if not host.has_integer_dot_product(_features()):
-        report.notes.append(
-            "no integer dot product on this machine: 8-bit weights run at about two thirds of the "
-            "speed of narrower ones"
-        )
+    layers = QdqWriter(subject.network).saturating_layers()
+    if layers:
+        report.notes.append(_told_of_saturation(layers, subject.device))
+
+
+def _told_of_saturation(layers: Sequence[str], device: DeviceProfile) -> str:
+    """Say where the file's 8-bit layers are exact, and at what price."""
+    if guards_pairs(device):
+        return f"{len(layers)} layers have unsigned 8-bit weights, exact on x86 processors without VNNI but slower"
+    return (
+        f"not for x86 processors without VNNI, where pairs of 8-bit products saturate in {len(layers)} layers; "
+        "for those set rules.saturating_pairs in the device profile"
+    )
 
 
 def _why_slower(report: VerificationReport) -> str:
@@ -330,11 +340,6 @@ def _why_slower(report: VerificationReport) -> str:
         return f"{said} (fixed overheads outweigh what integers save)"
     share = f"{turned} of {kernels} kernels only turn floats into integers or back"
     return f"{said} ({share}, and each kernel costs time whatever its size)"
-
-
-def _features() -> list[str]:
-    features = host.describe()["features"]
-    return list(features) if isinstance(features, list) else []
 
 
 def _fill_budget(report: VerificationReport, subject: Subject) -> None:

@@ -20,6 +20,7 @@ from app.domain.latency import LatencyTable, Work
 from app.domain.space import FLOAT_BITS, Assignment, widest
 from worker.hardware.dummies import dummy_bench
 from worker.hardware.fit import Sample, corrected, fit
+from worker.hardware.host import has_saturating_pairs
 from worker.hardware.measure import Latency
 from worker.hardware.measuring import Bench, Measurer
 from worker.hardware.microbench import micro_networks, shapes_in
@@ -65,7 +66,7 @@ def calibrate(
 
     Takes well under two minutes for a few small networks. Raises what the measurer raises.
     """
-    planned = plan(networks, effort)
+    planned = plan(networks, effort, has_saturating_pairs(measurer.conditions()))
     return table(planned, measured(planned, measurer, progress), measurer.conditions())
 
 
@@ -74,17 +75,18 @@ def measured(planned: Sequence[Planned], measurer: Measurer, progress: Progress 
     return timed_in_rounds(measurer, planned, lambda item: item.bench, progress or (lambda done, total: None))
 
 
-def plan(networks: Mapping[str, Opened], effort: Effort = Effort()) -> tuple[Planned, ...]:
+def plan(networks: Mapping[str, Opened], effort: Effort = Effort(), saturating: bool = False) -> tuple[Planned, ...]:
     """Return what to measure, shuffled (the same for the same networks and effort); versions of networks come last.
 
-    Networks with recurrent layers are left out: those compute in float at any assignment.
+    Networks with recurrent layers are left out: those compute in float at any assignment. Files are written for a
+    device whose pairs of products are `saturating` or not.
     """
     rng = random.Random(effort.seed)
     usable = {name: item for name, item in networks.items() if is_usable(item.graph)}
     shapes = shapes_in(item.graph for item in usable.values())
     micro = micro_networks(shapes, effort.micro, effort.seed)
-    small = [*_versions(micro, effort.micro_versions, rng)]
-    whole = [*_versions(usable, effort.versions, rng)]
+    small = [*_versions(micro, effort.micro_versions, rng, saturating)]
+    whole = [*_versions(usable, effort.versions, rng, saturating)]
     rng.shuffle(small)
     rng.shuffle(whole)
     return (*small, *whole)
@@ -94,9 +96,10 @@ def table(planned: Sequence[Planned], found: Mapping[str, Latency], conditions: 
     """Return the table fitted to measured minima, its errors those on networks left out of a fit."""
     samples = {item.bench.id: Sample(item.works, found[item.bench.id].min_ms) for item in planned}
     whole = [item for item in planned if not item.source.startswith("micro")]
-    fitted = corrected(fit([*samples.values()]), [samples[item.bench.id] for item in whole])
+    saturating = has_saturating_pairs(conditions)
+    fitted = corrected(fit([*samples.values()], saturating), [samples[item.bench.id] for item in whole])
     held_conditions = {**conditions, "networks": len(planned), "sources": sorted({item.source for item in whole})}
-    return replace(fitted, errors=_errors(planned, samples), conditions=held_conditions)
+    return replace(fitted, errors=_errors(planned, samples, saturating), conditions=held_conditions)
 
 
 def random_version(graph: ModelGraph, rng: random.Random) -> Assignment:
@@ -131,22 +134,22 @@ def is_usable(graph: ModelGraph) -> bool:
     return all("." not in layer.name for layer in graph.layers)
 
 
-def _versions(networks: Mapping[str, Opened], count: int, rng: random.Random) -> Iterator[Planned]:
+def _versions(networks: Mapping[str, Opened], count: int, rng: random.Random, saturating: bool) -> Iterator[Planned]:
     for name, network in networks.items():
         for index in range(count):
             chosen = random_version(network.graph, rng)
-            bench = dummy_bench(f"{name}/{index}", network, chosen)
+            bench = dummy_bench(f"{name}/{index}", network, chosen, saturating)
             yield Planned(name, kind_of(chosen), kernels(network.graph, chosen), bench, chosen)
 
 
-def _errors(planned: Sequence[Planned], samples: Mapping[str, Sample]) -> dict[str, float]:
+def _errors(planned: Sequence[Planned], samples: Mapping[str, Sample], saturating: bool) -> dict[str, float]:
     """Return the 90th percentile of relative errors on networks left out of the fit in turn, by kind and for all."""
     errors: dict[str, list[float]] = {}
     sources = sorted({item.source for item in planned if not item.source.startswith("micro")})
     for source in sources:
         held = [item for item in planned if item.source == source]
         rest = [item for item in planned if item.source != source]
-        fitted = fit([samples[item.bench.id] for item in rest])
+        fitted = fit([samples[item.bench.id] for item in rest], saturating)
         for item in held:
             sample = samples[item.bench.id]
             error = abs(fitted.network_ms(sample.works) / sample.ms - 1)

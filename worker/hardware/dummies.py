@@ -21,14 +21,14 @@ from worker.search.evaluate import Opened
 RANGE = 4.0
 
 
-def dummy_bench(id: str, network: Opened, assignment: Assignment) -> Bench:
+def dummy_bench(id: str, network: Opened, assignment: Assignment, saturating: bool = False) -> Bench:
     """Return what to measure for an assignment of a network without recurrent layers."""
     ports = network.graph.inputs
     inputs = tuple(((1, *port.shape), port.dtype.replace("bfloat16", "float32")) for port in ports)
-    return Bench(id, dummy_file(network, assignment), inputs)
+    return Bench(id, dummy_file(network, assignment, saturating), inputs)
 
 
-def dummy_file(network: Opened, assignment: Assignment) -> bytes:
+def dummy_file(network: Opened, assignment: Assignment, saturating: bool = False) -> bytes:
     """Return the exported file: the first channels of each group kept, weights rounded to their largest magnitude."""
     kept = {group: tuple(range(count)) for group, count in assignment.keep.items()}
     module = network.slicer.sliced(kept)
@@ -43,7 +43,8 @@ def dummy_file(network: Opened, assignment: Assignment) -> bytes:
         for item in network.graph.activations
         if not is_float(assignment.activation_bits[item.id])
     }
-    return write_qdq(CompressedNetwork(module, layers, grids, network.graph.input_shape, assignment))
+    net = CompressedNetwork(module, layers, grids, network.graph.input_shape, assignment)
+    return write_qdq(net, saturating)
 
 
 def _rounded(name: str, bits: int, weight: Any, bias: Any) -> QuantizedLayer:

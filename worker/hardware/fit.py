@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from app.domain.latency import LatencyTable, Work, variants
+from app.domain.latency import LatencyTable, Work, as_run, variants
 
 OVERHEAD = ("", "overhead_ms")
 PRIOR, CORRECTION_PRIOR = 1e-3, 0.1
@@ -42,13 +42,13 @@ def features(works: Sequence[Work]) -> dict[Column, float]:
     return found
 
 
-def fit(samples: Sequence[Sample], prior: float = PRIOR) -> LatencyTable:
-    """Return the table that fits the samples' times best in relative terms.
+def fit(samples: Sequence[Sample], saturating: bool = False, prior: float = PRIOR) -> LatencyTable:
+    """Return the table that fits the samples' times best in relative terms; `saturating` as the files were written.
 
     Each coefficient is held back by a small ridge on its own scale, so that classes seen in few networks do not soak
     up what is left over elsewhere.
     """
-    rows = [features(sample.works) for sample in samples]
+    rows = [features([as_run(work, saturating) for work in sample.works]) for sample in samples]
     columns = sorted({column for row in rows for column in row})
     scale = np.array(
         [max(row.get(column, 0.0) / sample.ms for row, sample in zip(rows, samples, strict=True)) for column in columns]
@@ -68,7 +68,7 @@ def fit(samples: Sequence[Sample], prior: float = PRIOR) -> LatencyTable:
     found, _ = nnls(
         np.vstack([matrix, ridge]), np.concatenate([wanted, np.zeros(len(columns))]), maxiter=50 * len(columns)
     )
-    return _table(columns, found / scale)
+    return replace(_table(columns, found / scale), saturating=saturating)
 
 
 def corrected(table: LatencyTable, samples: Sequence[Sample], prior: float = CORRECTION_PRIOR) -> LatencyTable:
@@ -78,11 +78,12 @@ def corrected(table: LatencyTable, samples: Sequence[Sample], prior: float = COR
     """
     if not samples:
         return table
-    names = sorted({work.precision for sample in samples for work in sample.works})
+    run = [[as_run(work, table.saturating) for work in sample.works] for sample in samples]
+    names = sorted({work.precision for works in run for work in works})
     rows = []
-    for sample in samples:
+    for sample, works in zip(samples, run, strict=True):
         spent = dict.fromkeys(names, 0.0)
-        for work in sample.works:
+        for work in works:
             spent[work.precision] += table.kernel_ms(work)
         rows.append([table.overhead_ms / sample.ms, *(spent[name] / sample.ms for name in names)])
     ridge = prior * math.sqrt(len(samples)) * np.eye(len(names) + 1)

@@ -13,6 +13,7 @@ from app.domain.device import DeviceProfile
 from app.domain.latency import LatencyTable
 from worker.files import mapped
 from worker.hardware.calibrate import Effort, Planned, plan, table
+from worker.hardware.host import has_saturating_pairs
 from worker.hardware.measure import Latency
 from worker.search.evaluate import Opened, open_network
 
@@ -28,9 +29,12 @@ def opened(models: Mapping[str, Json]) -> dict[str, Opened]:
     return found
 
 
-def planned_files(networks: Mapping[str, Opened], effort: Json, folder: Path) -> tuple[tuple[Planned, ...], list[Json]]:
-    """Return the plan, and what is to be measured as {id, path, inputs}; the files lie in `folder`."""
-    planned = plan(networks, Effort(**effort))
+def planned_files(networks: Mapping[str, Opened], params: Json, folder: Path) -> tuple[tuple[Planned, ...], list[Json]]:
+    """Return the plan, and what is to be measured as {id, path, inputs}; the files lie in `folder`.
+
+    `params` holds "effort" and "conditions", the measurer's.
+    """
+    planned = plan(networks, Effort(**params["effort"]), has_saturating_pairs(params["conditions"]))
     told = []
     for index, item in enumerate(planned):
         path = folder / f"{index}.onnx"

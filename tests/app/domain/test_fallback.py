@@ -37,12 +37,12 @@ def test_fallen_back_when_the_table_lacks_a_class_then_the_operations_that_need_
     graph = resnet()
     eight, floats = widest(graph, 8), widest(graph, 32)
     known = {key: {"call": 1e-3} for work in kernels(graph, eight) for key, _, _ in variants(work)}
-    device = replace(profile(), table=LatencyTable(known))
+    device = replace(profile(), table=LatencyTable(known, saturating=True))
     assert fallen_back(graph, device) == ()
     assert set(fallen_back(graph, device, floats)) >= {layer.name for layer in graph.layers}
     linear = {key: row for key, row in known.items() if not key.startswith("linear")}
     last = [layer.name for layer in graph.layers if layer.kind == "linear"]
-    assert list(fallen_back(graph, replace(device, table=LatencyTable(linear)))) == last
+    assert list(fallen_back(graph, replace(device, table=LatencyTable(linear, saturating=True)))) == last
 
 
 @given(st.sampled_from(BUILT_IN))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,6 +60,21 @@ def test_kernel_when_channels_are_arrays_then_equal_to_one_by_one(work: Work, pa
 def test_kernel_when_precision_has_a_slope_then_times_it() -> None:
     table = LatencyTable({"add.int8": {"calls": 2.0, "elements": 0.5, "reads": 0.25}}, {"int8": 0.5})
     assert table.kernel_ms(Work("add", "int8", 1, 8, kernel=2, positions=4)) == 0.5 * (2.0 + 0.5 * 32 + 0.25 * 64)
+
+
+def test_kernel_when_pairs_do_not_saturate_then_full_eight_bits_are_like_fewer() -> None:
+    table, work = full(), Work("conv", "uint8", 17, 16, 9, 64)
+    assert table.kernel_ms(work) == table.kernel_ms(replace(work, precision="int8"))
+    slow = replace(table, saturating=True)
+    assert slow.kernel_ms(work) != table.kernel_ms(work)
+    assert (table.missing([work]), table.covers(work)) == ((), True)
+
+
+def test_table_when_stored_before_saturation_was_told_then_its_files_were_saturating() -> None:
+    record = full().to_json()
+    assert LatencyTable.from_json(record).saturating is False
+    del record["saturating"]
+    assert LatencyTable.from_json(record).saturating is True
 
 
 def test_network_when_summed_then_overhead_and_kernels() -> None:

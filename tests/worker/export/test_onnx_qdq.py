@@ -13,6 +13,7 @@ from worker.export.agreement import accuracy, agreement
 from worker.export.audit import differences, fused_ops
 from worker.export.onnx_qdq import QdqWriter, code_of, write_qdq
 from worker.export.verify import run_onnx, simulate
+from worker.hardware.host import describe, has_saturating_pairs
 from worker.quant.grids import ActivationGrid
 from worker.quant.network import CompressedNetwork
 
@@ -82,11 +83,28 @@ def test_write_qdq_when_bits_fall_then_the_file_shrinks_by_the_weights(lab: Lab)
     assert sizes[0] > sizes[1] > sizes[2]
 
 
-def test_write_qdq_when_eight_bit_layer_may_saturate_then_weights_are_unsigned(lab: Lab) -> None:
-    kinds = weight_types(write_qdq(lab.compress(1.0, [8], [8])))
+def test_write_qdq_when_the_device_saturates_then_weights_of_layers_that_could_are_unsigned(lab: Lab) -> None:
+    net = lab.compress(1.0, [8], [8])
+    kinds = weight_types(write_qdq(net, saturating=True))
     assert TensorProto.UINT8 in kinds.values()
     assert kinds["depth"] == TensorProto.INT8  # depthwise kernels do not add pairs
-    assert set(weight_types(write_qdq(lab.compress(1.0, [8], [4]))).values()) >= {TensorProto.INT8}
+    assert {name for name, kind in kinds.items() if kind == TensorProto.UINT8} == {*QdqWriter(net).saturating_layers()}
+    narrow = write_qdq(lab.compress(1.0, [8], [4]), saturating=True)
+    unsigned = {name for name, kind in weight_types(narrow).items() if kind == TensorProto.UINT8}
+    assert unsigned == {"stem"}  # the only one that reads 8 bits
+
+
+def test_write_qdq_when_the_device_adds_exactly_then_every_weight_is_signed(lab: Lab) -> None:
+    net = lab.compress(1.0, [8], [8])
+    assert set(weight_types(write_qdq(net)).values()) == {TensorProto.INT8}
+
+
+def test_write_qdq_when_signed_or_unsigned_then_the_same_answers_where_pairs_do_not_saturate(lab: Lab) -> None:
+    if has_saturating_pairs(describe()):
+        pytest.skip("this processor saturates pairs of products")
+    net, (pictures,) = lab.compress(1.0, [8], [8]), lab.evaluator.pictures("full").head(8).inputs
+    signed, unsigned = (run_onnx(write_qdq(net, way), [pictures])[0] for way in (False, True))
+    assert np.array_equal(signed, unsigned)
 
 
 def weight_types(model: bytes) -> dict[str, int]:
@@ -118,7 +136,7 @@ def test_write_qdq_when_int16_would_overflow_then_outputs_are_exact_on_any_proce
     evaluator = open_evaluator(network, {"calibration": ones, "evaluation": ones, "holdout": ones}, host_device())
     net = Lab(evaluator, {}).compress(1.0, [8], [8])
     assert np.abs(net.layers["conv"].weight_int).min() > 100  # type: ignore[arg-type]
-    found = agreement(simulate(net, ones.inputs)[0], run_onnx(write_qdq(net), ones.inputs)[0])
+    found = agreement(simulate(net, ones.inputs)[0], run_onnx(write_qdq(net, saturating=True), ones.inputs)[0])
     assert found.sqnr_db > 60
 
 

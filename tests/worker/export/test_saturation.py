@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.export.saturation import may_saturate
+from worker.export.saturation import guards_pairs, may_saturate
+
+from .conftest import host_device
+
+
+def test_guards_pairs_when_the_profile_says_so_then_true() -> None:
+    assert guards_pairs(replace(host_device(), saturating_pairs=True))
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def _missing_clip(files: Files) -> Files:
 
 def _swapped_channels(files: Files) -> Files:
     def change(codes: Any) -> Any:
-        assert codes.dtype == np.uint8 and codes.ndim == 4, "a layer of plain 8-bit codes"
+        assert codes.dtype == np.int8 and codes.ndim == 4, "a layer of plain 8-bit codes"
         return codes[[1, 0, *range(2, len(codes))]]
 
     return edited(files, "stem.w", change)

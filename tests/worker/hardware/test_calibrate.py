@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from app.domain.latency import LatencyTable, Work, variants
+from app.domain.latency import LatencyTable, Work, as_run, variants
 from tests.worker.hardware.test_dummies import opened
 from worker.hardware.calibrate import Effort, Planned, calibrate, kind_of, plan, random_version, table
 from worker.hardware.measure import Latency
@@ -85,6 +85,7 @@ def test_shapes_when_a_network_has_others_than_usual_then_among_them() -> None:
 def test_classes_when_fitted_then_of_the_kernels_that_ran() -> None:
     times: Mapping[str, Latency] = {item.bench.id: Latency.of([true_ms(item.works)]) for item in planned()}
     found: LatencyTable = table(planned(), times, {})
-    ran = {key for item in planned() for work in item.works for key, weight, _ in variants(work) if weight}
+    run = [as_run(work, saturating=False) for item in planned() for work in item.works]
+    ran = {key for work in run for key, weight, _ in variants(work) if weight}
     assert set(found.coefficients) == ran
     assert all(found.covers(work) for item in planned() for work in item.works)

@@ -29,6 +29,14 @@ def test_fit_when_times_are_of_a_table_then_unseen_networks_are_predicted() -> N
     assert all(value >= 0 for row in found.coefficients.values() for value in row.values())
 
 
+def test_fit_when_pairs_saturate_then_full_eight_bits_have_a_class_of_their_own() -> None:
+    samples = [Sample((Work("conv", "uint8", 16 * i, 16, 9, 64),), 0.1 * i) for i in range(1, 9)]
+    assert {*fit(samples).coefficients} == {"conv.int8.window.blocked"}
+    found = fit(samples, saturating=True)
+    assert ({*found.coefficients}, found.saturating) == ({"conv.uint8.window"}, True)
+    assert corrected(found, samples).saturating
+
+
 def test_features_when_a_class_occurs_twice_then_added() -> None:
     work = Work("add", "int8", 1, 8, kernel=1, positions=4)
     assert features([work, work]) == {
