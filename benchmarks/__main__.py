@@ -36,7 +36,7 @@ def main() -> None:
     if asked.page:
         search.write_page()
         return
-    if asked.only or asked.fresh:
+    if (asked.only or asked.fresh) and not asked.quick:
         search.run(asked.only or (), workers=asked.workers, fresh=asked.fresh)
         return
     chosen = {**SUITES, **QUICK} if asked.quick else SUITES
