@@ -15,7 +15,7 @@ Json = dict[str, Any]
 Item = tuple[Assignment, str, str]
 """(assignment, fidelity, repair)."""
 
-MEASUREMENT_VERSION = 5  # raise it when the same assignment measures differently: stored measurements then lapse
+MEASUREMENT_VERSION = 6  # raise it when the same assignment measures differently: stored measurements then lapse
 
 
 class Cache:

@@ -9,7 +9,7 @@ integer Clip stands behind each quantizer below 8 bits, a pair of Quantize- and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from app.domain.graph import Layer, ModelGraph, Step
 from app.domain.latency import BLOCK, Work, is_blocked
@@ -17,8 +17,8 @@ from app.domain.space import FLOAT_BITS, Assignment
 
 PLAIN, LAST, BLOCKS = "plain", "last", "blocks"
 _LAST = frozenset({"add", "concat", "max_pool2d", "mean"})
-_INTEGER = frozenset({*_LAST, "avg_pool2d", "mul", "sigmoid", "leaky_relu", "matmul", "softmax"})
-"""Steps that have an integer kernel, and those among them that run channels last."""
+_INTEGER = frozenset({*_LAST, "avg_pool2d", "mul", "sigmoid", "leaky_relu", "matmul"})
+"""Steps that have an integer kernel, and those among them that run channels last. A softmax is kept from its own."""
 
 
 @dataclass
@@ -95,6 +95,8 @@ class _Run:
         self.dequantize(value)
         if work.precision == "float" and value.precision != "float":
             self.emit("kept_float", "float", value)
+        if layer.kind == "linear" and layer.positions > 1 and value.precision == "int16":
+            work = replace(work, precision="float")  # products of wide activations read weights that are floats at load
         blocked = layer.kind != "linear" and is_blocked(work)
         if value.precision == "float":
             self.bring(value, BLOCKS if blocked else PLAIN)
@@ -180,6 +182,8 @@ class _Run:
             for value in values:
                 self.dequantize(value)
                 self.bring(value, BLOCKS if blocks else PLAIN) if value.precision == "float" else None
+            if step.kind == "softmax" and all(x.precision == made.precision == "int8" for x in values):
+                self.emit("kept_float", "float", made)
             self.emit(step.kind, "float", made, step.window)
             made.layouts = {BLOCKS if blocks else PLAIN}
         if made.precision != "float":

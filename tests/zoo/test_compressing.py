@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -86,6 +86,16 @@ def test_network_when_exported_then_onnxruntime_follows_the_simulation(name: str
     assert [item.shape for item in outputs] == [item.shape for item in found.simulated]
     for one, other in zip(found.simulated, outputs, strict=True):
         assert sqnr_db(one, other) >= MIN_SQNR_DB
+
+
+@pytest.mark.parametrize("name", ["convnext", "vit", "text_encoder", "causal_decoder", "gru_tagger"])
+def test_network_when_activations_have_16_bits_then_onnxruntime_does_not_narrow_them(name: str) -> None:
+    owner, inputs = evaluator(name), ZOO[name].inputs(CHECKED, seed=5)
+    plan = assignment(owner.graph, name, "random")
+    wide = {site: min(16, 2 * bits) for site, bits in plan.activation_bits.items()}
+    network = owner.compress(replace(plan, activation_bits=wide))
+    outputs = run_onnx(write_qdq(network), inputs)
+    assert min(sqnr_db(*pair) for pair in zip(simulate(network, inputs), outputs, strict=True)) >= 80.0
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)

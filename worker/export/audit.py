@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,35 @@ def site_sqnr(model: bytes, net: CompressedNetwork, inputs: Sequence[torch.Tenso
     net.follow(*inputs, seen=seen)
     codes = _codes(model, net, [item.numpy() for item in inputs])
     return {site: sqnr_db(simulated[site], _real(net.grids[site], codes[site])) for site in simulated if site in codes}
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """What a kernel of the runtime does otherwise than the simulation: the share of a site's codes that differ, and by
+    how many steps of its grid at most."""
+
+    share: float
+    steps: int
+
+
+def site_deviations(model: bytes, net: CompressedNetwork, inputs: Sequence[torch.Tensor]) -> dict[str, Deviation]:
+    """Return, per quantizer site, what its kernel alone does otherwise.
+
+    The simulation goes on from the runtime's codes: a difference does not spread to later sites, as in `site_sqnr`.
+    """
+    codes, found = _codes(model, net, [item.numpy() for item in inputs]), {}
+
+    def seen(site: str, value: torch.Tensor) -> torch.Tensor:
+        if site not in codes:
+            return value
+        grid = net.grids[site]
+        units = torch.div(value, grid.scale).round_().numpy()
+        apart = np.abs(units - (codes[site].astype(np.float32) - grid.zero_point))
+        found[site] = Deviation(float((apart > 0).mean()), int(apart.max(initial=0)))
+        return torch.from_numpy(_real(grid, codes[site]))
+
+    net.follow(*inputs, seen=seen)
+    return found
 
 
 def _codes(model: bytes, net: CompressedNetwork, inputs: Sequence[NDArray[Any]]) -> Arrays:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from app.domain.space import FLOAT_BITS
 from worker.export.packing import pack, packed_bytes
@@ -74,9 +74,10 @@ class QdqWriter(OnnxWriter):
     def weight(self, layer: str, tensor: Tensor, axis: int = 0) -> str:
         """Return the weight of a layer, dequantized per output channel.
 
-        In front of a float input the constants are multiplied out: the runtime folds that, but no DequantizeLinear. A
-        transposed convolution in groups has its output channels along two axes, which no DequantizeLinear can scale:
-        it is dequantized outputs first and then turned.
+        In front of a float input the constants are multiplied out: the runtime folds that, but no DequantizeLinear. So
+        they are in a product of wider than 8-bit activations, see `_would_be_narrowed`. A transposed convolution in
+        groups has its output channels along two axes, which no DequantizeLinear can scale: it is dequantized outputs
+        first and then turned.
         """
         quantized = self._net.layers[layer]
         if quantized.bits >= FLOAT_BITS:
@@ -87,7 +88,8 @@ class QdqWriter(OnnxWriter):
         ints, name = integers(quantized), f"{layer}.weight"
         if axis == 1 and not grouped:
             ints = ints.swapaxes(0, 1)
-        make = self._multiplied if self.input_grid(layer) is None else self._dequantized
+        apart = self.input_grid(layer) is None or self._would_be_narrowed(layer)
+        make = self._multiplied if apart else self._dequantized
         if not grouped:
             return make(quantized, ints, name, axis)
         return self._turned(make(quantized, ints, f"{layer}.rows", 0), ints.shape, groups, name)
@@ -168,19 +170,34 @@ class QdqWriter(OnnxWriter):
     def _node(self, node: fx.Node, values: dict[str, str]) -> str:
         if self._is_absorbed(node):
             return values[operands(node)[0].name]
-        if node.op == "call_module" and self._would_be_quantized(node):
+        if self._would_be_quantized(node):
             source = operands(node)[0].name
             limits = [self._shared_constant(f"limit{sign}", np.float32(sign * LARGE)) for sign in (-1, 1)]
             values = {**values, source: self.emit("Clip", [values[source], *limits], f"{node.name}.kept_float")}
         return super()._node(node, values)
 
     def _would_be_quantized(self, node: fx.Node) -> bool:
-        """Tell whether ONNX Runtime would quantize a float layer by itself: it does between Q and DQ.
+        """Tell whether ONNX Runtime would put integers where floats are meant: it does between Q and DQ.
 
-        A Clip that clips nothing in front of the layer keeps it from doing so.
+        It would quantize a float layer by itself. A softmax would become QLinearSoftmax, which multiplies by the whole
+        part of 1 / scale (at 4 bits up to 6 % too little) and takes four times as long. A Clip that clips nothing in
+        front keeps it from doing so.
         """
+        if node.target is torch.softmax:
+            grids = [self._grid(self._sites.of.get(item.name)) for item in (node, operands(node)[0])]
+            return all(grid is not None and grid.bits <= 8 for grid in grids)
         layer = self._net.layers.get(node.name)
         return layer is not None and layer.bits >= FLOAT_BITS and self.input_grid(node.name) is not None
+
+    def _would_be_narrowed(self, layer: str) -> bool:
+        """Tell whether ONNX Runtime would round a layer's activations of more than 8 bits to 8 by itself.
+
+        They count as floats, and of a MatMul of floats with a dequantized weight it makes MatMulNBits, which takes its
+        operand apart into blocks of 8 bits.
+        """
+        grid, node = self.input_grid(layer), self._by_name[layer]
+        is_product = isinstance(module_of(self.module, node), nn.Linear) and self.rank(node) != 2
+        return is_product and grid is not None and grid.bits > 8
 
     def _is_absorbed(self, node: fx.Node) -> bool:
         """Tell whether a node is a ReLU or clamp that the integer Clip behind it makes superfluous."""

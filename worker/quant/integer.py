@@ -1,4 +1,5 @@
-"""The arithmetic of an integer runtime, bit for bit: what ONNX Runtime's QLinearConv, QGemm and QLinearAdd compute.
+"""The arithmetic of an integer runtime, bit for bit: what ONNX Runtime's QLinearConv, QGemm, MatMulIntegerToFloat and
+QLinearAdd compute.
 
 Values travel between kernels as codes, one byte each. Their products are summed by the processor's integer instructions
 where those are exact (`exact_bytes`), else in float32, which loses nothing below 2^24. What is left to get right is
@@ -134,9 +135,13 @@ def _layer(leaf: nn.Module, layer: QuantizedLayer, source: ActivationGrid, grid:
     device = next(leaf.parameters()).device
     codes, biases = (torch.from_numpy(item).to(device) for item in (layer.weight_int, bias.astype(np.float32)))
     ratio = torch.from_numpy((step / np.float32(grid.scale)).astype(np.float32)).to(device)
+    sums = sums_of(leaf, codes, biases, source.zero_point)
     if not isinstance(leaf, nn.Linear):
-        ratio = ratio.reshape(-1, *[1] * (codes.dim() - 2))
-    return _Layer(sums_of(leaf, codes, biases, source.zero_point), grid, ratio)
+        return _Layer(sums, grid, ratio.reshape(-1, *[1] * (codes.dim() - 2)))
+    apart = sums_of(leaf, codes, torch.zeros_like(biases), source.zero_point)
+    factor = torch.from_numpy(step).to(device)
+    product = _Product(apart, grid, factor, biases * factor)
+    return _Matrix(_Layer(sums, grid, ratio), product if leaf.bias is not None else _Layer(apart, grid, ratio))
 
 
 def sums_of(leaf: nn.Module, weight: Tensor, bias: Tensor, zero_point: int) -> Sums:
@@ -219,6 +224,34 @@ class _Layer:
 
     def _codes(self, raw: Tensor) -> Tensor:
         return _bytes(self.sums(raw).mul_(self.ratio), self.grid)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """MatMulIntegerToFloat, an addition and QuantizeLinear: round((sum * (s_x * s_w) + bias) / s_y)."""
+
+    sums: Sums
+    grid: ActivationGrid
+    factor: Tensor
+    bias: Tensor
+
+    def __call__(self, inputs: Sequence[Codes]) -> Codes:
+        raw = inputs[0].raw
+        return Codes(torch.cat([self._codes(part) for part in raw.split(_few(raw))]), self.grid)
+
+    def _codes(self, raw: Tensor) -> Tensor:
+        return _bytes(self.sums(raw).mul_(self.factor).add_(self.bias).div_(self.grid.scale), self.grid)
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A linear layer: a QGemm of rows [n, in], another kernel where there are more dimensions."""
+
+    rows: Kernel
+    product: Kernel
+
+    def __call__(self, inputs: Sequence[Codes]) -> Codes:
+        return (self.rows if inputs[0].raw.dim() == 2 else self.product)(inputs)
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,25 @@ def test_kernels_when_a_pool_ends_the_convolutions_then_a_clip_before_it_makes_i
     assert found[-1] == Work(kind, "int8", 1, 32, 4, 64)
 
 
+def test_kernels_when_a_softmax_lies_between_codes_then_it_is_kept_float() -> None:
+    graph = two_convs()
+    soft = replace(graph, steps=(Step("soft", "softmax", ("relu2",), "relu2", Width((("g2", 1),)), 64, step=3),))
+    kept = ["dequantize.int8", "kept_float.float", "softmax.float", "quantize.int8"]
+    assert names(soft, widest(graph, 8))[-4:] == kept
+    assert names(soft, widest(graph, 32))[-1] == "softmax.float"
+
+
+@pytest.mark.parametrize(("positions", "precision"), [(1, "int16"), (17, "float")])
+def test_kernels_when_a_linear_layer_reads_wide_tokens_then_its_weights_are_floats_at_load(
+    positions: int, precision: str
+) -> None:
+    graph = two_convs()
+    layers = tuple(replace(layer, kind="linear", positions=positions) for layer in graph.layers)
+    wide = replace(widest(graph, 8), activation_bits=dict.fromkeys(widest(graph, 8).activation_bits, 16))
+    found = [work.precision for work in kernels(replace(graph, layers=layers), wide) if work.op == "linear"]
+    assert found == [precision, precision]
+
+
 def test_works_when_of_several_networks_then_counted() -> None:
     graph = two_convs()
     found = works_of([(graph, widest(graph, 8)), (graph, widest(graph, 4))])
