@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cells import cell
+from benchmarks.cells import Measure, fill
 from benchmarks.export import exact, peers, speed, zoo
 from benchmarks.networks import NETWORKS, available
+from worker.cache import MEASUREMENT_VERSION
 
+CODE = f"measurement {MEASUREMENT_VERSION}, files 2"
+"""Results of another version are measured again; raise the second number where files are written otherwise."""
 VERDICTS = {True: "[green]holds[/green]", False: "[red]missed[/red]", None: "printed"}
 
 
 def run() -> None:
     """Measure what has no result yet and print the tables, with what is claimed of each."""
     if not available():
-        print("export: the reference data folder (../shared/data) is absent; nothing measured")
-        return
-    _print_speed()
-    _print_peers()
-    _print_exact()
-    _print_zoo()
+        print("export: the reference data folder (../shared/data) is absent; networks of the zoo alone are measured")
+    found = fill(cells(available()), "export cells", CODE)
+    if "export-speed" in found:
+        _print_speed(found["export-speed"])
+    trained = {part: _by_network(found, f"export-{part}-") for part in ("peers", "exact", "zoo")}
+    _print_peers(trained["peers"])
+    _print_exact(trained["exact"])
+    _print_zoo(trained["zoo"])
+    _print_kernels(trained["zoo"])
 
 
-def _print_speed() -> None:
-    found = cell("export-speed", speed.measure)
+def cells(with_data: bool) -> dict[str, Measure]:
+    """Return the cells by name, the timed one first; without the reference data those of random networks."""
+    found: dict[str, Measure] = {"export-speed": speed.measure} if with_data else {}
+    for name in NETWORKS if with_data else ():
+        found[f"export-peers-{name}"] = partial(peers.measure, name)
+        found[f"export-exact-{name}"] = partial(exact.measure, name)
+    return found | {f"export-zoo-{name}": partial(zoo.measure, name) for name in zoo.names()}
+
+
+def _by_network(found: Mapping[str, Any], start: str) -> dict[str, Any]:
+    return {name.removeprefix(start): item for name, item in found.items() if name.startswith(start)}
+
+
+def _print_speed(found: Mapping[str, Any]) -> None:
     table = Table("variant", "ms", "times as fast", "bytes", "weights over packed", "file over packed", "kernels")
     for name, item in found["variants"].items():
         held = ["-", "-"]
@@ -39,11 +61,10 @@ def _print_speed() -> None:
         console.print(f"{VERDICTS[holds]}  {claim}")
 
 
-def _print_peers() -> None:
+def _print_peers(results: Mapping[str, Any]) -> None:
     table = Table("network", "ours W8A8", "onnxruntime's static W8A8", "float weights with encodings")
     smaller = True
-    for name in NETWORKS:
-        found = cell(f"export-peers-{name}", lambda n=name: peers.measure(n))  # type: ignore[misc]
+    for name, found in results.items():
         table.add_row(name, *(f"{found[key]:,}" for key in ("ours", "onnxruntime", "float")))
         smaller &= found["ours"] < min(found["onnxruntime"], found["float"] / 2)
     console = Console()
@@ -51,11 +72,10 @@ def _print_peers() -> None:
     console.print(f"{VERDICTS[smaller]}  smaller than onnxruntime's file, under half of a file of float weights")
 
 
-def _print_exact() -> None:
+def _print_exact(results: Mapping[str, Any]) -> None:
     table = Table("network", "assignment", "simulated", "in the runtime", "gap, points", "top-1 agreement", "SQNR, dB")
     holds = True
-    for name in NETWORKS:
-        found = cell(f"export-exact-{name}", lambda n=name: exact.measure(n))  # type: ignore[misc]
+    for name, found in results.items():
         for label, item in found["assignments"].items():
             gap = 100 * abs(item["simulated"] - item["exported"])
             holds &= gap <= exact.MAX_GAP and item["top1"] >= exact.MIN_TOP1
@@ -67,11 +87,10 @@ def _print_exact() -> None:
     console.print(f"{VERDICTS[holds]}  {said}")
 
 
-def _print_zoo() -> None:
+def _print_zoo(results: Mapping[str, Any]) -> None:
     table = Table("network", "assignments", "least SQNR, dB", "least top-1", "below")
     below = 0
-    for name in zoo.names():
-        found = cell(f"export-zoo-{name}", lambda n=name: zoo.measure(n))  # type: ignore[misc]
+    for name, found in results.items():
         low = [item for item in found["assignments"] if zoo.is_below(item)]
         below += len(low)
         least = {key: min(item[key] for item in found["assignments"]) for key in ("sqnr_db", "top1")}
@@ -81,3 +100,20 @@ def _print_zoo() -> None:
     console.print(table)
     said = f"SQNR of at least {zoo.MIN_SQNR_DB:.0f} dB, top-1 agreement of at least {100 * zoo.MIN_TOP1:.0f} %"
     console.print(f"{VERDICTS[below == 0]}  {said}: {below} below")
+
+
+def _print_kernels(results: Mapping[str, Any]) -> None:
+    """Print what each kernel of the runtime did otherwise than the simulation from the same codes."""
+    merged: dict[str, dict[str, float]] = {}
+    for found in results.values():
+        for item in found["assignments"]:
+            zoo.merge(merged, item["kernels"])
+    table = Table("kernel", "operation", "sites", "largest share of codes", "by steps")
+    for key, item in sorted(merged.items()):
+        table.add_row(*key.split("/"), f"{item['sites']:.0f}", f"{item['share']:.2e}", f"{item['steps']:.0f}")
+    console = Console()
+    console.print(table)
+    for kind, (share, steps) in zoo.ALLOWED.items():
+        holds = all(zoo.keeps(key, item) for key, item in merged.items() if key.startswith(f"{kind}/"))
+        said = f"at most {100 * share:g} % of a site's codes differ, by {steps} step"
+        console.print(f"{VERDICTS[holds]}  {kind}: {said if steps else 'every code is equal'}")
