@@ -1,12 +1,15 @@
 """Sizes on the same network: tightfit's W8A8 file beside ONNX Runtime's own static quantization and float weights.
 
-AIMET and ModelOpt export the float weights with encodings beside them, or with Q/DQ around them: such files are never
-smaller than the float file, which stands for them here.
+AIMET and ModelOpt are not run here. AIMET's `QuantizationSimModel.export` writes the float ONNX file with encodings
+beside it (qualcomm/aimet#2816); a torch network that ModelOpt quantized is exported with Q/DQ nodes behind float
+weights (NVIDIA's TensorRT documentation, "Explicit Quantization"). Both keep every weight as a float32: the bytes of
+those weights alone are a lower bound of such a file. What either tool may export as integers is not compared.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from worker.graph.write_onnx import write_float
 from worker.search.evaluate import open_evaluator
 
 ROWS = 64
+FRACTION = 1 / 3
 
 
 class Rows(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime carries no types
@@ -40,7 +44,7 @@ class Rows(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime carries 
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Return the bytes of the three files."""
+    """Return the bytes of three files, and of the float file's weights without graph and biases."""
     torch.set_num_threads(1)
     opened = network(name)
     evaluator = open_evaluator(opened, pictures(name), DEVICE)
@@ -48,7 +52,8 @@ def measure(name: str) -> dict[str, Any]:
     ours = write_qdq(evaluator.compress(widest(opened.graph, 8), "fast"))
     rows = pictures(name)["calibration"].inputs[0][:ROWS].numpy()
     theirs = quantized_by_onnxruntime(float_file, rows)
-    return {"ours": len(ours), "onnxruntime": len(theirs), "float": len(float_file)}
+    weights = sum(4 * math.prod(layer.weight_shape) for layer in opened.graph.layers)
+    return {"ours": len(ours), "onnxruntime": len(theirs), "float": len(float_file), "float_weights": weights}
 
 
 def quantized_by_onnxruntime(model: bytes, rows: NDArray[np.float32]) -> bytes:
