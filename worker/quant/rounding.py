@@ -82,25 +82,34 @@ def round_to_outputs(weight: Tensor, scale: Tensor, bits: int, gram: Tensor, sca
     by coordinate descent (the steps of QuantEase, Behdin et al. 2023): each weight in turn takes the integer that is
     best given the others.
     """
-    ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-8)
-    damped = gram + ridge * torch.eye(len(gram))
+    matrix = damped(gram)
     count, ratios = len(weight), torch.tensor(scales.ratios)
     starts = (scale[None] * ratios[:, None]).reshape(-1)
     integers = round_with_feedback(weight.repeat(len(ratios), 1), starts, bits, gram)
     found = [
-        _refitted(weight, Rounded(some, start), damped, scales)
+        _refitted(weight, Rounded(some, start), matrix, scales)
         for some, start in zip(integers.split(count), starts.split(count), strict=True)
     ]
-    errors = torch.stack([_errors(weight, item, damped) for item in found])
+    errors = torch.stack([_errors(weight, item, matrix) for item in found])
     best = (errors if scales.per_channel else errors.sum(1, keepdim=True).expand_as(errors)).argmin(0)
     rows = torch.arange(count)
     integers, scale = (
         torch.stack(part)[best, rows] for part in zip(*[(x.integers, x.scale) for x in found], strict=True)
     )
-    chosen = Rounded(integers, scale)
+    return descended(weight, Rounded(integers, scale), bits, matrix, scales)
+
+
+def damped(gram: Tensor) -> Tensor:
+    """Return a Gram matrix [..., d, d] with its ridge, a share of its mean diagonal."""
+    ridge = RIDGE * gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-8)
+    return gram + ridge[..., None, None] * torch.eye(gram.shape[-1])
+
+
+def descended(weight: Tensor, start: Rounded, bits: int, gram: Tensor, scales: Scales) -> Rounded:
+    """Return a rounding improved by coordinate descent on `gram` as it is, scales refitted after each sweep."""
     for _ in range(SWEEPS):
-        chosen = _refitted(weight, Rounded(_swept(weight, chosen, bits, damped), chosen.scale), damped, scales)
-    return chosen
+        start = _refitted(weight, Rounded(_swept(weight, start, bits, gram), start.scale), gram, scales)
+    return start
 
 
 def _errors(weight: Tensor, found: Rounded, gram: Tensor) -> Tensor:
