@@ -1,7 +1,7 @@
 """tightfit's import package: load a compressed checkpoint, or talk to the service.
 
-`tightfit.load(path)` needs torch (`pip install 'tightfit[worker]'`); `tightfit.Client` does not. Both are imported on
-first use, so that `import tightfit` costs nothing.
+`tightfit.load(path, mode)` needs torch (`pip install 'tightfit[worker]'`); `tightfit.Client` does not. What is here is
+imported on first use, so that `import tightfit` costs nothing.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from app.client import Client
+    from worker.export.archive import CheckpointRefused
     from worker.export.checkpoint import load
 
-__all__ = ["Client", "load"]
+__all__ = ["CheckpointRefused", "Client", "load"]
 
 
 def __getattr__(name: str) -> object:
@@ -20,6 +21,10 @@ def __getattr__(name: str) -> object:
         from worker.export.checkpoint import load
 
         return load
+    if name == "CheckpointRefused":
+        from worker.export.archive import CheckpointRefused
+
+        return CheckpointRefused
     if name == "Client":
         from app.client import Client
 

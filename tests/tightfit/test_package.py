@@ -17,6 +17,6 @@ def test_import_when_nothing_is_used_then_nothing_heavy_is_loaded() -> None:
 
 
 def test_attributes_when_listed_then_load_and_client_are_there() -> None:
-    assert dir(tightfit) == ["Client", "load"]
+    assert dir(tightfit) == ["CheckpointRefused", "Client", "load"]
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         getattr(tightfit, "nothing")  # noqa: B009

@@ -5,21 +5,25 @@ from __future__ import annotations
 import functools
 import random
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+import tightfit
 from app.domain.cost import count
 from app.domain.device import DeviceProfile, MemoryPool, Throughput
 from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, SpaceSpec, build_space
+from tests.worker.export.reading import read_by_the_document, with_weights
 from tests.zoo import ZOO
+from tests.zoo.running import difference, outputs
 from tests.zoo.sources import Source, exported
 from worker.data import RoleData
 from worker.export.agreement import sqnr_db
 from worker.export.audit import differences
-from worker.export.checkpoint import read_checkpoint, write_checkpoint
+from worker.export.checkpoint import dequantized, read_checkpoint, write_checkpoint
 from worker.export.onnx_qdq import write_qdq
 from worker.export.recount import recount
 from worker.export.verify import Outputs, run_onnx, simulate
@@ -82,9 +86,9 @@ def made(name: str, kind: str) -> Made:
 def test_network_when_exported_then_onnxruntime_follows_the_simulation(name: str, kind: str) -> None:
     found, inputs = made(name, kind), ZOO[name].inputs(CHECKED, seed=5)
     onnx.checker.check_model(onnx.load_from_string(found.onnx), full_check=True)
-    outputs = run_onnx(found.onnx, inputs)
-    assert [item.shape for item in outputs] == [item.shape for item in found.simulated]
-    for one, other in zip(found.simulated, outputs, strict=True):
+    ran = run_onnx(found.onnx, inputs)
+    assert [item.shape for item in ran] == [item.shape for item in found.simulated]
+    for one, other in zip(found.simulated, ran, strict=True):
         assert sqnr_db(one, other) >= MIN_SQNR_DB
 
 
@@ -94,8 +98,8 @@ def test_network_when_activations_have_16_bits_then_onnxruntime_does_not_narrow_
     plan = assignment(owner.graph, name, "random")
     wide = {site: min(16, 2 * bits) for site, bits in plan.activation_bits.items()}
     network = owner.compress(replace(plan, activation_bits=wide))
-    outputs = run_onnx(write_qdq(network), inputs)
-    assert min(sqnr_db(*pair) for pair in zip(simulate(network, inputs), outputs, strict=True)) >= 80.0
+    ran = run_onnx(write_qdq(network), inputs)
+    assert min(sqnr_db(*pair) for pair in zip(simulate(network, inputs), ran, strict=True)) >= 80.0
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
@@ -111,6 +115,24 @@ def test_network_when_stored_and_loaded_then_equal_outputs(name: str, kind: str)
     assert write_checkpoint(network, {}) == found.checkpoint
     for one, other in zip(found.simulated, simulate(network, ZOO[name].inputs(CHECKED, seed=5)), strict=True):
         assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_network_when_loaded_then_as_simulated_or_as_the_float_network_with_the_weights_numpy_reads(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    found, inputs, file = made(name, kind), ZOO[name].inputs(CHECKED, seed=5), tmp_path / "net.tightfit"
+    file.write_bytes(found.checkpoint)
+    read = read_by_the_document(file)
+    assert read.integers.keys() == {item.name for item in found.network.layers.values() if item.weight_int is not None}
+    for layer in found.network.layers.values():
+        np.testing.assert_array_equal(read.weights[layer.name], dequantized(layer))
+        if layer.weight_int is not None:
+            np.testing.assert_array_equal(read.integers[layer.name], layer.weight_int)
+    simulated = outputs(tightfit.load(file), inputs)
+    assert all(np.array_equal(one.numpy(), other) for one, other in zip(simulated, found.simulated, strict=True))
+    plain = with_weights(evaluator(name).pruned(found.network.assignment), read)
+    assert difference(outputs(tightfit.load(file, "dequantized"), inputs), outputs(plain, inputs)) <= 1e-6
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)

@@ -1,10 +1,12 @@
 """The checkpoint's container: a zip of stored entries with fixed time stamps: equal contents give equal bytes.
 
-Reading trusts nothing: only the known entries, stored, each under a cap, read without executing anything.
+Reading trusts nothing: only the known entries, stored, each under a cap and of the digest that the archive names, read
+without executing anything. No byte is left over: what comes back would be written as the same file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import zipfile
@@ -19,8 +21,8 @@ from safetensors.numpy import save as save_tensors
 
 from worker.files import stored_zip
 
-WEIGHTS, GRAPH, MANIFEST = "weights.safetensors", "graph.json", "manifest.json"
-CAPS = {WEIGHTS: 1 << 30, GRAPH: 16 << 20, MANIFEST: 4 << 20}
+WEIGHTS, GRAPH, MANIFEST, SUMS = "weights.safetensors", "graph.json", "manifest.json", "SHA256SUMS"
+CAPS = {WEIGHTS: 1 << 30, GRAPH: 16 << 20, MANIFEST: 4 << 20, SUMS: 1 << 10}
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -37,20 +39,48 @@ def write_archive(tensors: Tensors, graph: Mapping[str, Any], manifest: Mapping[
     """Return the archive as bytes; the same contents always give the same bytes."""
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
     entries = {WEIGHTS: save_tensors(contiguous), GRAPH: _json(graph), MANIFEST: _json(manifest)}
-    return stored_zip(entries.items())
+    return stored_zip([*entries.items(), (SUMS, _sums(entries))])
 
 
 def read_archive(data: bytes) -> tuple[Tensors, dict[str, Any], dict[str, Any]]:
-    """Return tensors, graph and manifest. Raises CheckpointRefused for anything but a sound archive."""
+    """Return tensors, graph and manifest. Raises CheckpointRefused for anything but a sound archive.
+
+    Its slug is digest-mismatch where an entry is not the one that was written, invalid-archive where the container
+    isn't.
+    """
+    entries = _entries(data)
+    _check_digests(entries)
+    if stored_zip(entries.items()) != data:
+        raise CheckpointRefused("the archive around its entries is not as it was written")
+    weights, graph, manifest = (entries[name] for name in (WEIGHTS, GRAPH, MANIFEST))
+    return _tensors(weights), _object(graph, GRAPH), _object(manifest, MANIFEST)
+
+
+def _entries(data: bytes) -> dict[str, bytes]:
+    """Return the entries' bytes in the order of writing."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             _check_entries(archive.infolist())
-            weights, graph, manifest = (archive.read(name) for name in (WEIGHTS, GRAPH, MANIFEST))
+            return {name: archive.read(name) for name in CAPS}
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, ValueError) as error:
         if isinstance(error, CheckpointRefused):
             raise
-        raise CheckpointRefused(f"the file is not a sound zip archive: {error}") from error
-    return _tensors(weights), _object(graph, GRAPH), _object(manifest, MANIFEST)
+        slug = "digest-mismatch" if "CRC" in str(error) else "invalid-archive"
+        raise CheckpointRefused(f"the file is not a sound zip archive: {error}", slug) from error
+
+
+def _check_digests(entries: Mapping[str, bytes]) -> None:
+    lines, wanted = entries[SUMS].splitlines(), _sums(entries).splitlines()
+    if entries[SUMS] == _sums(entries):
+        return
+    changed = [line.split()[1].decode() for line in wanted if line not in lines]
+    raise CheckpointRefused(f"SHA256SUMS names other bytes than those of {changed or 'the entries'}", "digest-mismatch")
+
+
+def _sums(entries: Mapping[str, bytes]) -> bytes:
+    """Return the digests of the three entries, as `sha256sum` writes and checks them."""
+    lines = [f"{hashlib.sha256(entries[name]).hexdigest()}  {name}\n" for name in (WEIGHTS, GRAPH, MANIFEST)]
+    return "".join(lines).encode()
 
 
 def _check_entries(entries: list[zipfile.ZipInfo]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,34 +24,44 @@ from worker.quant.grids import ActivationGrid
 from worker.quant.layer import QuantizedLayer
 from worker.quant.network import CompressedNetwork
 
-FORMAT, VERSION = "tightfit-checkpoint", 2
+FORMAT, VERSION = "tightfit-checkpoint", 3
 _EXTRA = re.compile(r"\.(weight|bias|running_mean|running_var|value|index)\Z")
+
+
+Mode = Literal["fake-quantized", "dequantized"]
 
 
 class CompressedModule(nn.Module):
     """A compressed network as a torch module: normalised float pictures (N, ...) in, network outputs out.
 
-    It computes what the exported integers compute: weights are dequantised, activations rounded to their grids.
-    `network` holds the integers, scales and grids; `manifest` the record the checkpoint was written with.
+    In mode `fake-quantized` it computes what the exported integers compute: weights are dequantised, activations
+    rounded to their grids, without gradients. In mode `dequantized` it is `graph` alone: the same weights, activations
+    left in float; its parameters are frozen until `requires_grad_`. `network` holds the integers, scales and grids,
+    `manifest` the record the checkpoint was written with.
     """
 
-    def __init__(self, network: CompressedNetwork, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, network: CompressedNetwork, manifest: Mapping[str, Any], mode: Mode = "fake-quantized") -> None:
         super().__init__()
         self.graph = network.module
         self.network = network
         self.manifest = dict(manifest)
+        self.mode = mode
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run a batch."""
-        found: Tensor | tuple[Tensor, ...] = self.network.forward(*inputs)
+        run = self.graph if self.mode == "dequantized" else self.network.forward
+        found: Tensor | tuple[Tensor, ...] = run(*inputs)
         return found
 
 
-def load(path: str | Path) -> nn.Module:
-    """Return the network in a checkpoint file, ready to run. Raises CheckpointRefused for an unsound file."""
+def load(path: str | Path, mode: Mode = "fake-quantized") -> nn.Module:
+    """Return the network in a checkpoint file, ready to run. Raises CheckpointRefused for an unsound file and
+    ValueError for a mode that there is not."""
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode {mode!r} is none of {get_args(Mode)}")
     data = Path(path).read_bytes()
     network, manifest = read_checkpoint(data)
-    return CompressedModule(network, manifest).eval()
+    return CompressedModule(network, manifest, mode).eval()
 
 
 def write_checkpoint(net: CompressedNetwork, manifest: Mapping[str, Any]) -> bytes:

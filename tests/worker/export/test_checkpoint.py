@@ -7,13 +7,18 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+import tightfit
+from tests.worker.export.reading import read_by_the_document, with_weights
 from worker.export.archive import CheckpointRefused, Tensors, read_archive, write_archive
 from worker.export.checkpoint import read_checkpoint, write_checkpoint
 from worker.quant.network import CompressedNetwork
@@ -65,15 +70,67 @@ def test_load_when_in_a_process_of_its_own_then_same_outputs_without_the_service
     np.save(tmp_path / "x.npy", lab.data["evaluation"].inputs[0][:64].numpy())
     code = (
         "import sys, json, numpy, torch, tightfit\n"
+        "opened = []\n"
+        "sys.addaudithook(lambda event, _: opened.append(event) if event.startswith('pickle.') else None)\n"
         f"net = tightfit.load({str(tmp_path / 'net.tightfit')!r})\n"
         f"y = net(torch.from_numpy(numpy.load({str(tmp_path / 'x.npy')!r})))\n"
         "unwanted = [m for m in ('app.store', 'app.actions', 'dbos', 'sqlalchemy', 'fastapi') if m in sys.modules]\n"
-        "print(json.dumps([isinstance(net, torch.nn.Module), unwanted, y.tolist()]))"
+        "print(json.dumps([isinstance(net, torch.nn.Module), unwanted, opened, y.tolist()]))"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    is_module, unwanted, rows = json.loads(answer.stdout)
-    assert is_module and unwanted == []
+    is_module, unwanted, unpickled, rows = json.loads(answer.stdout)
+    assert is_module and unwanted == [] and unpickled == []
     np.testing.assert_array_equal(np.float32(rows), outputs(mixed, lab)[:64].numpy())
+
+
+def test_load_when_dequantized_then_the_float_network_with_the_weights_that_numpy_reads(
+    mixed: CompressedNetwork, lab: Lab, tmp_path: Path
+) -> None:
+    file, inputs = tmp_path / "net.tightfit", lab.data["evaluation"].inputs
+    file.write_bytes(write_checkpoint(mixed, {}))
+    loaded = tightfit.load(file, mode="dequantized")
+    plain = with_weights(lab.evaluator.pruned(mixed.assignment), read_by_the_document(file))
+    with torch.no_grad():
+        found, wanted, rounded = loaded(*inputs), plain(*inputs), tightfit.load(file)(*inputs)
+    assert float((found - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
+    assert torch.equal(found, replace(mixed, grids={}, layers={}).forward(*inputs))
+    assert 1e-3 < float((found - rounded).abs().max()) / float(wanted.abs().max()) < 0.5  # activations were rounded
+
+
+def test_load_when_dequantized_and_thawed_then_it_trains_and_fake_quantized_has_no_gradients(
+    mixed: CompressedNetwork, lab: Lab, tmp_path: Path
+) -> None:
+    file, x = tmp_path / "net.tightfit", lab.data["evaluation"].inputs[0][:8]
+    file.write_bytes(write_checkpoint(mixed, {}))
+    module = tightfit.load(file, mode="dequantized")
+    assert not module(x).requires_grad
+    module.requires_grad_(True)(x).square().sum().backward()
+    for item in module.parameters():
+        assert item.grad is not None and (item.dim() == 1 or float(item.grad.abs().sum()) > 0)
+    assert not tightfit.load(file).requires_grad_(True)(x).requires_grad
+
+
+def test_load_when_the_mode_is_unknown_then_refused(mixed: CompressedNetwork, tmp_path: Path) -> None:
+    (tmp_path / "net.tightfit").write_bytes(write_checkpoint(mixed, {}))
+    with pytest.raises(ValueError, match="'int8' is none of"):
+        tightfit.load(tmp_path / "net.tightfit", mode="int8")  # type: ignore[arg-type]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255), kept=st.floats(0, 1, exclude_max=True))
+def test_load_when_a_byte_is_another_or_the_end_is_missing_then_refused_by_name(
+    mixed: CompressedNetwork, tmp_path: Path, place: float, mask: int, kept: float
+) -> None:
+    data, file = bytearray(write_checkpoint(mixed, {"seed": 7})), tmp_path / "net.tightfit"
+    file.write_bytes(data[: int(kept * len(data))])
+    with pytest.raises(tightfit.CheckpointRefused) as refusal:
+        tightfit.load(file)
+    assert refusal.value.slug == "invalid-archive"
+    data[int(place * len(data))] ^= mask
+    file.write_bytes(data)
+    with pytest.raises(tightfit.CheckpointRefused) as refusal:
+        tightfit.load(file)
+    assert refusal.value.slug in ("digest-mismatch", "invalid-archive", "model-too-large")
 
 
 def _drop_tensor(tensors: Tensors, graph: dict[str, Any]) -> None:
