@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from app.domain.methods import TRAINED
 from app.settings import Settings
 from worker.export.config import ConfigRefused, read_config
 from worker.export.report import versions
@@ -56,9 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
 def apply(given: argparse.Namespace) -> Json:
     """Make the candidate again; return its files, whether each is as delivered, the verification and the warnings.
 
-    Raises Refused (digest-mismatch, dataset-required), ConfigRefused, and what the child raises.
+    Raises Refused (digest-mismatch, dataset-required, trained-network), ConfigRefused, and what the child raises.
     """
     config = read_config(given.config.read_bytes())
+    _check_made_by_search(config)
     datasets = _datasets(config, given.data)
     files = {"model": given.model, "weights": given.weights, **datasets}
     warnings = [*_strangers(config, files, given.force), *_other_versions(config["versions"])]
@@ -101,6 +103,12 @@ def _datasets(config: Json, given: list[str]) -> dict[str, Path]:
     if set(found) != set(wanted):
         raise Refused("dataset-required", f"name {', '.join(f'--data {role}=FILE' for role in wanted)}")
     return found
+
+
+def _check_made_by_search(config: Json) -> None:
+    """Raise Refused for a network that training made: its weights are in its checkpoint, not in a recipe."""
+    if str(config["repair"]).startswith(TRAINED):
+        raise Refused("trained-network", "training made this candidate's weights: load its checkpoint instead")
 
 
 def _strangers(config: Json, files: Mapping[str, Path | None], force: bool) -> list[str]:

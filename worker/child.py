@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # torch is imported once the limits stand
     from app.domain.zip_laws import Buffer
     from worker.data import Dataset, Role, RoleData
     from worker.hardware.calibrate import Planned
+    from worker.methods.serve import Serving
     from worker.search.evaluate import Evaluator, Opened
 
 Params = dict[str, Any]
@@ -37,11 +38,12 @@ SPENT = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
 
 @dataclass
 class Session:
-    """What the child holds between calls: one opened network with its data."""
+    """What the child holds between calls: one opened network with its data, one training."""
 
     network: Opened | None = None
     evaluator: Evaluator | None = None
     calibrated: tuple[dict[str, Opened], tuple[Planned, ...]] | None = None
+    training: Serving | None = None
 
 
 class Refused(Exception):
@@ -133,6 +135,19 @@ def evaluate(session: Session, params: Params) -> Params:
     return {"results": [_evaluated(_evaluator(session), item, base) for item in params["items"]]}
 
 
+def train(session: Session, params: Params) -> Params:
+    """Train one epoch of a method on a network; return the epoch, or how it failed.
+
+    `folder` holds the state between epochs, which a later call goes on from, and behind the last one the network.
+    """
+    from worker.methods import serve
+
+    _adopt(_evaluator(session), params)
+    if session.training is None or session.training.key != serve.key_of(params):
+        session.training = serve.opened(_evaluator(session), params)
+    return session.training.epoch(params["last"])
+
+
 def export(session: Session, params: Params) -> Params:
     """Export and verify one assignment into a folder; return the files and the report."""
     from app.domain.budget import Budget
@@ -140,6 +155,7 @@ def export(session: Session, params: Params) -> Params:
     from worker.export.export import ExportRequest, export_all
 
     evaluator = _evaluator(session)
+    _adopt(evaluator, params)
     assignment, repair = Assignment.from_json(params["assignment"]), params.get("repair") or "sequential"
     request = ExportRequest(
         network=evaluator.compress(assignment, repair),
@@ -219,6 +235,7 @@ METHODS: dict[str, Callable[[Session, Params], Params]] = {
     "processor": processor,
     "open": open_,
     "evaluate": evaluate,
+    "train": train,
     "export": export,
     "write": write,
     "time": time_files,
@@ -246,6 +263,7 @@ def _evaluated(evaluator: Evaluator, item: Params, base: Assignment | None) -> P
 
     start = time.perf_counter()
     try:
+        _adopt(evaluator, item)
         assignment = Assignment.from_json(item["assignment"])
         found = evaluator.evaluate(assignment, item["fidelity"], item.get("repair") or "sequential", base)
     except MemoryError:
@@ -255,6 +273,15 @@ def _evaluated(evaluator: Evaluator, item: Params, base: Assignment | None) -> P
             raise MemoryError(str(error)) from error
         return {"failure": _failure(error), "seconds": time.perf_counter() - start}
     return {"measurement": found.to_json()}
+
+
+def _adopt(evaluator: Evaluator, item: Params) -> None:
+    """Make a network known that training made, where an item's repair names one: `network` is its checkpoint's path."""
+    if item.get("network") is None or evaluator.knows(item["repair"]):
+        return
+    from worker.export.checkpoint import read_checkpoint
+
+    evaluator.adopt(item["repair"], read_checkpoint(Path(item["network"]).read_bytes())[0])
 
 
 def _failure(error: Exception) -> Params:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -27,6 +28,7 @@ from worker.quant.steps import Polished, polish
 from worker.sandbox import EXPORT_S, ChildDied
 from worker.search.loop import SearchLoop
 from worker.search.rows import Goal, TrialRow
+from worker.stages import Stages, network_of
 from worker.telling import told
 
 Json = dict[str, Any]
@@ -49,6 +51,7 @@ class Finisher:
         self._quality = quality_of(job.spec)
         self._baseline: Json | None = None
         self._polish: dict[int, Polished] = {}
+        self._trained: dict[int, tuple[str, list[Json]]] = {}
 
     def run(self) -> Outcome:
         """Re-score, store, export and verify; return the outcome."""
@@ -106,6 +109,7 @@ class Finisher:
         """Measure on the hold-out set, the baseline too; order by the search's metric there, then by the loss."""
         base = self.loop.row(0)
         self._polish_best(chosen)
+        self._train_best(chosen)
         scored = [self._checked(self._holdout(base)), *(self._scored(self._holdout(row)) for row in chosen)]
         if self._quality is not None and self._quality.metric not in (scored[0] or {"metrics": {}})["metrics"]:
             detail = f"the float network's {self._quality.metric} could not be measured on the hold-out set"
@@ -134,6 +138,23 @@ class Finisher:
             with suppress(ArithmeticError):
                 self._polish[row.idx] = polish(self._repair(row), functools.partial(self._loss, row.assignment))
 
+    def _train_best(self, chosen: list[TrialRow]) -> None:
+        """Apply the methods that are asked for to the best of what was chosen, by the loss behind the polish."""
+        if not self.job.methods:
+            return
+        with self.site.database.writing() as session:
+            rows.progress(session, self.job.search_id, {"stage": "train"})
+        stages = Stages(self.site, self.job, self._call, self._evaluated)
+        best = min(chosen[: self._polished], key=self._polished_loss)
+        self._trained[best.idx] = stages.of(best, self._repair(best))
+
+    def _evaluated(self, row: TrialRow, repair: str) -> Json | None:
+        return self._scored((row.assignment, "full", repair))
+
+    def _polished_loss(self, row: TrialRow) -> float:
+        found = self._evaluated(row, self._repair(row))
+        return math.inf if found is None else float(found["metrics"]["kl"])
+
     def _loss(self, assignment: Assignment, repair: str) -> float:
         """Return a network's loss on the evaluation pictures. Raises ArithmeticError where it can't be measured."""
         found = self._scored((assignment, "full", repair))
@@ -142,6 +163,8 @@ class Finisher:
         return float(found["metrics"]["kl"])
 
     def _repair(self, row: TrialRow) -> str:
+        if row.idx in self._trained:
+            return self._trained[row.idx][0]
         found = self._polish.get(row.idx)
         return row.repair or "sequential" if found is None else found.repair
 
@@ -185,9 +208,13 @@ class Finisher:
             "budget": [item.to_json() for item in table(goal.budget, costs.to_json(), {}, goal.device)],
             "feasible": goal.budget.is_met(costs),
         }
+        if row.idx in self._polish or row.idx in self._trained:
+            final = self._evaluated(row, self._repair(row)) or {"metrics": row.metrics}
+            fields["metrics"]["evaluation"] = final["metrics"]
         if row.idx in self._polish:
-            polished = self._scored((row.assignment, "full", self._repair(row))) or {"metrics": row.metrics}
-            fields["metrics"] |= {"evaluation": polished["metrics"], "polish": self._polish[row.idx].to_json()}
+            fields["metrics"]["polish"] = self._polish[row.idx].to_json()
+        if row.idx in self._trained:
+            fields["metrics"]["training"] = self._told_of_training(row)
         if self.measured is not None:
             fields |= self._measured_fields(fields, row)
         if self._quality is not None:
@@ -198,6 +225,17 @@ class Finisher:
             }
         with self.site.database.writing() as session:
             return rows.put_candidate(session, self.job.search_id, fields)
+
+    def _told_of_training(self, row: TrialRow) -> Json:
+        """Return the repair that names the trained network, and each method's step with both networks on the hold-out
+        pictures, which decided nothing."""
+        repair, steps = self._trained[row.idx]
+        return {"repair": repair, "steps": [self._with_holdout(row, step) for step in steps]}
+
+    def _with_holdout(self, row: TrialRow, step: Json) -> Json:
+        names = {"before": step["repair"], "after": step["network"]}
+        found = {key: name and self._scored((row.assignment, "holdout", name)) for key, name in names.items()}
+        return {**step, "holdout": {key: item and item["metrics"] for key, item in found.items()}}
 
     def _judged(self, holdout: Json) -> Json:
         """Return whether a candidate keeps the quality that was asked for."""
@@ -234,12 +272,13 @@ def export_candidate(
         if row.export_state == "done":
             return Verification(row.verification)
         manifest = _manifest(job, row.metrics, row.feasible)
-        repair = (row.metrics.get("polish") or {}).get("repair") or chosen[1]
+        repair = repair_of(row.metrics) or chosen[1]
         around = told(session, job, row, repair or "sequential")
     with tempfile.TemporaryDirectory(prefix="tightfit-export-") as name:
         params = {
             "assignment": chosen[0].to_json(),
             "repair": repair,
+            **network_of(site, repair or ""),
             "limits": dict(job.goal.budget.limits),
             "manifest": manifest,
             "folder": name,
@@ -255,6 +294,14 @@ def export_candidate(
             return Verification.failed
         _note_latency(site, job, chosen[0], result["report"])
         return _stored(site, job, candidate_id, Path(name), result)
+
+
+def repair_of(metrics: Json) -> str | None:
+    """Return the repair that names a candidate's network, from its record: that behind training, else the polish."""
+    for name in ("training", "polish"):
+        if metrics.get(name):
+            return str(metrics[name]["repair"])
+    return None
 
 
 def _origin(job: Job, candidate_id: str) -> Json:

@@ -14,6 +14,7 @@ from app.domain.cost import count
 from app.domain.demand import Demand, demand_of
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
+from app.domain.methods import Method, method_of
 from app.domain.metrics import Labels, default_metric, labelled
 from app.domain.space import build_space, widest
 from app.store import runner as rows
@@ -112,6 +113,7 @@ class Job:
     metric: str = "kl"
     classes: int | None = None
     processor: str = CPU
+    methods: tuple[Method, ...] = ()
 
 
 def pictures(macs: int) -> dict[str, int]:
@@ -172,6 +174,7 @@ def load_job(site: Site, search_id: str) -> Job:
             bool(spec.get("polish", True)),
             *_judged_by(spec, graph, datasets),
             processor,
+            tuple(method_of(item) for item in spec.get("methods") or ()),
         )
 
 

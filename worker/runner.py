@@ -24,6 +24,7 @@ from worker.measured import Measured, Timer
 from worker.sandbox import OPEN_S, Child, ChildDied, ChildRefused
 from worker.search.loop import SearchLoop
 from worker.search.rows import TrialPlan, TrialRow
+from worker.stages import network_of
 
 Json = dict[str, Any]
 End = Literal["finished", "again"]
@@ -388,7 +389,13 @@ class Runner:
         found: dict[int, Json] = {}
         if missing:
             asked = [
-                {"assignment": items[i][0].to_json(), "fidelity": items[i][1], "repair": items[i][2]} for i in missing
+                {
+                    "assignment": items[i][0].to_json(),
+                    "fidelity": items[i][1],
+                    "repair": items[i][2],
+                    **network_of(self.site, items[i][2]),
+                }
+                for i in missing
             ]
             timeout = self.site.trial_s * len(missing)
             params = {"items": asked, "base": None if base is None else base.to_json()}

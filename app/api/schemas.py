@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from app.domain.methods import RelaxedQuantization, Training
 from app.domain.metrics import MetricName
 
 Name = Annotated[
@@ -171,7 +172,40 @@ class QualityIn(Strict):
         return {key: value for key, value in serialize(self).items() if value is not None}
 
 
-_OPTIONAL = ("agent", "metric", "quality")
+class TrainingIn(Strict):
+    """How a network is trained (see `app.domain.methods.Training`)."""
+
+    epochs: Annotated[int, Field(ge=1, le=1000)] = Training.epochs
+    rows: Annotated[int, Field(ge=1, le=10_000_000)] = Training.rows
+    batch: Annotated[int, Field(ge=1, le=4096)] = Training.batch
+    rate: Annotated[FiniteFloat, Field(gt=0, le=1)] = Training.rate
+    labels: Annotated[FiniteFloat, Field(ge=0, le=1)] = Training.labels
+    shift: Annotated[int, Field(ge=0, le=64)] = Training.shift
+    mirror: bool = Training.mirror
+    max_wall_s: Positive | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Training.seed
+
+
+class StraightThroughIn(Strict):
+    """Quantization-aware training with straight-through rounding."""
+
+    name: Literal["straight-through"]
+    training: TrainingIn = TrainingIn()
+
+
+class RelaxedQuantizationIn(Strict):
+    """Training through a relaxed, noisy rounding."""
+
+    name: Literal["relaxed-quantization"]
+    training: TrainingIn = TrainingIn()
+    temperature: Annotated[FiniteFloat, Field(gt=0, le=10)] = RelaxedQuantization.temperature
+    noise: Annotated[FiniteFloat, Field(ge=0.05, le=1)] = RelaxedQuantization.noise
+    straight: bool = RelaxedQuantization.straight
+
+
+MethodIn = Annotated[StraightThroughIn | RelaxedQuantizationIn, Field(discriminator="name")]
+
+_OPTIONAL = ("agent", "metric", "quality", "methods")
 
 
 class SearchIn(Strict):
@@ -189,10 +223,11 @@ class SearchIn(Strict):
     search: SearchOptionsIn = SearchOptionsIn()
     export_top: Annotated[int, Field(ge=0, le=8)] = 1
     polish: bool = True
+    methods: Annotated[list[MethodIn], Field(min_length=1, max_length=4)] | None = None
 
     @model_serializer(mode="wrap")
     def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out an agent, a metric or a quality that was not named."""
+        """Leave out an agent, a metric, a quality or methods that were not named."""
         found: dict[str, Any] = serialize(self)
         return {key: value for key, value in found.items() if key not in _OPTIONAL or value is not None}
 

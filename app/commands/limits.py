@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 from app.domain.cost import METRICS
+from app.domain.methods import METHODS, Training
 from app.domain.metrics import HIGHER_IS_BETTER
 from app.domain.metrics import METRICS as QUALITIES
 
@@ -103,6 +106,36 @@ def parse_bits(texts: Iterable[str]) -> dict[str, dict[str, list[int]]]:
             own.setdefault({"w": "weight", "a": "activation"}[width[1]], []).append(int(width[2]))
         found[pattern] = own
     return found
+
+
+def parse_methods(texts: Iterable[str]) -> list[dict[str, Any]]:
+    """Return methods as a request names them, from texts such as 'relaxed-quantization:epochs=20,temperature=0.5'.
+
+    Raises ValueError for a name or a parameter that there is not; values are checked by the service.
+    """
+    return [_method(*text.partition(":")[::2]) for text in texts]
+
+
+def _method(name: str, rest: str) -> dict[str, Any]:
+    if name not in METHODS:
+        raise ValueError(f"{name!r} is no method; use one of {', '.join(METHODS)}")
+    common = {item.name for item in fields(Training)}
+    own = {item.name for item in fields(METHODS[name])} - {"training"}
+    found: dict[str, Any] = {"name": name, "training": {}}
+    for key, equals, value in (part.strip().partition("=") for part in rest.split(",") if part.strip()):
+        if not equals or key not in common | own:
+            raise ValueError(f"{key!r} is no parameter of {name}; use one of {', '.join(sorted(common | own))}")
+        place = found["training"] if key in common else found
+        place[key] = _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    """Return a number or a truth value; what is neither stays a text, which the service refuses by name."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def parse_figure(text: str) -> tuple[str, float]:

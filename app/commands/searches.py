@@ -11,7 +11,7 @@ import typer
 
 from app.commands.base import Session, verb
 from app.commands.devices import read_record
-from app.commands.limits import parse_bits, parse_figure, parse_limit, parse_limits, parse_ratios
+from app.commands.limits import parse_bits, parse_figure, parse_limit, parse_limits, parse_methods, parse_ratios
 from app.commands.show import best_line, listing, progress_line, search_bar, search_summary, whatif_table
 from app.domain.metrics import HIGHER_IS_BETTER
 from app.domain.words import exit_code
@@ -93,6 +93,13 @@ class Request:
     max_drop: Annotated[float | None, typer.Option(help="Largest drop of the metric below the float network.")] = None
     polish: Annotated[
         bool | None, typer.Option("--polish/--no-polish", help="Polish the best before the end, or leave them.")
+    ] = None
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            help="Train the best: 'relaxed-quantization', 'straight-through:epochs=20,rate=3e-3'; repeatable.",
+        ),
     ] = None
     goal: Annotated[
         str | None, typer.Option(help="best: one network inside the budget; front: the whole front up to it.")
@@ -239,7 +246,7 @@ def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
     )
     quality = _over(body.get("quality"), parse_quality(request))
     plain = {key: getattr(request, key) for key in ("name", "metric", "export_top", "agent", "polish")}
-    own = {**plain, "quality": quality or None}
+    own = {**plain, "quality": quality or None, "methods": parse_methods(request.methods or ()) or None}
     whole = _over(body, {**own, "limits": limits, "space": space or None, "search": search or None})
     return {**whole, "name": whole.get("name") or "search"}
 

@@ -144,6 +144,7 @@ class Search(Base):
     best: Mapped[Json | None]
     sensitivity: Mapped[Json | None]
     measured: Mapped[Json | None]  #: what a measured latency limit came to: milliseconds, aims, whether floats win
+    training: Mapped[list[Any] | None]  #: each method's step on each network it was applied to
     desired: Mapped[str] = mapped_column(sa.String(8), default="run")
     error: Mapped[Json | None]
     slice: Mapped[int] = mapped_column(default=0)

@@ -15,7 +15,7 @@ from app.web.charts import Bar, Point
 
 Json = dict[str, Any]
 
-STAGES = ("baseline", "sensitivity", "search", "polish", "holdout", "export", "verify")
+STAGES = ("baseline", "sensitivity", "search", "polish", "train", "holdout", "export", "verify")
 QUALITIES = ("accuracy", "agreement", "kl")
 COMPARED = ("accuracy", "top5", "miou")
 

@@ -297,7 +297,21 @@ def repair_steps(document: Json) -> list[dict[str, str]]:
         after = "not measured" if step["after"] is None else f"{step['before']:.5f} → {step['after']:.5f}"
         state = "kept" if step["kept"] else "left out"
         rows.append({"name": step["name"], "text": REPAIRS.get(step["name"], ""), "loss": after, "state": state})
-    return rows
+    return rows + [_training_row(step) for step in (_metrics(document).get("training") or {}).get("steps", ())]
+
+
+def _training_row(step: Json) -> dict[str, str]:
+    """Return what a method did: epochs and the hold-out figures in words, the loss on the evaluation pictures."""
+    name = step["method"]["name"]
+    if step["problem"] is not None:
+        return {"name": name, "text": str(step["problem"]), "loss": "not measured", "state": "failed"}
+    text = f"Trained {len(step['losses'])} epochs in {step['seconds']:.0f} s."
+    held = step.get("holdout") or {}
+    pair = [100 * item["accuracy"] for key in ("before", "after") if "accuracy" in (item := held.get(key) or {})]
+    if len(pair) == 2:
+        text += f" Hold-out accuracy {pair[0]:.2f} → {pair[1]:.2f} %."
+    loss = f"{step['before']['kl']:.5f} → {step['after']['kl']:.5f}"
+    return {"name": name, "text": text, "loss": loss, "state": "kept" if step["kept"] else "left out"}
 
 
 def provenance(document: Json) -> list[tuple[str, str]]:

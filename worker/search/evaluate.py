@@ -84,7 +84,9 @@ class Evaluator:
         }
         self._polisher = Polisher(compressor, folded, data["calibration"].head(options.thorough).inputs)
         self._float: dict[Fidelity, Outputs] = {}
+        self.rows = data["calibration"]
         self._networks: OrderedDict[tuple[str, str], CompressedNetwork] = OrderedDict()
+        self._adopted: dict[str, CompressedNetwork] = {}
         self._trunk: tuple[tuple[str, Fidelity, str], Trunk] | None = None
         self._inputs: tuple[object, Sequence[tuple[Value, ...]]] | None = None
         shapes = shapes_of(folded)
@@ -123,6 +125,8 @@ class Evaluator:
 
     def compress(self, assignment: Assignment, repair: str = "sequential") -> CompressedNetwork:
         """Return the compressed network of an assignment (the last few are kept)."""
+        if repair in self._adopted:
+            return self._adopted[repair]
         key = (assignment.digest, repair)
         if key not in self._networks:
             self._networks[key] = self._compressed(assignment, repair)
@@ -130,13 +134,26 @@ class Evaluator:
                 self._networks.popitem(last=False)
         return self._networks[key]
 
+    def knows(self, repair: str) -> bool:
+        """Tell whether a repair names an adopted network."""
+        return repair in self._adopted
+
+    def adopt(self, repair: str, network: CompressedNetwork) -> None:
+        """Take in a network that was made elsewhere, by training say: `repair` names it from now on."""
+        self._adopted[repair] = network
+
     def _compressed(self, assignment: Assignment, repair: str) -> CompressedNetwork:
         own, steps = parted(repair)
         network = self.compressor.compress(assignment, cast(Repair, own))
         return self._polisher.network(assignment, network, steps) if steps else network
 
     def pruned(self, assignment: Assignment, repair: str = "sequential") -> fx.GraphModule:
-        """Return the float network with an assignment's channels alone, repaired likewise, and nothing rounded."""
+        """Return the float network with an assignment's channels alone, repaired likewise, and nothing rounded.
+
+        Of an adopted network that is its own, with the weights as they are stored and nothing else rounded.
+        """
+        if repair in self._adopted:
+            return self._adopted[repair].module
         bits = (dict.fromkeys(held, FLOAT_BITS) for held in (assignment.weight_bits, assignment.activation_bits))
         whole = Assignment(assignment.keep, *bits)
         return self.folded if self.is_baseline(whole) else self.compress(whole, repair).module

@@ -1,0 +1,77 @@
+"""The methods that a search may apply to its best networks after the polish: names, papers, parameters.
+
+Torch-free, so that a request is checked where no torch is. What they do is in `worker.methods`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+TRAINED = "trained/"
+"""How the repair of a network begins that training made: the SHA-256 of its checkpoint follows."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained.
+
+    `epochs` passes over at most `rows` calibration rows in batches of `batch`, with Adam at `rate`, falling to nothing
+    along half a cosine. The loss is the divergence from the float network's answers; of it `labels` is given to the
+    cross entropy with the labels, where there are some. Pictures are shifted by up to `shift` pixels, and mirrored with
+    `mirror`. After `max_wall_s` seconds no further epoch is begun.
+    """
+
+    epochs: int = 5
+    rows: int = 15_000
+    batch: int = 64
+    rate: float = 3e-3
+    labels: float = 0.0
+    shift: int = 3
+    mirror: bool = False
+    max_wall_s: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class StraightThrough:
+    """Quantization-aware training with straight-through rounding and learned steps; the control of all others."""
+
+    name: ClassVar[str] = "straight-through"
+    paper: ClassVar[str] = "Esser et al. 2020, Learned Step Size Quantization"
+    training: Training = Training()
+
+
+@dataclass(frozen=True)
+class RelaxedQuantization:
+    """Training through a relaxed, noisy rounding that hardens to the nearest code.
+
+    `temperature` is that of the concrete distribution; `noise` the noise it begins with, in steps; with `straight`
+    codes are drawn hard on the way forward.
+    """
+
+    name: ClassVar[str] = "relaxed-quantization"
+    paper: ClassVar[str] = "Louizos et al. 2019, Relaxed Quantization for Discretized Neural Networks"
+    training: Training = Training()
+    temperature: float = 1.0
+    noise: float = 1 / 3
+    straight: bool = True
+
+
+Method = StraightThrough | RelaxedQuantization
+METHODS: Mapping[str, type[Method]] = {kind.name: kind for kind in (StraightThrough, RelaxedQuantization)}
+
+
+def method_of(data: Mapping[str, Any]) -> Method:
+    """Return the method that a request names: {"name", "training": {...}, and its own parameters}.
+
+    Raises KeyError for a name that there is not, TypeError for parameters that it lacks.
+    """
+    own = {key: value for key, value in data.items() if key not in ("name", "training")}
+    return METHODS[data["name"]](training=Training(**data.get("training") or {}), **own)
+
+
+def to_json(method: Method) -> dict[str, Any]:
+    """Return a method as a request names it."""
+    return {"name": method.name, **asdict(method)}

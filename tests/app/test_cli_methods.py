@@ -1,0 +1,60 @@
+"""Methods as they are written on the command line and in requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from app.api.schemas import MethodIn
+from app.commands.limits import parse_methods
+from app.domain.methods import METHODS, RelaxedQuantization, Training, method_of, to_json
+
+
+def test_methods_when_written_with_parameters_then_those_of_training_are_apart() -> None:
+    assert parse_methods(["relaxed-quantization:epochs=20,temperature=0.5,straight=false", "straight-through"]) == [
+        {"name": "relaxed-quantization", "training": {"epochs": 20}, "temperature": 0.5, "straight": False},
+        {"name": "straight-through", "training": {}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("adaround", "'adaround' is no method; use one of straight-through, relaxed-quantization"),
+        ("straight-through:temperature=1", "'temperature' is no parameter of straight-through"),
+        ("straight-through:epochs", "'epochs' is no parameter"),
+    ],
+)
+def test_methods_when_unknown_then_what_there_is(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        parse_methods([text])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_request_when_only_named_then_the_domain_s_defaults(name: str) -> None:
+    found = TypeAdapter(MethodIn).validate_python({"name": name}).model_dump()
+    assert method_of(found) == METHODS[name]()
+    assert method_of(to_json(METHODS[name]())) == METHODS[name]()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"name": "adaround"},
+        {"name": "straight-through", "training": {"epochs": 0}},
+        {"name": "straight-through", "training": {"rate": float("nan")}},
+        {"name": "straight-through", "temperature": 1.0},
+        {"name": "relaxed-quantization", "noise": 2.0},
+        {"name": "relaxed-quantization", "training": {"labels": 1.5}},
+    ],
+)
+def test_request_when_a_value_is_out_of_bounds_then_refused(body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(MethodIn).validate_python(body)
+
+
+def test_method_when_read_then_typed() -> None:
+    found = method_of({"name": "relaxed-quantization", "noise": 0.5, "training": {"rows": 9}})
+    assert found == RelaxedQuantization(Training(rows=9), noise=0.5)

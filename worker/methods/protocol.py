@@ -1,0 +1,68 @@
+"""What every method is to the search: prepared on a network, fitted epoch by epoch, finished as a stored network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import fx
+
+from app.domain.budget import Budget
+from app.domain.device import DeviceProfile
+from app.domain.graph import ModelGraph
+from worker.data import RoleData
+from worker.quant.network import CompressedNetwork
+
+
+class LossNotFinite(ArithmeticError):
+    """Training came to a loss that is NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a method works on: a candidate's network, the float network it comes from, and rows to fit on.
+
+    `rows` are calibration rows: neither those that decide nor the hold-out are among them.
+    """
+
+    network: CompressedNetwork
+    folded: fx.GraphModule
+    graph: ModelGraph
+    device: DeviceProfile
+    budget: Budget
+    rows: RoleData
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to: its number from 1 on, of how many, the mean loss, seconds."""
+
+    number: int
+    of: int
+    loss: float
+    seconds: float
+
+
+class Stage(Protocol):
+    """A method at work on one subject. Between epochs its `state` is all there is to it."""
+
+    @property
+    def done(self) -> bool:
+        """Tell whether every epoch is done."""
+        ...
+
+    def fit(self) -> Epoch:
+        """Go through the rows once. Raises LossNotFinite."""
+        ...
+
+    def state(self) -> bytes:
+        """Return what `restore` needs to go on from here, in safetensors' format."""
+        ...
+
+    def restore(self, state: bytes) -> None:
+        """Go on from a state of this stage. Raises ValueError for one that is not."""
+        ...
+
+    def finish(self) -> CompressedNetwork:
+        """Return the network as it is stored."""
+        ...

@@ -1,0 +1,20 @@
+"""Which stage makes what of a method's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from app.domain import methods as domain
+from worker.methods.protocol import Stage, Subject
+from worker.methods.quantized import relaxed, straight_through
+
+PREPARE: Mapping[str, Callable[[Subject, Any], Stage]] = {
+    domain.StraightThrough.name: straight_through,
+    domain.RelaxedQuantization.name: relaxed,
+}
+
+
+def prepare(subject: Subject, method: domain.Method) -> Stage:
+    """Return a method ready to be fitted on a subject."""
+    return PREPARE[method.name](subject, method)

@@ -1,0 +1,71 @@
+"""One method at work inside the sandbox, an epoch per call; its state lies in a folder between them."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from app.domain.budget import Budget
+from app.domain.methods import method_of
+from app.domain.space import Assignment
+from worker.export.checkpoint import write_checkpoint
+from worker.methods import registry
+from worker.methods.protocol import LossNotFinite, Stage, Subject
+from worker.search.evaluate import Evaluator
+
+Json = dict[str, Any]
+STATE, NETWORK = "state.safetensors", "network.tightfit"
+_OWN = ("assignment", "repair", "method", "limits", "folder")
+
+
+class Serving:
+    """One stage, kept between calls."""
+
+    def __init__(self, key: str, stage: Stage, folder: Path) -> None:
+        self.key, self._stage, self._folder = key, stage, folder
+
+    def epoch(self, last: bool) -> Json:
+        """Train an epoch, store the state, and behind the last epoch the network; return {"epoch"} or {"failure"}.
+
+        `last`: no further one will be asked for.
+        """
+        try:
+            found = None if self._stage.done else self._stage.fit()
+        except LossNotFinite as error:
+            return {"failure": {"kind": "loss-not-finite", "detail": str(error)}}
+        if found is not None:
+            _put(self._folder / STATE, self._stage.state())
+        done = last or self._stage.done
+        if done:
+            _put(self._folder / NETWORK, write_checkpoint(self._stage.finish(), {}))
+        return {"epoch": None if found is None else asdict(found), "done": done}
+
+
+def key_of(params: Json) -> str:
+    """Return what tells one stage from another."""
+    return json.dumps([params[name] for name in _OWN], sort_keys=True)
+
+
+def opened(evaluator: Evaluator, params: Json) -> Serving:
+    """Return a stage, gone on from the state in its folder where there is a sound one."""
+    network = evaluator.compress(Assignment.from_json(params["assignment"]), params["repair"])
+    device, budget = evaluator.compressor.device, Budget(params["limits"])
+    subject = Subject(network, evaluator.folded, evaluator.graph, device, budget, evaluator.rows)
+    stage, folder = registry.prepare(subject, method_of(params["method"])), Path(params["folder"])
+    with suppress(FileNotFoundError, ValueError):  # a damaged state: from the start
+        stage.restore((folder / STATE).read_bytes())
+    return Serving(key_of(params), stage, folder)
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)

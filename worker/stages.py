@@ -1,0 +1,182 @@
+"""The methods that a search asks for, applied one after the other to its best networks.
+
+A method is fitted epoch by epoch in the sandboxed child; its state lies beside the blobs, so that another worker goes
+on from the last epoch where this one is killed. What it makes is kept only where the evaluation pictures, on which
+nothing was fitted, say better by the search's metric. Each step is told in the search's record, kept or not.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.domain.methods import TRAINED, Method, Training, to_json
+from app.domain.metrics import badness
+from app.store import blobs, events
+from app.store import runner as rows
+from worker.job import Job, Site
+from worker.sandbox import ChildDied
+from worker.search.rows import TrialRow
+
+Json = dict[str, Any]
+Call = Callable[[Job, str, Json, float], Json]
+Score = Callable[[TrialRow, str], Json | None]
+"""Returns the measurement on the evaluation pictures of a trial's network under a repair's name."""
+
+STATE, NETWORK = "state.safetensors", "network.tightfit"
+EPOCH_S = 4 * 3600.0
+DEATHS = 2
+
+
+@dataclass(frozen=True)
+class Step:
+    """One method on one trial's network: losses by epoch, evaluation metrics before and after, and what came of it.
+
+    `network` is the repair that names the network it made; `problem` why it made none.
+    """
+
+    trial: int
+    method: Json
+    repair: str
+    losses: tuple[float, ...] = ()
+    seconds: float = 0.0
+    before: Json = field(default_factory=dict)
+    after: Json | None = None
+    kept: bool = False
+    network: str | None = None
+    problem: str | None = None
+
+    def to_json(self) -> Json:
+        """Return it as JSON."""
+        return asdict(self)
+
+
+class Failed(Exception):
+    """A method that could not be fitted; the text says why."""
+
+
+class Stages:
+    """Applies methods; what was done before a kill is read from the search's row."""
+
+    def __init__(self, site: Site, job: Job, call: Call, score: Score) -> None:
+        self._site, self._job, self._call, self._score = site, job, call, score
+        with site.database.reading() as session:
+            self._steps: list[Json] = list(rows.search_of(session, job.search_id).training or [])
+
+    def of(self, row: TrialRow, repair: str) -> tuple[str, list[Json]]:
+        """Return the repair that names a trial's network behind all methods, and a record of each."""
+        done = []
+        for number, method in enumerate(self._job.methods):
+            step = self._step(row, repair, number, method)
+            done.append(step)
+            if step["kept"]:
+                repair = step["network"]
+        return repair, done
+
+    def _step(self, row: TrialRow, repair: str, number: int, method: Method) -> Json:
+        told = to_json(method)
+        for step in self._steps:
+            if (step["trial"], step["repair"], step["method"]) == (row.idx, repair, told):
+                return step
+        step = self._applied(row, repair, number, method).to_json()
+        self._steps.append(step)
+        with self._site.database.writing() as session:
+            rows.progress(session, self._job.search_id, {"training": self._steps})
+        return step
+
+    def _applied(self, row: TrialRow, repair: str, number: int, method: Method) -> Step:
+        step = Step(row.idx, to_json(method), repair)
+        folder = self._site.blobs.folder / "training" / f"{self._job.search_id}-{row.idx}-{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            before = self._measured(row, repair)
+            losses, seconds = self._fitted(row, repair, method, folder)
+            network = self._stored(folder / NETWORK)
+            after = self._measured(row, network)
+        except Failed as failure:
+            return Step(row.idx, step.method, repair, problem=str(failure))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        kept = _badness(after, self._job.metric) < _badness(before, self._job.metric)
+        return Step(row.idx, step.method, repair, losses, seconds, before, after, kept, network)
+
+    def _measured(self, row: TrialRow, repair: str) -> Json:
+        found = self._score(row, repair)
+        if found is None:
+            raise Failed("the network could not be measured on the evaluation pictures")
+        metrics: Json = found["metrics"]
+        return metrics
+
+    def _fitted(self, row: TrialRow, repair: str, method: Method, folder: Path) -> tuple[tuple[float, ...], float]:
+        """Train until the last epoch, or the last that the wall time leaves room for; return losses and seconds."""
+        losses: list[float] = []
+        params = {
+            "assignment": row.assignment.to_json(),
+            **_named(self._site, repair),
+            "method": to_json(method),
+            "limits": dict(self._job.goal.budget.limits),
+            "folder": str(folder),
+        }
+        started, longest = time.monotonic(), 0.0
+        while True:
+            spent = time.monotonic() - started
+            last = _is_last(method.training, spent, longest)
+            found = self._epoch({**params, "last": last})
+            if found["epoch"] is not None:
+                losses.append(found["epoch"]["loss"])
+                longest = max(longest, found["epoch"]["seconds"])
+                self._tell(row, method, found["epoch"])
+            if found["done"]:
+                return tuple(losses), time.monotonic() - started
+
+    def _epoch(self, params: Json) -> Json:
+        """Train one epoch, again where the child died of it. Raises Failed."""
+        for death in range(DEATHS + 1):
+            try:
+                found = self._call(self._job, "train", params, EPOCH_S)
+            except ChildDied as reason:
+                if death == DEATHS:
+                    raise Failed(f"training died {DEATHS + 1} times: {reason.kind}: {reason.detail}") from reason
+                continue
+            if "failure" in found:
+                raise Failed(f"{found['failure']['kind']}: {found['failure']['detail']}")
+            return found
+        raise AssertionError("not reached")
+
+    def _tell(self, row: TrialRow, method: Method, epoch: Json) -> None:
+        left = epoch["seconds"] * (epoch["of"] - epoch["number"])
+        with self._site.database.writing() as session:
+            rows.progress(session, self._job.search_id, {"stage": "train", "eta_s": left})
+            told = {"trial": row.idx, "method": method.name, **epoch}
+            events.append(session, self._job.search_id, "training", told)
+
+    def _stored(self, network: Path) -> str:
+        sha256, size = self._site.blobs.put_file(network)
+        with self._site.database.writing() as session:
+            blobs.record(session, sha256, size)
+        return TRAINED + sha256
+
+
+def _named(site: Site, repair: str) -> Json:
+    """Return a repair, and where the network lies that training made under its name."""
+    return {"repair": repair, **network_of(site, repair)}
+
+
+def network_of(site: Site, repair: str) -> Json:
+    """Return {"network": the path of its checkpoint} for a repair that names a trained network, else nothing."""
+    if not repair.startswith(TRAINED):
+        return {}
+    return {"network": str(site.blobs.path(repair.removeprefix(TRAINED)))}
+
+
+def _is_last(how: Training, spent_s: float, longest_s: float) -> bool:
+    """Tell whether the next epoch is the last that the wall time leaves room for."""
+    return how.max_wall_s is not None and spent_s + 2 * longest_s > how.max_wall_s
+
+
+def _badness(metrics: Json, metric: str) -> tuple[float, float]:
+    return badness(metrics, metric), float(metrics["kl"])
