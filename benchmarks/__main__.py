@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import allocation, budgets, export, graph, large, latency, measured, odd, search, trials
+from benchmarks import allocation, budgets, export, graph, large, latency, measured, odd, papers, search, trials
 
 SUITES = {
     "allocation": allocation.run,
@@ -15,6 +15,7 @@ SUITES = {
     "measured": measured.run,
     "latency": latency.run,
     "odd": odd.run,
+    "papers": papers.run,
     "search": search.run,
     "trials": trials.run,
 }

@@ -30,10 +30,15 @@ def _module(name: str, file: str) -> ModuleType:
     return module
 
 
-@cache
 def arrays(dataset: str) -> dict[str, Any]:
-    """Return the decoded arrays of a dataset."""
-    loaded: dict[str, Any] = _module("shared_load", "load.py").load(dataset, splits=("val", "test"))
+    """Return the decoded arrays of a dataset that decisions and hold-outs take."""
+    return arrays_of(dataset, ("val", "test"))
+
+
+@cache
+def arrays_of(dataset: str, splits: tuple[str, ...]) -> dict[str, Any]:
+    """Return the decoded arrays of some of a dataset's splits: train, val, test."""
+    loaded: dict[str, Any] = _module("shared_load", "load.py").load(dataset, splits=splits)
     return loaded
 
 
