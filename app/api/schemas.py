@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from app.domain.methods import RelaxedQuantization, Training
+from app.domain.methods import LearnedThresholds, RelaxedQuantization, Training
 from app.domain.metrics import MetricName
 
 Name = Annotated[
@@ -203,7 +203,19 @@ class RelaxedQuantizationIn(Strict):
     straight: bool = RelaxedQuantization.straight
 
 
-MethodIn = Annotated[StraightThroughIn | RelaxedQuantizationIn, Field(discriminator="name")]
+class LearnedThresholdsIn(Strict):
+    """Weights below a learned threshold become zero, down to a density."""
+
+    name: Literal["learned-thresholds"]
+    training: TrainingIn = TrainingIn()
+    density: Annotated[FiniteFloat, Field(gt=0, lt=1)] = LearnedThresholds.density
+    pruning: Annotated[FiniteFloat, Field(gt=0, le=1)] = LearnedThresholds.pruning
+    outs: Annotated[int, Field(ge=1, le=1024)] = LearnedThresholds.outs
+    ins: Annotated[int, Field(ge=0, le=1024)] = LearnedThresholds.ins
+    keep: Annotated[int, Field(ge=1, le=1024)] | None = None
+
+
+MethodIn = Annotated[StraightThroughIn | RelaxedQuantizationIn | LearnedThresholdsIn, Field(discriminator="name")]
 
 _OPTIONAL = ("agent", "metric", "quality", "methods")
 

@@ -59,8 +59,29 @@ class RelaxedQuantization:
     straight: bool = True
 
 
-Method = StraightThrough | RelaxedQuantization
-METHODS: Mapping[str, type[Method]] = {kind.name: kind for kind in (StraightThrough, RelaxedQuantization)}
+@dataclass(frozen=True)
+class LearnedThresholds:
+    """Weights below a learned threshold become zero, down to a share `density` of all that are quantized.
+
+    The first share `pruning` of the epochs prunes, the rest trains what is left. Weights live or die in blocks of
+    `outs` output channels by `ins` neighbouring input channels (0: all); with `keep` at most so many of each block live
+    (`ins` 4 and `keep` 2: the 2:4 pattern).
+    """
+
+    name: ClassVar[str] = "learned-thresholds"
+    paper: ClassVar[str] = "Azarian et al. 2020, Learned Threshold Pruning"
+    training: Training = Training()
+    density: float = 0.2
+    pruning: float = 0.6
+    outs: int = 1
+    ins: int = 1
+    keep: int | None = None
+
+
+Method = StraightThrough | RelaxedQuantization | LearnedThresholds
+METHODS: Mapping[str, type[Method]] = {
+    kind.name: kind for kind in (StraightThrough, RelaxedQuantization, LearnedThresholds)
+}
 
 
 def method_of(data: Mapping[str, Any]) -> Method:

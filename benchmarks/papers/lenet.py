@@ -59,6 +59,11 @@ def data() -> dict[Role, RoleData]:
     return found
 
 
+def case() -> tuple[Opened, dict[Role, RoleData], DeviceProfile]:
+    """Return the float network, its pictures by role and the device."""
+    return opened(), data(), DEVICE
+
+
 @functools.cache
 def opened() -> Opened:
     """Return the float network, trained once and kept beside the results."""

@@ -17,11 +17,9 @@ from app.domain import methods
 from app.domain.budget import Budget
 from benchmarks.budgets import same_everywhere
 from benchmarks.papers import lenet
-from worker.methods import registry
+from benchmarks.papers.subjects import error, trained, wrong
 from worker.methods.protocol import Subject
-from worker.quant.network import CompressedNetwork
 from worker.search.evaluate import Evaluator, open_evaluator
-from worker.search.metrics import measure as measured
 
 BITS = (8, 4, 2)
 PAPER = {8: 0.55, 4: 0.58, 2: 0.76}
@@ -40,7 +38,7 @@ def measure(bits: int) -> dict[str, Any]:
     errors, seconds = {}, {}
     for method in (methods.RelaxedQuantization(HOW), methods.StraightThrough(HOW)):
         started = time.perf_counter()
-        errors[method.name] = error(owner, _trained(subject, method))
+        errors[method.name] = error(owner, trained(subject, method))
         seconds[method.name] = time.perf_counter() - started
     further = lenet.trained(copy.deepcopy(_unfolded()), HOW.epochs, HOW.rate)
     return {
@@ -48,17 +46,10 @@ def measure(bits: int) -> dict[str, Any]:
         "error": errors[methods.RelaxedQuantization.name],
         "straight": errors[methods.StraightThrough.name],
         "search": error(owner, network),
-        "float": _wrong(owner, owner.float_outputs("holdout")),
-        "float_control": _wrong(owner, (_answers(further, owner),)),
+        "float": error(owner, None),
+        "float_control": wrong(owner, (_answers(further, owner),)),
         "seconds": seconds,
     }
-
-
-def _trained(subject: Subject, method: methods.Method) -> CompressedNetwork:
-    stage = registry.prepare(subject, method)
-    while not stage.done:
-        stage.fit()
-    return stage.finish()
 
 
 def _unfolded() -> torch.nn.Module:
@@ -72,16 +63,6 @@ def _unfolded() -> torch.nn.Module:
 def _answers(net: torch.nn.Module, owner: Evaluator) -> torch.Tensor:
     with torch.no_grad():
         return torch.cat([net(*batch) for batch in owner.pictures("holdout").batches(500)])
-
-
-def error(owner: Evaluator, network: CompressedNetwork) -> float:
-    """Return a network's error on the test pictures in per cent."""
-    return _wrong(owner, owner.outputs(network, "holdout"))
-
-
-def _wrong(owner: Evaluator, outputs: tuple[torch.Tensor, ...]) -> float:
-    found = measured(outputs, owner.float_outputs("holdout"), owner.graph.outputs, owner.pictures("holdout").labels)
-    return 100 * (1 - found["accuracy"])
 
 
 def claims(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:

@@ -7,17 +7,19 @@ from worker.methods.protocol import Epoch, Subject
 from worker.methods.relaxed import Relaxation, RelaxedQuantization
 from worker.methods.straight import StraightThrough
 from worker.methods.trainable import Quantizers, TrainableNetwork
-from worker.methods.training import Task, Trainer
+from worker.methods.training import Penalty, Task, Trainer
 from worker.quant.network import CompressedNetwork
 
 
 class QuantizedStage:
     """Trains the network of a subject with some quantizers (see `worker.methods.protocol.Stage`)."""
 
-    def __init__(self, subject: Subject, quantizers: Quantizers, how: domain.Training) -> None:
-        self._network = TrainableNetwork(subject.network, quantizers)
+    def __init__(
+        self, subject: Subject, quantizers: Quantizers, how: domain.Training, penalty: Penalty | None = None
+    ) -> None:
+        self._network, self._epochs = TrainableNetwork(subject.network, quantizers), how.epochs
         task = Task(subject.folded, subject.rows, subject.graph.outputs)
-        self._trainer = Trainer(self._network, task, how)
+        self._trainer = Trainer(self._network, task, how, penalty)
 
     @property
     def done(self) -> bool:

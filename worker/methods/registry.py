@@ -8,10 +8,12 @@ from typing import Any
 from app.domain import methods as domain
 from worker.methods.protocol import Stage, Subject
 from worker.methods.quantized import relaxed, straight_through
+from worker.methods.thresholded import ThresholdStage
 
 PREPARE: Mapping[str, Callable[[Subject, Any], Stage]] = {
     domain.StraightThrough.name: straight_through,
     domain.RelaxedQuantization.name: relaxed,
+    domain.LearnedThresholds.name: ThresholdStage,
 }
 
 

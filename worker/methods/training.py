@@ -23,8 +23,9 @@ from worker.data import RoleData
 from worker.methods.protocol import Epoch, LossNotFinite
 from worker.search.metrics import is_scores
 
-QUANTIZER_RATE = 0.1
-"""Steps are learned in their logarithm and at a tenth of the weights' rate: they move by per cents."""
+RATES = (("weights.", 1.0), ("biases.", 1.0), (".threshold.rho", 10.0), ("", 0.1))
+"""Rates by a part of the name, the first that fits, as multiples of the weights' rate. Steps are learned in their
+logarithm and move by per cents; thresholds go a long way through the logarithms of small numbers."""
 LONGEST = 1.0
 """Gradients are cut to this length: the first batches behind a coarse rounding are wild."""
 
@@ -52,10 +53,11 @@ class Trainer:
         self.epoch = 0
 
     def _groups(self) -> list[dict[str, Any]]:
-        weights = [item for name, item in self._named if _is_weight(name)]
-        others = [item for name, item in self._named if not _is_weight(name)]
-        rates = ((weights, self._how.rate), (others, QUANTIZER_RATE * self._how.rate))
-        return [{"params": items, "lr": rate, "peak": rate} for items, rate in rates if items]
+        found: dict[float, list[Tensor]] = {}
+        for name, item in self._named:
+            factor = next(factor for part, factor in RATES if part in name)
+            found.setdefault(factor * self._how.rate, []).append(item)
+        return [{"params": items, "lr": rate, "peak": rate} for rate, items in found.items()]
 
     @property
     def done(self) -> bool:
@@ -133,10 +135,6 @@ class Trainer:
             found = {key: tensors.get(f"moment.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
             if all(value is not None for value in found.values()):
                 self._optimizer.state[item] = found
-
-
-def _is_weight(name: str) -> bool:
-    return name.startswith(("weights.", "biases."))
 
 
 def divergence(answer: Tensor, wanted: Tensor, port: Port) -> Tensor:
