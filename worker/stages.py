@@ -19,6 +19,7 @@ from app.domain.metrics import badness
 from app.store import blobs, events
 from app.store import runner as rows
 from worker.job import Job, Site
+from worker.methods import NETWORK
 from worker.sandbox import ChildDied
 from worker.search.rows import TrialRow
 
@@ -27,7 +28,6 @@ Call = Callable[[Job, str, Json, float], Json]
 Score = Callable[[TrialRow, str], Json | None]
 """Returns the measurement on the evaluation pictures of a trial's network under a repair's name."""
 
-STATE, NETWORK = "state.safetensors", "network.tightfit"
 EPOCH_S = 4 * 3600.0
 DEATHS = 2
 

@@ -13,12 +13,11 @@ from app.domain.budget import Budget
 from app.domain.methods import method_of
 from app.domain.space import Assignment
 from worker.export.checkpoint import write_checkpoint
-from worker.methods import registry
+from worker.methods import NETWORK, STATE, registry
 from worker.methods.protocol import LossNotFinite, Stage, Subject
 from worker.search.evaluate import Evaluator
 
 Json = dict[str, Any]
-STATE, NETWORK = "state.safetensors", "network.tightfit"
 _OWN = ("assignment", "repair", "method", "limits", "folder")
 
 

@@ -12,7 +12,7 @@ from app.domain.methods import StraightThrough, Training, to_json
 from tests.worker.methods.digit_subject import rows
 from tests.worker.quant.digits import assignment, fresh, trained
 from worker.export.checkpoint import read_checkpoint
-from worker.methods import serve
+from worker.methods import NETWORK, STATE, serve
 from worker.search.evaluate import Evaluator
 
 
@@ -32,9 +32,9 @@ def params(folder: Path, epochs: int = 2) -> dict[str, Any]:
 def test_epoch_when_the_last_is_done_then_the_network_lies_in_the_folder(owner: Evaluator, tmp_path: Path) -> None:
     serving = serve.opened(owner, params(tmp_path))
     assert serving.epoch(last=False)["done"] is False
-    assert not (tmp_path / serve.NETWORK).exists()
+    assert not (tmp_path / NETWORK).exists()
     assert serving.epoch(last=False)["done"] is True
-    network, _ = read_checkpoint((tmp_path / serve.NETWORK).read_bytes())
+    network, _ = read_checkpoint((tmp_path / NETWORK).read_bytes())
     assert network.assignment == assignment(trained().graph, 0.5, 2, 4)
 
 
@@ -45,14 +45,14 @@ def test_opened_when_there_is_a_state_then_gone_on_with(owner: Evaluator, tmp_pa
 
 
 def test_opened_when_the_state_is_damaged_then_from_the_start(owner: Evaluator, tmp_path: Path) -> None:
-    (tmp_path / serve.STATE).write_bytes(b"junk")
+    (tmp_path / STATE).write_bytes(b"junk")
     assert serve.opened(owner, params(tmp_path)).epoch(last=False)["epoch"]["number"] == 1
 
 
 def test_epoch_when_no_further_one_is_wanted_then_the_network_as_it_is(owner: Evaluator, tmp_path: Path) -> None:
     found = serve.opened(owner, params(tmp_path, epochs=9)).epoch(last=True)
     assert (found["epoch"]["number"], found["done"]) == (1, True)
-    assert (tmp_path / serve.NETWORK).exists()
+    assert (tmp_path / NETWORK).exists()
 
 
 def test_epoch_when_the_loss_is_not_finite_then_named_and_nothing_stored(tmp_path: Path) -> None:
