@@ -222,6 +222,7 @@ def candidate(id: str, read: Read) -> Response:
         search_name=owner["name"],
         quality_names=view.quality_columns(found),
         quality=view.quality_rows(found, owner.get("baseline") or {}),
+        training=view.training_rows(found),
         rows=view.candidate_layers(found),
         checks=view.check_facts(found.get("report") or {}),
         notes=view.check_notes(found.get("report") or {}),

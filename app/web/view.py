@@ -224,6 +224,22 @@ def _cell(name: str, value: float | None, reference: float | None) -> Json:
     return {"text": figure(name, value), "delta": delta}
 
 
+def training_rows(candidate: Mapping[str, Any]) -> list[Json]:
+    """Return the ablation of a candidate's methods: one row per method with its epochs, whether it was kept or why it
+    came to nothing, and the hold-out figures without and with it."""
+    steps = ((candidate.get("metrics") or {}).get("training") or {}).get("steps") or []
+    return [_training_row(step, quality_columns(candidate)) for step in steps]
+
+
+def _training_row(step: Json, names: Sequence[str]) -> Json:
+    held = step.get("holdout") or {}
+    before, after = held.get("before") or {}, held.get("after") or {}
+    cells = [_cell(name, after.get(name), before.get(name)) for name in names]
+    state = step.get("problem") or ("kept" if step["kept"] else "left out: no better on the evaluation pictures")
+    told = {"epochs": len(step["losses"]), "seconds": step["seconds"], "losses": step["losses"]}
+    return {"name": step["method"]["name"], "state": state, "kept": step["kept"], "cells": cells, **told}
+
+
 def bars(rows: Sequence[Mapping[str, Any]]) -> list[Bar]:
     """Return the bars of the per-layer picture."""
     return [Bar(row["name"], row["kept"], row["channels"], row["weight_bits"], row["input_bits"]) for row in rows]

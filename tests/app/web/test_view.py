@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -169,3 +170,20 @@ def test_refusals_when_one_thing_is_found_at_several_places_then_counted_once_ea
         {"what": "If", "count": 1, "where": ["/graph/b"]},
     ]
     assert view.refusal_rows({}) == []
+
+
+def test_training_rows_when_methods_ran_then_each_with_its_change_and_outcome() -> None:
+    def step(name: str, kept: bool, after: float | None, problem: str | None = None) -> dict[str, Any]:
+        held = {"before": {"accuracy": 0.5}, "after": None if after is None else {"accuracy": after}}
+        told = {"losses": [2.0, 1.0], "seconds": 3.0, "kept": kept, "problem": problem, "holdout": held}
+        return {"method": {"name": name}, **told}
+
+    steps = [step("a", True, 0.625), step("b", False, 0.25), step("c", False, None, "loss-not-finite: NaN")]
+    rows = view.training_rows({"metrics": {"metric": "accuracy", "training": {"steps": steps}}})
+    assert [(row["name"], row["state"], row["epochs"]) for row in rows] == [
+        ("a", "kept", 2),
+        ("b", "left out: no better on the evaluation pictures", 2),
+        ("c", "loss-not-finite: NaN", 2),
+    ]
+    assert [row["cells"][0]["delta"] for row in rows] == [12.5, -25.0, None]
+    assert view.training_rows({"metrics": {}}) == []
