@@ -18,7 +18,8 @@ from app.domain.device import DeviceProfile
 from app.domain.fallback import cautions, fallen_back
 from app.domain.graph import ModelGraph
 from app.domain.lifecycle import ModelState, SearchState
-from app.domain.space import BitRule, SearchSpace, SpaceSpec, build_space
+from app.domain.opsets import DEFAULT, OpsetTooLow, check_opset, widths_of
+from app.domain.space import Assignment, BitRule, SearchSpace, SpaceSpec, build_space
 from app.problems import Problem, field_error
 from app.settings import Settings
 from app.store import blobs, devices, events, query, timings
@@ -157,7 +158,7 @@ def create_search(
 
     Raises Problem: not-found, model-not-ready, dataset-not-ready, invalid-dataset, invalid-search-space,
     search-space-too-large, invalid-limits, invalid-budget, budget-unreachable, device-not-measurable,
-    metric-not-measurable.
+    metric-not-measurable, opset-too-low.
     """
     with service.database.writing() as session:
         model = searchable(session, request["model_id"])
@@ -240,19 +241,37 @@ def cancel_search(service: Service, search_id: str) -> tuple[Search, bool]:
         return row, False
 
 
-def export_candidate(service: Service, candidate_id: str) -> Candidate:
-    """Enqueue the export of a candidate (feasible or not); one that is exported already stays as it is."""
+def export_candidate(service: Service, candidate_id: str, opset: int | None = None) -> Candidate:
+    """Enqueue the export of a candidate (feasible or not), at its search's opset unless another is named.
+
+    One that is exported already stays as it is. Raises Problem: not-found, opset-too-low, export-running where another
+    opset is asked for meanwhile.
+    """
     with service.database.writing() as session:
         row = session.get(Candidate, candidate_id, with_for_update=True)
         if row is None:
             raise Problem("not-found", f"no candidate {candidate_id!r}")
-        if row.export_state in ("queued", "running", "done"):
+        if opset is not None:
+            _check_opset(opset, Assignment.from_json(row.assignment), "/opset")
+        if row.export_state in ("queued", "running"):
+            if opset is not None:
+                raise Problem("export-running", "wait for its end, then ask for another opset")
+            return row
+        if row.export_state == "done" and opset in (None, (row.report or {}).get("opset", DEFAULT)):
             return row
         row.export_state = "queued"
-        queue.enqueue(
-            service.client, session, queue.EXPORT_CANDIDATE, f"{row.id}-export-{now():%Y%m%d%H%M%S%f}", row.id
-        )
+        name = f"{row.id}-export-{now():%Y%m%d%H%M%S%f}"
+        asked = () if opset is None else (str(opset),)
+        queue.enqueue(service.client, session, queue.EXPORT_CANDIDATE, name, row.id, *asked)
         return row
+
+
+def _check_opset(opset: int, chosen: Assignment | SearchSpace, pointer: str) -> None:
+    """Raise Problem opset-too-low where files of this opset could not hold what is chosen, or may be."""
+    try:
+        check_opset(opset, widths_of(chosen))
+    except OpsetTooLow as error:
+        raise Problem("opset-too-low", str(error), [field_error(pointer, str(error))]) from error
 
 
 def create_schedule(service: Service, request: Json) -> Schedule:
@@ -363,6 +382,7 @@ def _bounds(
 ) -> tuple[SearchSpace, Budget, Reach]:
     """Return the space a request leaves, its absolute budget, and what of it can be reached."""
     space = _space(settings, request, graph, profile)
+    _check_opset((request.get("export") or {}).get("opset", DEFAULT), space, "/export/opset")
     budget = resolve(_limits(request), graph, profile)
     # what the model says of a measured limit is no ground to refuse it
     free = () if demand_of(request) is None else ("latency_ms",)

@@ -288,12 +288,13 @@ class Client:
         """Return what a candidate's time goes to, and the changes that would save most."""
         return self.get(f"/v1/candidates/{id}/why")
 
-    def export_candidate(self, id: str, timeout_s: float = 300.0) -> Json:
+    def export_candidate(self, id: str, timeout_s: float = 300.0, opset: int | None = None) -> Json:
         """Export a candidate (checkpoint, ONNX, report) and wait until its verification is known.
 
-        Raises ApiProblem when the files could not be made, TimeoutError when no worker makes them in time.
+        `opset` asks for another ONNX opset than its search did. Raises ApiProblem when the files could not be made,
+        TimeoutError when no worker makes them in time.
         """
-        candidate = self.post(f"/v1/candidates/{id}/export")
+        candidate = self.post(f"/v1/candidates/{id}/export", None if opset is None else {"opset": opset})
         deadline = time.monotonic() + timeout_s
         while candidate["export_state"] in ("queued", "running"):
             if time.monotonic() > deadline:

@@ -20,7 +20,7 @@ from app.store import query
 from app.store.tables import Fleet, Search, now
 
 Json = dict[str, Any]
-COMMON = ("model_id", "dataset", "export_top", "metric", "quality", "polish")
+COMMON = ("model_id", "dataset", "export_top", "metric", "quality", "polish", "export")
 
 
 def create_fleet(service: Service, request: Json) -> tuple[Fleet, Sequence[Search]]:

@@ -91,6 +91,9 @@ PROBLEMS: dict[str, Kind] = {
     "non-finite-weights": Kind(409, "Non-finite weights", "Weights are NaN or infinite, and so are the outputs."),
     "dataset-not-ready": Kind(409, "Dataset not ready", "The dataset is still being read, or was rejected."),
     "already-finished": Kind(409, "Already finished", "The search has ended."),
+    "opset-too-low": Kind(
+        422, "Opset too low", "The ONNX opset can't hold these bit-widths; the lowest that can is named."
+    ),
     "export-running": Kind(409, "Export running", "An export of this candidate is under way."),
     "invalid-schedule": Kind(422, "Invalid schedule", "The cron expression or time zone is not valid."),
     "blob-corrupt": Kind(500, "Blob corrupt", "A stored file changed; it is not used."),

@@ -37,7 +37,7 @@ def plain(url: str) -> str:
 
 
 def enqueue(client: DBOSClient, session: Session, workflow: str, workflow_id: str, *args: str) -> None:
-    """Enqueue a workflow in the caller's transaction. Arguments are ids, stored as JSON: nothing is unpickled."""
+    """Enqueue a workflow in the caller's transaction. Arguments are texts, stored as JSON: nothing is unpickled."""
     queue_name = TRIALS if workflow == RUN_SEARCH else CONTROL
     options: Any = {
         "workflow_name": workflow,

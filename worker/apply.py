@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.methods import TRAINED
+from app.domain.opsets import DEFAULT, LOWEST
 from app.settings import Settings
 from worker.export.config import ConfigRefused, read_config
 from worker.export.report import versions
@@ -78,7 +79,8 @@ def apply(given: argparse.Namespace) -> Json:
     given.out.mkdir(parents=True, exist_ok=True)
     with Child(Limits(memory_bytes=Settings().child_memory_bytes)) as child:
         child.call("open", opening, OPEN_S)
-        result = child.call("export", {**_export(config), "folder": str(given.out.resolve())}, EXPORT_S)
+        asked = {**_export(config), "folder": str(given.out.resolve())}
+        result = child.call("export", asked | ({} if given.opset is None else {"opset": given.opset}), EXPORT_S)
     return _compared(config, result, given.out, warnings)
 
 
@@ -89,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--data", action="append", required=True)
     parser.add_argument("--out", type=Path, default=Path())
+    parser.add_argument("--opset", type=int, choices=range(LOWEST, DEFAULT + 1))
     parser.add_argument("--force", action="store_true")
     parser.add_argument("--json", action="store_true")
     return parser
@@ -150,6 +153,7 @@ def _export(config: Json) -> Json:
         "repair": config["repair"],
         "limits": config["limits"],
         "measured": config.get("measured"),
+        "opset": config.get("opset"),
         "manifest": config["record"],
     }
 

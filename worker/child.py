@@ -157,6 +157,7 @@ def export(session: Session, params: Params) -> Params:
     evaluator = _evaluator(session)
     _adopt(evaluator, params)
     assignment, repair = Assignment.from_json(params["assignment"]), params.get("repair") or "sequential"
+    opset = _opset(params, assignment)
     request = ExportRequest(
         network=evaluator.compress(assignment, repair),
         graph=evaluator.graph,
@@ -172,7 +173,9 @@ def export(session: Session, params: Params) -> Params:
             **{name: params.get(name) for name in ("limits", "assignment", "measured")},
             "repair": repair,
             "record": params["manifest"],
+            "opset": opset,
         },
+        opset=opset,
         told=params.get("told"),
     )
     return export_all(request, Path(params["folder"])).to_json()
@@ -193,9 +196,10 @@ def write(session: Session, params: Params) -> Params:
     for item in params["items"]:
         assignment = Assignment.from_json(item["assignment"])
         if evaluator.is_baseline(assignment):
-            content = write_float(evaluator.folded)
+            content = write_float(evaluator.folded, _opset(params, assignment))
         else:
-            content = write_qdq(evaluator.compress(assignment, item["repair"]), saturating)
+            compressed = evaluator.compress(assignment, item["repair"])
+            content = write_qdq(compressed, saturating, _opset(params, assignment))
         (Path(params["folder"]) / item["id"]).write_bytes(content)
     row = evaluator.pictures("full").head(1).inputs
     return {"inputs": [[list(value.shape), str(value.numpy().dtype)] for value in row]}
@@ -250,6 +254,18 @@ def _weights(params: Params) -> Buffer | None:
     from worker.files import mapped
 
     return mapped(Path(params["weights"])) if params.get("weights") else None
+
+
+def _opset(params: Params, assignment: Assignment) -> int:
+    """Return the opset that is asked for, where files of it can hold an assignment."""
+    from app.domain.opsets import DEFAULT, OpsetTooLow, check_opset, widths_of
+
+    found = int(params.get("opset") or DEFAULT)
+    try:
+        check_opset(found, widths_of(assignment))
+    except OpsetTooLow as error:
+        raise Refused("opset-too-low", str(error), []) from error
+    return found
 
 
 def _evaluator(session: Session) -> Evaluator:

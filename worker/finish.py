@@ -285,6 +285,7 @@ def export_candidate(
             "measured": row.metrics.get("latency"),
             "told": around,
             "origin": _origin(job, candidate_id),
+            "opset": job.opset,
         }
         try:
             result = call(job, "export", params, EXPORT_S)

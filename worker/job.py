@@ -16,6 +16,7 @@ from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
 from app.domain.methods import Method, method_of
 from app.domain.metrics import Labels, default_metric, labelled
+from app.domain.opsets import DEFAULT
 from app.domain.space import build_space, widest
 from app.store import runner as rows
 from app.store.blobs import Blobs
@@ -114,6 +115,7 @@ class Job:
     classes: int | None = None
     processor: str = CPU
     methods: tuple[Method, ...] = ()
+    opset: int = DEFAULT
 
 
 def pictures(macs: int) -> dict[str, int]:
@@ -175,6 +177,7 @@ def load_job(site: Site, search_id: str) -> Job:
             *_judged_by(spec, graph, datasets),
             processor,
             tuple(method_of(item) for item in spec.get("methods") or ()),
+            (spec.get("export") or {}).get("opset", DEFAULT),
         )
 
 

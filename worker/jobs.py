@@ -138,8 +138,8 @@ def run_search(search_id: str, slot: str = "0") -> None:
 
 
 @DBOS.workflow(name=queue.EXPORT_CANDIDATE)
-def export_one(candidate_id: str) -> None:
-    """Export and verify one candidate on request."""
+def export_one(candidate_id: str, opset: str = "") -> None:
+    """Export and verify one candidate on request, at its search's ONNX opset unless another is named."""
     here = context()
     with here.site.database.reading() as session:
         row = rows.candidate(session, candidate_id)
@@ -148,7 +148,7 @@ def export_one(candidate_id: str) -> None:
         return
     runner = Runner(here.site, row.search_id)
     try:
-        runner.export(candidate_id, trial)
+        runner.export(candidate_id, trial, int(opset) if opset else None)
     except GivenUp as reason:
         with here.site.database.writing() as session:
             rows.export_failed(session, candidate_id, reason.problem)

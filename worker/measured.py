@@ -409,7 +409,8 @@ class Measured:
 
     def _write(self, folder: Path, items: Sequence[Item]) -> tuple[Json, list[str]]:
         asked = [{"id": item.digest, "assignment": item.to_json(), "repair": repair} for item, repair in items]
-        answer = self._call(self.job, "write", {"folder": str(folder), "items": asked}, WRITE_S)
+        params = {"folder": str(folder), "items": asked, "opset": self.job.opset}
+        answer = self._call(self.job, "write", params, WRITE_S)
         return answer, [item.digest for item, _ in items]
 
     def _time_here(self, folder: Path, files: Sequence[str], inputs: Json, rounds: int) -> dict[str, Json]:

@@ -104,10 +104,11 @@ class Runner:
             self._child.close()
             self._child = None
 
-    def export(self, candidate_id: str, trial: Trial) -> None:
-        """Export one candidate of the search, whatever the search's state."""
+    def export(self, candidate_id: str, trial: Trial, opset: int | None = None) -> None:
+        """Export one candidate of the search, whatever the search's state, at its opset or the one named."""
         self._asked = math.inf  # its search's end, even by cancel, does not end an export that was asked for
         job = load_job(self.site, self.search_id)
+        job.opset = opset or job.opset
         job.opening.pop("processor")  # exports are compressed and verified on the CPU
         chosen = (Assignment.from_json(trial.assignment or {}), (trial.params or {}).get("repair"))
         export_candidate(self.site, job, candidate_id, chosen, self._call)

@@ -43,10 +43,14 @@ Filter = Annotated[str | None, Query(pattern=r"^[\x21-\x7e]{1,64}$")]
 
 async def strict_json(request: Request, limit: int) -> Any:
     """Return a request's JSON: UTF-8 only, no duplicate keys, no NaN, bounded in size and depth."""
+    _check_is_json(request)
+    return parse_json(await read_raw(request, limit))
+
+
+def _check_is_json(request: Request) -> None:
     kind = content_type(request)
     if kind != "application/json":
         raise Problem("unsupported-media-type", f"Content-Type {kind or 'missing'!r}; application/json is needed")
-    return parse_json(await read_raw(request, limit))
 
 
 def content_type(request: Request) -> str:
@@ -154,6 +158,15 @@ async def body(request: Request, schema: type[Body], slug: str = "invalid-reques
     """Read and validate a JSON body."""
     limit = service(request).settings.max_json_bytes
     return validated(schema, await strict_json(request, limit), slug)
+
+
+async def optional_body(request: Request, schema: type[Body]) -> Body:
+    """Read and validate a JSON body that may be missing altogether."""
+    raw = await read_raw(request, service(request).settings.max_json_bytes)
+    if not raw:
+        return schema()
+    _check_is_json(request)
+    return validated(schema, parse_json(raw))
 
 
 def page_of(request: Request, limit: int | None = None, cursor: str | None = None) -> tuple[int, str | None]:

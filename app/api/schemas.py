@@ -17,6 +17,7 @@ from pydantic import (
 
 from app.domain.methods import LearnedThresholds, RelaxedQuantization, Training
 from app.domain.metrics import MetricName
+from app.domain.opsets import DEFAULT, LOWEST
 
 Name = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]+$")
@@ -217,7 +218,20 @@ class LearnedThresholdsIn(Strict):
 
 MethodIn = Annotated[StraightThroughIn | RelaxedQuantizationIn | LearnedThresholdsIn, Field(discriminator="name")]
 
-_OPTIONAL = ("agent", "metric", "quality", "methods")
+
+class ExportIn(Strict):
+    """How the ONNX files are written: the opset that they declare."""
+
+    opset: Annotated[int, Field(ge=LOWEST, le=DEFAULT)] = DEFAULT
+
+
+class ExportAgainIn(Strict):
+    """The body of POST /v1/candidates/{id}/export: another opset than the search asked for."""
+
+    opset: Annotated[int, Field(ge=LOWEST, le=DEFAULT)] | None = None
+
+
+_OPTIONAL = ("agent", "metric", "quality", "methods", "export")
 
 
 class SearchIn(Strict):
@@ -236,10 +250,11 @@ class SearchIn(Strict):
     export_top: Annotated[int, Field(ge=0, le=8)] = 1
     polish: bool = True
     methods: Annotated[list[MethodIn], Field(min_length=1, max_length=4)] | None = None
+    export: ExportIn | None = None
 
     @model_serializer(mode="wrap")
     def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out an agent, a metric, a quality or methods that were not named."""
+        """Leave out an agent, a metric, a quality, methods or an export that were not named."""
         found: dict[str, Any] = serialize(self)
         return {key: value for key, value in found.items() if key not in _OPTIONAL or value is not None}
 
@@ -295,6 +310,7 @@ class FleetIn(Strict):
     search: SearchOptionsIn = SearchOptionsIn()
     export_top: Annotated[int, Field(ge=0, le=8)] = 1
     polish: bool = True
+    export: ExportIn | None = None
 
     @model_validator(mode="after")
     def _shares(self) -> Self:

@@ -16,9 +16,9 @@ from app import actions
 from app.actions import Service
 from app.api import shapes
 from app.api.auth import require
-from app.api.deps import Filter, Json, KeyDep, PagingDep, ServiceDep, body, idempotent, paged
+from app.api.deps import Filter, Json, KeyDep, PagingDep, ServiceDep, body, idempotent, optional_body, paged
 from app.api.resources import accepted, listing, one
-from app.api.schemas import SearchIn, WhatIfIn
+from app.api.schemas import ExportAgainIn, SearchIn, WhatIfIn
 from app.domain import pareto
 from app.domain.cost import METRICS
 from app.domain.lifecycle import SearchState
@@ -176,16 +176,21 @@ def why_candidate(id: str, service: ServiceDep, key: KeyDep) -> Json:
 
 
 @router.post("/candidates/{id}/export", status_code=202, tags=["candidates"])
-def export_candidate(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
-    """Export and verify a candidate, whether or not it keeps the budget (the manifest says)."""
+async def export_candidate(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
+    """Export and verify a candidate, whether or not it keeps the budget (the manifest says).
+
+    A body `{"opset": N}` asks for another ONNX opset than its search; files of another one are made anew.
+    """
     require(key, "searches:write")
+    opset = (await optional_body(request, ExportAgainIn)).opset
 
     def act() -> JSONResponse:
-        row = actions.export_candidate(service, id)
+        row = actions.export_candidate(service, id, opset)
         with service.database.reading() as session:
             return accepted(shapes.candidate(row, query.artefacts(session, id)), f"/v1/candidates/{id}")
 
-    return idempotent(request, key, id.encode(), act)
+    fingerprint = id if opset is None else f"{id} {opset}"
+    return await run_in_threadpool(idempotent, request, key, fingerprint.encode(), act)
 
 
 @router.get("/artefacts/{id}", tags=["artefacts"])

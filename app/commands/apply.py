@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from app.commands.base import verb
+from app.domain.opsets import DEFAULT, LOWEST
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ def apply(
     config: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The candidate's config (YAML).")],
     inputs: Inputs,
     out: Annotated[Path, typer.Option("-o", "--out", file_okay=False, help="Folder to write to.")] = Path(),
+    opset: Annotated[
+        int | None, typer.Option(min=LOWEST, max=DEFAULT, help="Another ONNX opset than delivered.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Go on with files of other digests.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print pure JSON on stdout.")] = False,
 ) -> None:
@@ -39,6 +43,7 @@ def apply(
     for item in inputs.data:
         command += ["--data", item]
     command += ["--weights", str(inputs.weights)] if inputs.weights is not None else []
+    command += ["--opset", str(opset)] if opset is not None else []
     flags = [name for name, is_on in (("--force", force), ("--json", as_json)) if is_on]
     # it takes this process's place: what compresses is never loaded by the command line itself
     os.execv(sys.executable, [*command, *flags])

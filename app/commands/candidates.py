@@ -10,6 +10,7 @@ import typer
 from app.commands.base import ERROR, Session, verb
 from app.commands.show import candidate_summary, table, upload_bar
 from app.domain.artefacts import suffix_of
+from app.domain.opsets import DEFAULT, LOWEST
 from app.domain.words import amount, percent
 
 if TYPE_CHECKING:
@@ -52,9 +53,13 @@ def export(
     session: Session,
     candidate: Annotated[str, typer.Argument(help="Id of the candidate.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", file_okay=False, help="Download into this folder.")] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(min=LOWEST, max=DEFAULT, help="ONNX opset of the files; made anew where it is another."),
+    ] = None,
 ) -> None:
     """Export a candidate, verify it, and download its files if a folder is named."""
-    found = session.client.export_candidate(candidate)
+    found = session.client.export_candidate(candidate, opset=opset)
     paths = [str(_download(session, artefact, out)) for artefact in found["artefacts"]] if out else []
 
     def draw(console: Console) -> None:

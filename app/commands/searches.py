@@ -14,6 +14,7 @@ from app.commands.devices import read_record
 from app.commands.limits import parse_bits, parse_figure, parse_limit, parse_limits, parse_methods, parse_ratios
 from app.commands.show import best_line, listing, progress_line, search_bar, search_summary, whatif_table
 from app.domain.metrics import HIGHER_IS_BETTER
+from app.domain.opsets import DEFAULT, LOWEST
 from app.domain.words import exit_code
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class Request:
         float | None, typer.Option(help="With --patience and --goal front: the growth that counts as no gain (0.01).")
     ] = None
     export_top: Annotated[int | None, typer.Option(min=0, help="How many candidates to export.")] = None
+    opset: Annotated[int | None, typer.Option(min=LOWEST, max=DEFAULT, help="ONNX opset of the exported files.")] = None
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,9 @@ def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
     )
     quality = _over(body.get("quality"), parse_quality(request))
     plain = {key: getattr(request, key) for key in ("name", "metric", "export_top", "agent", "polish")}
+    export = _over(body.get("export"), {"opset": request.opset})
     own = {**plain, "quality": quality or None, "methods": parse_methods(request.methods or ()) or None}
+    own["export"] = export or None
     whole = _over(body, {**own, "limits": limits, "space": space or None, "search": search or None})
     return {**whole, "name": whole.get("name") or "search"}
 

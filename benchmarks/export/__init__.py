@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cells import Measure, fill
-from benchmarks.export import exact, peers, speed, zoo
+from benchmarks.export import exact, opsets, peers, speed, zoo
 from benchmarks.networks import NETWORKS, available
 from worker.cache import MEASUREMENT_VERSION
 
@@ -26,9 +26,10 @@ def run() -> None:
     found = fill(cells(available()), "export cells", CODE)
     if "export-speed" in found:
         _print_speed(found["export-speed"])
-    trained = {part: _by_network(found, f"export-{part}-") for part in ("peers", "exact", "zoo")}
+    trained = {part: _by_network(found, f"export-{part}-") for part in ("peers", "exact", "opsets", "zoo")}
     _print_peers(trained["peers"])
     _print_exact(trained["exact"])
+    _print_opsets(trained["opsets"])
     _print_zoo(trained["zoo"])
     _print_kernels(trained["zoo"])
 
@@ -39,6 +40,7 @@ def cells(with_data: bool) -> dict[str, Measure]:
     for name in NETWORKS if with_data else ():
         found[f"export-peers-{name}"] = partial(peers.measure, name)
         found[f"export-exact-{name}"] = partial(exact.measure, name)
+        found[f"export-opsets-{name}"] = partial(opsets.measure, name)
     return found | {f"export-zoo-{name}": partial(zoo.measure, name) for name in zoo.names()}
 
 
@@ -89,6 +91,20 @@ def _print_exact(results: Mapping[str, Any]) -> None:
     console.print(table)
     said = f"within {exact.MAX_GAP} points, top-1 agreement of at least {100 * exact.MIN_TOP1} % on 10,000 pictures"
     console.print(f"{VERDICTS[holds]}  {said}")
+
+
+def _print_opsets(results: Mapping[str, Any]) -> None:
+    table = Table("network", "widths", "opset", "bytes", "load, ms", "same bits", "same kernels")
+    same = True
+    for name, found in results.items():
+        for widths in opsets.WIDTHS:
+            for opset, item in found[f"w{widths}a8"].items():
+                same &= item["same_bits"] and item["same_kernels"]
+                said = [str(item["same_bits"]), str(item["same_kernels"])]
+                table.add_row(name, f"w{widths}a8", opset, f"{item['bytes']:,}", f"{item['load_ms']:.1f}", *said)
+    console = Console()
+    console.print(table)
+    console.print(f"{VERDICTS[same]}  every opset: the same answers bit for bit, by the same kernels")
 
 
 def _print_zoo(results: Mapping[str, Any]) -> None:

@@ -60,6 +60,8 @@ def test_list_when_no_service_answers_then_leaves_with_1_and_a_named_problem(run
         ["model", "weights", "net", "absent.safetensors"],
         ["model", "frobnicate"],
         ["search", "run", "--trials", "0"],
+        ["search", "run", "--opset", "12"],
+        ["candidate", "export", "cnd_1", "--opset", "22"],
     ],
 )
 def test_verb_when_used_wrongly_then_leaves_with_2(runner: CliRunner, arguments: list[str]) -> None:
@@ -98,6 +100,12 @@ def test_request_when_options_and_file_meet_then_options_win(tmp_path: Path) -> 
         "search": {"trials": 60, "seed": 3},
         "space": {"min_keep": 0.25},
     }
+
+
+def test_request_when_an_opset_is_named_then_over_the_files_and_else_as_the_file_says() -> None:
+    assert merged({"export": {"opset": 15}}, Request(opset=17))["export"] == {"opset": 17}
+    assert merged({"export": {"opset": 15}}, Request())["export"] == {"opset": 15}
+    assert "export" not in merged({}, Request())
 
 
 def test_request_when_a_front_is_asked_for_then_its_axes_are_a_list() -> None:

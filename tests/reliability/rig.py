@@ -49,7 +49,12 @@ class Rig:
         Its best is exported, unless `export_top` says 0, and polished only where `polish` says so: either takes longer
         than the trials do.
         """
-        ending = {"polish": bool(options.pop("polish", False)), "export_top": int(options.pop("export_top", 1))}
+        ending: dict[str, Any] = {
+            "polish": bool(options.pop("polish", False)),
+            "export_top": int(options.pop("export_top", 1)),
+        }
+        if "opset" in options:
+            ending["export"] = {"opset": options.pop("opset")}
         spec = {"search": {"trials": trials, "seed": seed, **options}, "space": {}, **ending}
         row = Search(
             id=ids.new_id("search"), name="digits", model_id=self.model_id, dataset={"all": self.dataset_id},

@@ -157,6 +157,32 @@ def test_apply_when_the_assignment_is_another_then_other_bytes_and_exit_code_3(
     assert lines[-1] == "verification: verified"
 
 
+def test_apply_when_another_opset_is_asked_for_then_other_onnx_files_and_the_same_checkpoint(
+    delivered: Delivered, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read_config(delivered.files["config"])["opset"] == 21
+    assert apply.main(asked(delivered.written(tmp_path), files, tmp_path / "out", "--opset", "13", "--json")) == 3
+    found = told(capsys)
+    assert found["verification"] == "verified"
+    assert {item["kind"] for item in found["files"] if item["same"] is False} == {"onnx", "pruned-onnx"}
+    assert read_config((tmp_path / "out" / "config.yaml").read_bytes())["opset"] == 13
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["verification"]["opset"] == 13
+    shutil.copy(tmp_path / "out" / "config.yaml", tmp_path / "low.yaml")
+    assert apply.main(asked(tmp_path / "low.yaml", files, tmp_path / "again", "--json")) == 0
+    assert told(capsys)["same"] is True
+
+
+def test_apply_when_the_opset_can_not_hold_the_candidate_then_refused_with_the_lowest_that_can(
+    delivered: Delivered, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assignment = read_config(delivered.files["config"])["assignment"]
+    wide = {**assignment, "weight_bits": dict.fromkeys(assignment["weight_bits"], 16)}
+    config = delivered.written(tmp_path, assignment=wide)
+    assert apply.main(asked(config, files, tmp_path / "out", "--opset", "20", "--json")) == 1
+    problem = told(capsys)["problem"]
+    assert problem["slug"] == "opset-too-low" and "the lowest that can is 21" in problem["detail"]
+
+
 def test_apply_when_the_config_names_three_datasets_then_each_is_given_by_its_role(
     delivered: Delivered, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,8 +19,10 @@ import pytest
 from app.domain.budget import Limit
 from app.store import known
 from app.store import runner as rows
+from app.store.query import artefacts
 from app.store.tables import Artefact, Candidate, Search, Trial
 from tests.reliability.rig import Rig, build
+from worker.export.audit import opset_of
 from worker.finish import POLISHED
 from worker.job import LostTrial, Site, load_job
 from worker.processor import here
@@ -174,6 +176,27 @@ def test_run_when_a_metric_is_named_then_candidates_are_ranked_by_it_on_the_hold
     if metric == "mse":
         manifest = report_of(rig, found[0])["manifest"]
         assert (manifest["metric"], manifest["metrics"]["holdout"]["mse"]) == ("mse", values[0])
+
+
+def test_run_when_an_opset_is_named_then_files_of_it_and_an_export_at_another_replaces_them(rig: Rig) -> None:
+    search = rig.add_search(TRIALS, opset=15)
+    runner = Runner(site(rig), search)
+    assert runner.run() == "finished"
+    best = rig.candidates(search)[0]
+    assert best.verification == "verified" and (best.report or {})["opset"] == 15
+    assert {kind: opset_of(data) for kind, data in onnx_files(rig, best.id).items()} == {"onnx": 15, "pruned-onnx": 15}
+    with rig.database.writing() as session:
+        session.get_one(Candidate, best.id).export_state = "queued"  # as the request for another opset does
+    runner.export(best.id, rig.trials(search)[best.trial_idx], 21)
+    runner.close()
+    assert {kind: opset_of(data) for kind, data in onnx_files(rig, best.id).items()} == {"onnx": 21, "pruned-onnx": 21}
+    assert (rig.candidates(search)[0].report or {})["opset"] == 21
+
+
+def onnx_files(rig: Rig, candidate: str) -> dict[str, bytes]:
+    with rig.database.reading() as session:
+        found = artefacts(session, candidate)
+        return {item.kind: rig.blobs.path(item.blob_sha).read_bytes() for item in found if item.kind.endswith("onnx")}
 
 
 def test_run_when_the_metric_is_left_out_then_the_datas_default(rig: Rig) -> None:

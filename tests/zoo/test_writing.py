@@ -7,6 +7,7 @@ import random
 import onnx
 import pytest
 
+from app.domain.opsets import LOWEST
 from tests.zoo import ZOO
 from tests.zoo.running import difference, folded, onnx_outputs, outputs
 from worker.graph.read import read_network
@@ -24,6 +25,18 @@ def test_network_when_written_then_onnxruntime_equals_torch(name: str) -> None:
     for batch in (1, 7):
         inputs = entry.inputs(batch)
         assert difference(onnx_outputs(data, inputs), outputs(entry.network(), inputs)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_network_when_written_for_the_lowest_opset_then_onnxruntime_and_the_reader_follow_the_default(
+    name: str,
+) -> None:
+    entry, (module, _) = ZOO[name], folded(name)
+    data, inputs = write_float(module, LOWEST), entry.inputs(3)
+    onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
+    wanted = onnx_outputs(write_float(module), inputs)
+    assert difference(onnx_outputs(data, inputs), wanted) < 1e-6
+    assert difference(outputs(read_network(data), inputs), wanted) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -34,6 +34,7 @@ from worker.quant.layer import QuantizedLayer
 from worker.quant.network import CompressedNetwork
 
 Arrays = dict[str, NDArray[Any]]
+HEADER_BYTES = 40  # dims, type and lengths of an initializer of five dimensions
 _ULPS = (1e-5, 1e-6)  # biases lie on the accumulator's int32 grid, as the simulation rounds them; products differ a bit
 
 
@@ -53,6 +54,11 @@ def differences(model: bytes, net: CompressedNetwork) -> list[str]:
     return [text for text in found if text]
 
 
+def opset_of(model: bytes) -> int:
+    """Return the opset of ONNX's own operators that a file declares."""
+    return max(int(item.version) for item in onnx.load_from_string(model).opset_import if not item.domain)
+
+
 def oversized(model: bytes, net: CompressedNetwork) -> list[str]:
     """Return the layers whose integers take more bytes in the file than their bits and an unpacking subgraph would."""
     held = {item.name: item.ByteSize() for item in onnx.load_from_string(model).graph.initializer}
@@ -61,7 +67,7 @@ def oversized(model: bytes, net: CompressedNetwork) -> list[str]:
         if layer.weight_int is not None:
             size, stored = int(layer.weight_int.size), held.get(f"{layer.name}.w")
             codes = packed_bytes(size, layer.bits) if layer.bits < 8 else -(-layer.bits // 8) * size
-            if stored is None or stored > codes + UNPACKER_BYTES + len(layer.name):
+            if stored is None or stored > codes + UNPACKER_BYTES + HEADER_BYTES + len(layer.name):
                 found.append(f"{layer.name}: {size} weights of {layer.bits} bits take {stored} bytes in the ONNX file")
     return found
 

@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from torch import Tensor, fx, nn
 
+from app.domain.opsets import DEFAULT
 from worker.graph.ops.parametric import TRANSPOSED
 from worker.graph.sites import quantizer_sites
 from worker.graph.write_onnx import OnnxWriter
@@ -41,8 +42,8 @@ class Order:
 class NamedWriter(OnnxWriter):
     """Writes a float file and notes what its tensors are called: `values` by node, `weights` by layer."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
+    def __init__(self, module: fx.GraphModule, opset: int = DEFAULT) -> None:
+        super().__init__(module, opset)
         self.values: dict[str, str] = {}
         self.weights: dict[str, Order] = {}
 

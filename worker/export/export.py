@@ -15,6 +15,7 @@ from app.domain.artefacts import KINDS
 from app.domain.budget import Budget, table, with_measured
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
+from app.domain.opsets import DEFAULT
 from worker.data import RoleData
 from worker.export.checkpoint import write_checkpoint
 from worker.export.config import config_yaml
@@ -46,6 +47,7 @@ class ExportRequest:
     manifest: Mapping[str, Any]
     measured: Mapping[str, Any] | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    opset: int = DEFAULT  #: of the ONNX files
     told: Mapping[str, Any] | None = None  #: what the report says of the search around it
 
 
@@ -78,15 +80,16 @@ class ExportResult:
 def export_all(request: ExportRequest, folder: Path) -> ExportResult:
     """Write and verify all artefacts of one candidate; files appear in `folder` (made if absent).
 
-    Equal requests give the same bytes, but for the report's measured times.
+    Equal requests give the same bytes, but for the report's measured times. Raises OpsetTooLow where the files' opset
+    can't hold the network.
     """
     net = request.network
     manifest = enriched_manifest(request.manifest, request.graph, net.assignment, request.device, request.budget)
     rows = table(request.budget, manifest["costs"], {}, request.device)
     manifest["budget"] = [row.to_json() for row in with_measured(rows, request.measured)]
-    pruned = write_pruned(net, request.pruned)
-    onnx = write_qdq(net, guards_pairs(request.device))
-    files = Files(onnx, write_checkpoint(net, manifest), write_float(request.folded), pruned)
+    pruned = write_pruned(net, request.pruned, request.opset)
+    onnx = write_qdq(net, guards_pairs(request.device), request.opset)
+    files = Files(onnx, write_checkpoint(net, manifest), write_float(request.folded, request.opset), pruned)
     subject = Subject(
         net, request.graph, request.evaluation, request.device, request.budget, request.measured, request.pruned
     )

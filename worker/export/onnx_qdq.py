@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 
+from app.domain.opsets import DEFAULT, check_opset
 from app.domain.space import FLOAT_BITS
 from worker.export.packing import pack, packed_bytes
 from worker.export.saturation import may_saturate
@@ -36,22 +37,25 @@ from worker.quant.network import CompressedNetwork
 INT32_MAX = 2**31 - 1
 LARGE = 3e38
 GROUP = 8  # so many codes of b bits fill b whole bytes
+INT4_SINCE = 21
 UNPACKER_BYTES = 770  # what the unpacking nodes of one layer take in the file
 
 
-def write_qdq(net: CompressedNetwork, saturating: bool = False) -> bytes:
+def write_qdq(net: CompressedNetwork, saturating: bool = False, opset: int = DEFAULT) -> bytes:
     """Return the serialized QDQ model with a dynamic batch; equal networks give equal bytes.
 
-    Where pairs of products are `saturating` on the device, layers that could are written with unsigned weights.
+    Where pairs of products are `saturating` on the device, layers that could are written with unsigned weights. Raises
+    OpsetTooLow for numbers of more than 8 bits at an opset that has none.
     """
-    return QdqWriter(net, saturating).write()
+    check_opset(opset, {*(layer.bits for layer in net.layers.values()), *(grid.bits for grid in net.grids.values())})
+    return QdqWriter(net, saturating, opset).write()
 
 
 class QdqWriter(OnnxWriter):
     """Adds quantizers at the sites and stores weights as integers."""
 
-    def __init__(self, net: CompressedNetwork, saturating: bool = False) -> None:
-        super().__init__(net.module)
+    def __init__(self, net: CompressedNetwork, saturating: bool = False, opset: int = DEFAULT) -> None:
+        super().__init__(net.module, opset)
         self._saturating = saturating
         self._net = net
         self._sites = quantizer_sites(net.module)
@@ -225,7 +229,7 @@ class QdqWriter(OnnxWriter):
         name = f"{layer}.w"
         if zero:
             return self.constant((ints.astype(np.int16) + zero).astype(np.uint8), name)
-        if bits == 4:
+        if bits == 4 and self.opset >= INT4_SINCE:
             return self.emit("Cast", [self.initializer(int4_tensor(name, ints))], f"{name}8", to=TensorProto.INT8)
         if bits < 8 and ints.size - packed_bytes(ints.size, bits) > UNPACKER_BYTES:
             return self._unpacked(name, ints, bits)
@@ -237,29 +241,27 @@ class QdqWriter(OnnxWriter):
         packed = self.constant(
             np.concatenate([stream, np.zeros(-stream.size % bits, np.uint8)]).reshape(-1, bits), name
         )
+        wide = self.emit("Cast", [packed], f"{name}1", to=TensorProto.INT32)
         first, shift = np.arange(GROUP) * bits // 8, np.arange(GROUP) * bits % 8
-        low = self._shifted(f"{name}1", packed, ("RIGHT", bits), first, shift)
-        # a code that ends inside its first byte needs nothing of the second: what is shifted in there is masked off
-        high = self._shifted(
-            f"{name}2", packed, ("LEFT", bits), np.minimum(first + 1, bits - 1), np.minimum(8 - shift, 7)
-        )
-        mask = self._shared_constant(f"mask{bits}", np.uint8((1 << bits) - 1))
-        codes = self.emit("BitwiseAnd", [self.emit("BitwiseOr", [low, high], f"{name}3"), mask], f"{name}4")
-        flat = self.emit("Reshape", [codes, self._shared_constant("flat", np.array([-1]))], f"{name}5")
+        low = self._scaled(f"{name}2", wide, ("Div", bits), first, 1 << shift)
+        # of a code that ends inside its first byte the second adds a multiple of 2^bits
+        high = self._scaled(f"{name}3", wide, ("Mul", bits), np.minimum(first + 1, bits - 1), 1 << (8 - shift))
+        size = self._shared_constant(f"size{bits}", np.int32(1 << bits))
+        codes = self.emit("Mod", [self.emit("Add", [low, high], f"{name}4"), size], f"{name}5")
+        flat = self.emit("Reshape", [codes, self._shared_constant("flat", np.array([-1]))], f"{name}6")
         if ints.size % GROUP:
             start = self._shared_constant("start", np.array([0]))
-            flat = self.emit("Slice", [flat, start, self.integers([ints.size], f"{name}.stop")], f"{name}6")
-        shaped = self.emit("Reshape", [flat, self.integers(ints.shape, f"{name}.shape")], f"{name}7")
-        wide = self.emit("Cast", [shaped], f"{name}8", to=TensorProto.INT32)
-        signed = self.emit("Sub", [wide, self._shared_constant(f"offset{bits}", np.int32(1 << (bits - 1)))], f"{name}9")
-        return self.emit("Cast", [signed], f"{name}10", to=TensorProto.INT8)
+            flat = self.emit("Slice", [flat, start, self.integers([ints.size], f"{name}.stop")], f"{name}7")
+        shaped = self.emit("Reshape", [flat, self.integers(ints.shape, f"{name}.shape")], f"{name}8")
+        offset = self._shared_constant(f"offset{bits}", np.int32(1 << (bits - 1)))
+        return self.emit("Cast", [self.emit("Sub", [shaped, offset], f"{name}9")], f"{name}10", to=TensorProto.INT8)
 
-    def _shifted(self, name: str, packed: str, key: tuple[str, int], columns: NDArray[Any], shift: NDArray[Any]) -> str:
-        direction, bits = key
-        index = self._shared_constant(f"byte{direction}{bits}", columns.astype(np.int64))
-        amount = self._shared_constant(f"shift{direction}{bits}", shift.astype(np.uint8))
-        picked = self.emit("Gather", [packed, index], f"{name}g", axis=1)
-        return self.emit("BitShift", [picked, amount], name, direction=direction)
+    def _scaled(self, name: str, wide: str, key: tuple[str, int], columns: NDArray[Any], factors: NDArray[Any]) -> str:
+        """Pick bytes of each group and divide or multiply them; in int32, for not every runtime wraps shifted bytes."""
+        op_type, bits = key
+        index = self._shared_constant(f"byte{op_type}{bits}", columns.astype(np.int64))
+        factor = self._shared_constant(f"by{op_type}{bits}", factors.astype(np.int32))
+        return self.emit(op_type, [self.emit("Gather", [wide, index], f"{name}g", axis=1), factor], name)
 
     def _shared_constant(self, label: str, value: Any) -> str:
         if label not in self._shared:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from app.domain.opsets import DEFAULT
 from worker.export.encodings import NamedWriter, encodings_json
 from worker.graph.write_pt2 import write_pt2
 from worker.quant.network import CompressedNetwork
@@ -27,12 +28,12 @@ class PrunedFiles:
         return found if self.pt2 is None else {**found, "pruned-pt2": self.pt2}
 
 
-def write_pruned(net: CompressedNetwork, pruned: fx.GraphModule) -> PrunedFiles:
+def write_pruned(net: CompressedNetwork, pruned: fx.GraphModule, opset: int = DEFAULT) -> PrunedFiles:
     """Write a pruned float network, and the grids of the network `net` that was quantized from it.
 
     Equal networks give equal bytes.
     """
-    writer = NamedWriter(pruned)
+    writer = NamedWriter(pruned, opset)
     onnx = writer.write()
     encodings = encodings_json(net, writer)
     try:

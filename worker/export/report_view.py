@@ -264,6 +264,8 @@ def checks(document: Json) -> list[tuple[str, str]]:
     agreed, stored = found["agreement"], found["checkpoint"]
     if agreed is not None:
         facts += [("Same answers", percent(agreed["top1"])), ("Outputs follow within", f"{agreed['sqnr_db']:.1f} dB")]
+    if found.get("opset") is not None:
+        facts.append(("Opset of the ONNX file", str(found["opset"])))
     if stored is not None:
         facts.append(("Reloaded checkpoint, largest error", f"{stored['max_error']:.2e}"))
     if found["layers"]:

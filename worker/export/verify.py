@@ -25,7 +25,7 @@ from app.domain.metrics import labelled
 from app.domain.space import multiple_violations
 from worker.data import RoleData
 from worker.export.agreement import Agreement, Array, accuracy, agreement
-from worker.export.audit import differences, fused_ops, oversized, site_sqnr
+from worker.export.audit import differences, fused_ops, opset_of, oversized, site_sqnr
 from worker.export.checkpoint import read_checkpoint
 from worker.export.encodings import unsound
 from worker.export.grid_rules import rule_violations
@@ -101,6 +101,7 @@ class VerificationReport:
     budget: tuple[BudgetRow, ...] = ()
     latency: dict[str, Latency] = field(default_factory=dict)
     operators: dict[str, int] = field(default_factory=dict)
+    opset: int | None = None
     file_bytes: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -134,6 +135,7 @@ class VerificationReport:
             "latency": {name: value.to_json() for name, value in self.latency.items()},
             "latency_ratio": self.ratio,
             "operators": self.operators,
+            "opset": self.opset,
             "file_bytes": self.file_bytes,
             "host": host.describe(),
             "notes": self.notes,
@@ -211,7 +213,7 @@ def _compare_tensors(report: VerificationReport, subject: Subject, files: Files)
         _fail(report, "size", text)
     few = subject.evaluation.head(_diagnosed(subject)).inputs
     report.site_sqnr_db = site_sqnr(files.onnx, subject.network, few)
-    report.operators = fused_ops(files.onnx)
+    report.operators, report.opset = fused_ops(files.onnx), opset_of(files.onnx)
 
 
 def _diagnosed(subject: Subject) -> int:

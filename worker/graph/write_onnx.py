@@ -11,12 +11,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
+from app.domain.opsets import DEFAULT
 from worker.graph.extents import BATCH, holds_batch, inputs_of, outputs_of, values_of
 from worker.graph.operands import operands
 from worker.graph.ops import op_of
+from worker.graph.opsets import rewriting
 
-OPSET = 21
-IR_VERSION = 10
 _TYPES = {
     torch.float32: TensorProto.FLOAT,
     torch.int64: TensorProto.INT64,
@@ -29,10 +29,11 @@ class OnnxWriter:
     """Walks a canonical graph once and emits ONNX nodes with deterministic names and a dynamic batch.
 
     The hooks `weight`, `bias` and `produced` return the tensor name that consumers shall read; the base class writes
-    float32 initializers and lets every value through.
+    float32 initializers and lets every value through. `opset` is `app.domain.opsets.LOWEST` or more; operators that are
+    younger than it are written by their parts.
     """
 
-    def __init__(self, module: fx.GraphModule, opset: int = OPSET) -> None:
+    def __init__(self, module: fx.GraphModule, opset: int = DEFAULT) -> None:
         self.module = module
         self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
@@ -60,6 +61,8 @@ class OnnxWriter:
 
     def emit(self, op_type: str, inputs: Sequence[str], name: str, *, output: int = 0, **attributes: Any) -> str:
         """Add a node whose `output`-th result is called `name` (made unique) and return that result's name."""
+        if rewrite := rewriting(op_type, self.opset, inputs, attributes):
+            return rewrite(self, inputs, name, attributes)
         result = self._unique(name)
         results = [*[""] * output, result]
         self.nodes.append(helper.make_node(op_type, list(inputs), results, name=f"{result}/{op_type}", **attributes))
@@ -77,6 +80,13 @@ class OnnxWriter:
         proto.name = self._unique(proto.name)
         self.initializers.append(proto)
         return str(proto.name)
+
+    def withdrawn(self, name: str) -> np.ndarray[Any, Any]:
+        """Take back an initializer that nothing reads and return its values; its name is free again."""
+        found = next(item for item in reversed(self.initializers) if item.name == name)
+        self.initializers.remove(found)
+        self._names.remove(name)
+        return np.asarray(numpy_helper.to_array(found))
 
     def scalar(self, value: float, name: str) -> str:
         """Add a float32 scalar."""
@@ -130,7 +140,8 @@ class OnnxWriter:
             self.initializers,
         )
         opsets = [helper.make_opsetid("", self.opset)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="tightfit")
+        version = helper.find_min_ir_version_for(opsets)
+        return helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name="tightfit")
 
     def _unique(self, wanted: str) -> str:
         name, number = wanted, 1
@@ -141,7 +152,7 @@ class OnnxWriter:
         return name
 
 
-def write_float(module: fx.GraphModule, opset: int = OPSET) -> bytes:
+def write_float(module: fx.GraphModule, opset: int = DEFAULT) -> bytes:
     """Return a float32 ONNX file of a canonical graph."""
     return OnnxWriter(module, opset).write()
 

@@ -50,6 +50,18 @@ def test_fleet_when_possible_then_one_answer_and_only_the_first_is_queued(
     assert body["id"] in [item["id"] for item in client.get("/v1/fleets").json()["items"]]
 
 
+def test_fleet_when_an_opset_is_named_then_every_members_files_have_it_and_one_that_can_not_is_refused(
+    client: TestClient, fleet_body: Json
+) -> None:
+    answer = client.post("/v1/fleets", json={**fleet_body, "export": {"opset": 17}})
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/opset-too-low")
+    assert answer.json()["detail"].startswith("member 1: opset 17 can't hold 16-bit numbers")
+    fleet_body["members"][1]["space"] = {"activation_bits": [8]}
+    made = client.post("/v1/fleets", json={**fleet_body, "export": {"opset": 17}}).json()
+    searches = [client.get(member["links"]["search"]).json() for member in made["members"]]
+    assert [search["request"]["export"] for search in searches] == [{"opset": 17}] * 2
+
+
 def test_fleet_when_the_first_has_ended_then_the_others_are_queued_once(
     client: TestClient, service: Service, fleet_body: Json
 ) -> None:

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, fx
 
+from app.domain.opsets import DEFAULT, LOWEST
 from tests.worker.graph.contracts.uses import Session, Use
 from tests.zoo import Entry
 from tests.zoo.masking import masked
@@ -87,10 +89,13 @@ def _fill(node: fx.Node, like: Tensor) -> Tensor:
 
 
 def writes(module: fx.GraphModule, use: Use) -> None:
-    """Check the ONNX file of a graph in ONNX Runtime."""
-    session = Session(write_float(fold_batchnorm(module)))
-    for batch in use.batches:
-        close(session.run(use.inputs(batch)), use.expected(batch))
+    """Check the ONNX file of a graph in ONNX Runtime, of the usual opset and of the lowest."""
+    for opset in (DEFAULT, LOWEST):
+        data = write_float(fold_batchnorm(module), opset)
+        onnx.checker.check_model(data)
+        session = Session(data)
+        for batch in use.batches:
+            close(session.run(use.inputs(batch)), use.expected(batch))
 
 
 def stores(module: fx.GraphModule, use: Use) -> None:
