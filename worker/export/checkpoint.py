@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from app.domain.space import FLOAT_BITS, Assignment
 from worker.export.archive import CheckpointRefused, Tensors, read_archive, write_archive
 from worker.export.graph_json import decode, encode, other_tensors
-from worker.export.packing import pack, unpack
+from worker.export.packing import is_sparser, pack, pack_sparse, unpack, unpack_sparse
 from worker.graph.extents import inputs_of
 from worker.quant.grids import ActivationGrid
 from worker.quant.layer import QuantizedLayer
@@ -129,11 +129,10 @@ def _layer_tensors(layer: QuantizedLayer) -> Tensors:
     tensors: Tensors = {f"{layer.name}.bias": layer.bias.astype(np.float32)}
     if layer.weight_int is None or layer.weight_scale is None:
         return {**tensors, f"{layer.name}.weight": dequantized(layer)}
-    return {
-        **tensors,
-        f"{layer.name}.weight.packed": pack(layer.weight_int, layer.bits),
-        f"{layer.name}.weight.scale": layer.weight_scale.astype(np.float32).reshape(-1),
-    }
+    tensors[f"{layer.name}.weight.scale"] = layer.weight_scale.astype(np.float32).reshape(-1)
+    if is_sparser(layer.weight_int, layer.bits):
+        return {**tensors, f"{layer.name}.weight.sparse": pack_sparse(layer.weight_int, layer.bits)}
+    return {**tensors, f"{layer.name}.weight.packed": pack(layer.weight_int, layer.bits)}
 
 
 def _layer_record(layer: QuantizedLayer) -> dict[str, Any]:
@@ -149,7 +148,19 @@ def _layer(name: str, record: Mapping[str, Any], left: Tensors) -> QuantizedLaye
         return QuantizedLayer(name, bits, bias, weight_float=_floats(left.pop(f"{name}.weight"), shape))
     scale = left.pop(f"{name}.weight.scale")
     scale = _floats(scale, (1,) if scale.shape == (1,) else (shape[0],))
-    return QuantizedLayer(name, bits, bias, unpack(left.pop(f"{name}.weight.packed"), bits, shape), scale)
+    return QuantizedLayer(name, bits, bias, _integers(name, bits, shape, left), scale)
+
+
+def _integers(name: str, bits: int, shape: tuple[int, ...], left: Tensors) -> NDArray[Any]:
+    """Return a layer's integers from the form they are stored in: there is one for each network, the shorter."""
+    is_sparse = f"{name}.weight.sparse" in left
+    if is_sparse:
+        found = unpack_sparse(left.pop(f"{name}.weight.sparse"), bits, shape)
+    else:
+        found = unpack(left.pop(f"{name}.weight.packed"), bits, shape)
+    if is_sparser(found, bits) != is_sparse:
+        raise CheckpointRefused(f"{name}: integers in the longer of their two forms", "invalid-tensor")
+    return found
 
 
 def _floats(tensor: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -2,6 +2,9 @@
 
 Offset binary: the integer q is stored as the code q + 2^(bits-1). Codes follow each other in one stream, the least
 significant bit first, padded with zero bits to a whole byte.
+
+Sparse: one bit per integer, the least significant first, tells which are not zero, padded with zero bits to a whole
+byte; behind it lie those, packed as above. The shorter of the two forms is stored; of equal ones, the plain.
 """
 
 from __future__ import annotations
@@ -19,6 +22,16 @@ MIN_BITS, MAX_BITS = 2, 16
 def packed_bytes(count: int, bits: int) -> int:
     """Return the bytes that `count` integers of `bits` bits take."""
     return -(-count * bits // 8)
+
+
+def sparse_bytes(count: int, nonzero: int, bits: int) -> int:
+    """Return the bytes that `count` integers of `bits` bits take in sparse form, `nonzero` of them not zero."""
+    return -(-count // 8) + packed_bytes(nonzero, bits)
+
+
+def is_sparser(values: NDArray[Any], bits: int) -> bool:
+    """Tell whether integers take fewer bytes in sparse form than packed."""
+    return sparse_bytes(values.size, int(np.count_nonzero(values)), bits) < packed_bytes(values.size, bits)
 
 
 def pack(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
@@ -50,6 +63,34 @@ def unpack(stream: NDArray[np.uint8], bits: int, shape: Sequence[int]) -> NDArra
     wide[:, :bits] = planes[: count * bits].reshape(count, bits)
     codes = np.packbits(wide, axis=1, bitorder="little").view("<u2").reshape(-1)
     return (codes.astype(np.int32) - offset).astype(np.int8 if bits <= 8 else np.int16).reshape(tuple(shape))
+
+
+def pack_sparse(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """Return the integers of `values` (any shape, C order) in sparse form. Raises ValueError as `pack` does."""
+    flat = values.reshape(-1)
+    return np.concatenate([np.packbits(flat != 0, bitorder="little"), pack(flat[flat != 0], bits)])
+
+
+def unpack_sparse(stream: NDArray[np.uint8], bits: int, shape: Sequence[int]) -> NDArray[Any]:
+    """Return the integers that `pack_sparse` wrote, in `shape`: int8 up to 8 bits, int16 above.
+
+    Raises ValueError when the stream's length does not belong to the shape and the integers that are not zero, padding
+    bits are set, or one of those is zero all the same.
+    """
+    _offset(bits)
+    count = math.prod(shape)
+    marks = -(-count // 8)
+    if stream.dtype != np.uint8 or stream.ndim != 1 or stream.size < marks:
+        raise ValueError(f"{stream.size} bytes do not hold {count} marks")
+    mask = np.unpackbits(stream[:marks], bitorder="little").astype(bool)
+    if mask[count:].any():
+        raise ValueError("padding bits of a sparse stream's marks are set")
+    held = unpack(stream[marks:], bits, (int(np.count_nonzero(mask)),))
+    if not held.all():
+        raise ValueError("a sparse stream marks a zero")
+    values = np.zeros(count, held.dtype)
+    values[mask[:count]] = held
+    return values.reshape(tuple(shape))
 
 
 def _offset(bits: int) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -19,19 +20,29 @@ from app.domain.device import DeviceProfile
 from app.domain.space import FLOAT_BITS
 from worker.export.archive import Tensors, read_archive
 from worker.export.checkpoint import read_checkpoint
+from worker.export.packing import packed_bytes, sparse_bytes
 from worker.graph.extents import inputs_of
 from worker.graph.leaves import Recurrent
 from worker.graph.operands import operands
 from worker.graph.ops import Grid, op_of
 from worker.graph.ops.table import module_of
+from worker.quant.layer import QuantizedLayer
+from worker.quant.network import CompressedNetwork
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WORD = 4  # bytes of a scale or a bias
+FORMS = {"float": "", "packed": ".packed", "sparse": ".sparse"}
+"""How a layer's weights may be stored, and how the tensor's name ends then."""
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *TRANSPOSED, Recurrent)
 
 
 @dataclass(frozen=True)
 class LayerCount:
-    """One layer as stored: shape, bits of weights and of the activation it reads, MACs, BOPs and bytes."""
+    """One layer as stored: shape, bits of weights and of the activation it reads, MACs, BOPs and bytes.
+
+    `weight_bytes` is what a device stores, every integer at its width; `stored_bytes` what the file's tensors really
+    take in their `form` (packed, sparse or float); `zeros` how many of the integers are zero (of a float layer none).
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -40,6 +51,9 @@ class LayerCount:
     macs: int
     bops: int
     weight_bytes: int
+    stored_bytes: int
+    form: str
+    zeros: int
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON."""
@@ -81,9 +95,24 @@ def recount(checkpoint: bytes, device: DeviceProfile) -> Recount:
                 continue
             bits, shape = int(record["bits"]), tuple(record["shape"])
             macs = math.prod(shape) * positions[node.name]
-            stored = _bytes(name, tensors, math.prod(shape), bits, device)
-            rows.append(LayerCount(name, shape, bits, read, macs, macs * bits * read, stored))
+            held = (*_bytes(name, tensors, math.prod(shape), bits, device), _zeros(network.layers[name]))
+            rows.append(LayerCount(name, shape, bits, read, macs, macs * bits * read, *held))
     return Recount(tuple(rows), sum(tensor.nbytes for tensor in tensors.values()), _table_bytes(module))
+
+
+def needless(found: Recount, network: CompressedNetwork) -> list[str]:
+    """Return the layers whose integers, those of `network`, are not stored in the shorter of their two forms."""
+    told = []
+    for layer in found.layers:
+        own = network.layers[layer.name]
+        if own.weight_int is None or own.weight_scale is None:
+            continue
+        size, nonzero = own.weight_int.size, int(np.count_nonzero(own.weight_int))
+        least = min(packed_bytes(size, own.bits), sparse_bytes(size, nonzero, own.bits))
+        least += WORD * (own.bias.size + own.weight_scale.size)
+        if layer.stored_bytes != least:
+            told.append(f"{layer.name}: {layer.stored_bytes} bytes stored, {least} would do")
+    return told
 
 
 def _table_bytes(module: fx.GraphModule) -> int:
@@ -92,14 +121,17 @@ def _table_bytes(module: fx.GraphModule) -> int:
     return sum(leaf.weight.nbytes for leaf in leaves if isinstance(leaf, nn.Embedding))
 
 
-def _bytes(name: str, tensors: Tensors, count: int, bits: int, device: DeviceProfile) -> int:
-    bias = tensors[f"{name}.bias"].nbytes
-    if bits >= FLOAT_BITS:
-        return math.ceil(count * device.stored_bits(bits) / 8) + bias
-    weight = tensors[f"{name}.weight.packed"].nbytes
-    if device.stored_bits(bits) != bits:
-        weight = math.ceil(count * device.stored_bits(bits) / 8)
-    return weight + tensors[f"{name}.weight.scale"].nbytes + bias
+def _bytes(name: str, tensors: Tensors, count: int, bits: int, device: DeviceProfile) -> tuple[int, int, str]:
+    """Return the bytes that a device stores of a layer, those that the file's tensors take, and their form."""
+    rest = sum(tensors[key].nbytes for key in (f"{name}.bias", f"{name}.weight.scale") if key in tensors)
+    (form,) = (form for form, end in FORMS.items() if f"{name}.weight{end}" in tensors)
+    taken = tensors[f"{name}.weight{FORMS[form]}"].nbytes
+    is_as_stored = form == "packed" and device.stored_bits(bits) == bits
+    return (taken if is_as_stored else math.ceil(count * device.stored_bits(bits) / 8)) + rest, taken + rest, form
+
+
+def _zeros(layer: QuantizedLayer) -> int:
+    return 0 if layer.weight_int is None else int(np.count_nonzero(layer.weight_int == 0))
 
 
 def _bits(module: fx.GraphModule, node: fx.Node, grids: Mapping[str, int]) -> int:

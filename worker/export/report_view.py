@@ -270,6 +270,10 @@ def checks(document: Json) -> list[tuple[str, str]]:
         facts.append(("Reloaded checkpoint, largest error", f"{stored['max_error']:.2e}"))
     if found["layers"]:
         facts.append(("Weight bytes, recounted", f"{costs['weight_bytes']:,.0f}"))
+    sparse = [layer for layer in found["layers"] if layer.get("form") == "sparse"]
+    if sparse:
+        taken = sum(layer["stored_bytes"] for layer in found["layers"])
+        facts.append((f"Layers, sparse in the checkpoint: {len(sparse)}", f"{taken:,} B for all"))
     facts += [(_FILES.get(name, name), f"{size:,} B") for name, size in sorted(found["file_bytes"].items())]
     facts += [(f"{title(name)} file, {_runs(item)}", _span(item)) for name, item in sorted(found["latency"].items())]
     return facts if found["latency_ratio"] is None else [*facts, ("Speed-up", f"{found['latency_ratio']:.2f}×")]

@@ -31,7 +31,7 @@ from worker.export.encodings import unsound
 from worker.export.grid_rules import rule_violations
 from worker.export.onnx_qdq import QdqWriter
 from worker.export.pruned import PrunedFiles
-from worker.export.recount import Recount, recount
+from worker.export.recount import Recount, needless, recount
 from worker.export.saturation import guards_pairs
 from worker.graph.read import read_network
 from worker.hardware import host
@@ -310,6 +310,8 @@ def _count(report: VerificationReport, subject: Subject, files: Files) -> None:
             _fail(
                 report, "recount", f"{metric}: {value} counted from the tensors, {modelled.value(metric):.0f} reported"
             )
+    for text in needless(report.recount, subject.network):
+        _fail(report, "recount", text)
 
 
 def _time(report: VerificationReport, subject: Subject, files: Files) -> None:

@@ -60,7 +60,11 @@ def test_checkpoint_when_weights_are_packed_then_tensors_have_their_true_size(mi
     tensors, _, _ = read_archive(write_checkpoint(net, {}))
     for layer in net.layers.values():
         assert layer.weight_int is not None
-        assert tensors[f"{layer.name}.weight.packed"].nbytes == -(-layer.weight_int.size * layer.bits // 8)
+        size, nonzero = layer.weight_int.size, int((layer.weight_int != 0).sum())
+        packed, sparse = -(-size * layer.bits // 8), -(-size // 8) - (-nonzero * layer.bits // 8)
+        form = "sparse" if sparse < packed else "packed"
+        assert tensors[f"{layer.name}.weight.{form}"].nbytes == min(packed, sparse)
+        assert sum(f"{layer.name}.weight.{name}" in tensors for name in ("packed", "sparse")) == 1
 
 
 def test_load_when_in_a_process_of_its_own_then_same_outputs_without_the_service(
