@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cells import Measure, fill
-from benchmarks.export import exact, opsets, peers, speed, zoo
+from benchmarks.export import exact, opsets, peers, second, speed, zoo
 from benchmarks.networks import NETWORKS, available
 from worker.cache import MEASUREMENT_VERSION
+from worker.export.second_opinion import is_available
 
 CODE = f"measurement {MEASUREMENT_VERSION}, files 3"
 """Results of another version are measured again; raise the second number where files are written otherwise."""
@@ -26,10 +27,11 @@ def run() -> None:
     found = fill(cells(available()), "export cells", CODE)
     if "export-speed" in found:
         _print_speed(found["export-speed"])
-    trained = {part: _by_network(found, f"export-{part}-") for part in ("peers", "exact", "opsets", "zoo")}
+    trained = {part: _by_network(found, f"export-{part}-") for part in ("peers", "exact", "opsets", "second", "zoo")}
     _print_peers(trained["peers"])
     _print_exact(trained["exact"])
     _print_opsets(trained["opsets"])
+    _print_second(trained["second"])
     _print_zoo(trained["zoo"])
     _print_kernels(trained["zoo"])
 
@@ -41,6 +43,8 @@ def cells(with_data: bool) -> dict[str, Measure]:
         found[f"export-peers-{name}"] = partial(peers.measure, name)
         found[f"export-exact-{name}"] = partial(exact.measure, name)
         found[f"export-opsets-{name}"] = partial(opsets.measure, name)
+        if is_available():
+            found[f"export-second-{name}"] = partial(second.measure, name)
     return found | {f"export-zoo-{name}": partial(zoo.measure, name) for name in zoo.names()}
 
 
@@ -105,6 +109,21 @@ def _print_opsets(results: Mapping[str, Any]) -> None:
     console = Console()
     console.print(table)
     console.print(f"{VERDICTS[same]}  every opset: the same answers bit for bit, by the same kernels")
+
+
+def _print_second(results: Mapping[str, Any]) -> None:
+    if not results:
+        print("export: openvino is not installed; no second runtime is asked")
+        return
+    table = Table(
+        "network", "assignment", "simulated", "in OpenVINO", "top-1 agreement", "SQNR, dB", "ONNX Runtime's, dB"
+    )
+    for name, found in results.items():
+        for label, item in found["assignments"].items():
+            other, usual = item["openvino"], item["onnxruntime"]
+            shares = [f"{100 * value:.2f}" for value in (item["simulated"], other["accuracy"], other["top1"])]
+            table.add_row(name, label, *shares, f"{other['sqnr_db']:.1f}", f"{usual['sqnr_db']:.1f}")
+    Console().print(table)
 
 
 def _print_zoo(results: Mapping[str, Any]) -> None:

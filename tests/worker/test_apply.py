@@ -19,6 +19,7 @@ from tests.reliability.rig import Rig
 from tests.worker.digit_files import Net, exported
 from worker import apply
 from worker.export.config import NEEDED, read_config
+from worker.export.second_opinion import is_available
 from worker.job import Site
 from worker.runner import Runner
 
@@ -86,6 +87,16 @@ def test_apply_when_network_and_data_are_the_same_then_the_same_bytes_of_every_f
     for kind in ("onnx", "checkpoint", "pruned-onnx", "pruned-pt2", "encodings", "config"):
         assert (tmp_path / "out" / KINDS[kind].file).read_bytes() == delivered.files[kind], kind
     assert {item["kind"] for item in found["files"] if item["same"] is None} == {"report", "report-html", "config"}
+
+
+@pytest.mark.skipif(not is_available(), reason="openvino is absent: pip install 'tightfit[openvino]'")
+def test_apply_when_openvino_is_installed_then_it_is_asked_inside_the_sandbox(
+    delivered: Delivered, files: Path, tmp_path: Path
+) -> None:
+    assert apply.main(asked(delivered.written(tmp_path), files, tmp_path / "out")) == 0
+    for report in (delivered.files["report"], (tmp_path / "out" / "report.json").read_bytes()):
+        told = json.loads(report)["verification"]["second_opinion"]
+        assert told["error"] is None and told["agreement"]["top1"] > 0.95
 
 
 def test_config_when_delivered_then_it_holds_all_that_decides_and_the_digests_of_the_files(

@@ -264,6 +264,11 @@ def checks(document: Json) -> list[tuple[str, str]]:
     agreed, stored = found["agreement"], found["checkpoint"]
     if agreed is not None:
         facts += [("Same answers", percent(agreed["top1"])), ("Outputs follow within", f"{agreed['sqnr_db']:.1f} dB")]
+    other = found.get("second_opinion") or {}
+    if other.get("agreement"):
+        name = f"{other['runtime']} {other['version']}"
+        facts.append((f"Same answers in {name}", percent(other["agreement"]["top1"])))
+        facts.append((f"Outputs in {name} follow within", f"{other['agreement']['sqnr_db']:.1f} dB"))
     if found.get("opset") is not None:
         facts.append(("Opset of the ONNX file", str(found["opset"])))
     if stored is not None:

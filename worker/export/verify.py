@@ -33,6 +33,7 @@ from worker.export.onnx_qdq import QdqWriter
 from worker.export.pruned import PrunedFiles
 from worker.export.recount import Recount, needless, recount
 from worker.export.saturation import guards_pairs
+from worker.export.second_opinion import Opinion, second_opinion
 from worker.graph.read import read_network
 from worker.hardware import host
 from worker.hardware.measure import Latency, fed, measure, open_session
@@ -84,7 +85,8 @@ class VerificationReport:
     `outputs` holds the agreement of each output, `agreement` that of the output that follows the simulation least.
     `costs` holds every metric: macs, bops and weight_bytes counted from the checkpoint's tensors, the rest modelled;
     `pruned` is, by kind of file, the agreement of the output that follows the pruned float network least; `latency`
-    what this machine measured (milliseconds, one thread), with `ratio` = float time / compressed time.
+    what this machine measured (milliseconds, one thread), with `ratio` = float time / compressed time; `second` what
+    another runtime makes of the ONNX file, where one is installed.
     """
 
     failures: list[dict[str, str]] = field(default_factory=list)
@@ -102,6 +104,7 @@ class VerificationReport:
     latency: dict[str, Latency] = field(default_factory=dict)
     operators: dict[str, int] = field(default_factory=dict)
     opset: int | None = None
+    second: Opinion | None = None
     file_bytes: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -136,6 +139,7 @@ class VerificationReport:
             "latency_ratio": self.ratio,
             "operators": self.operators,
             "opset": self.opset,
+            "second_opinion": self.second and self.second.to_json(),
             "file_bytes": self.file_bytes,
             "host": host.describe(),
             "notes": self.notes,
@@ -164,8 +168,15 @@ def verify(subject: Subject, files: Files) -> VerificationReport:
             step()
         except Exception as error:  # onnxruntime's exceptions share no base class; any of them fails the export
             _fail(report, f"{code}-error", f"{type(error).__name__}: {str(error)[:300]}")
+    report.second = _second(subject, files, simulated)
+    report.notes += report.second.notes if report.second else ()
     _fill_budget(report, subject)
     return report
+
+
+def _second(subject: Subject, files: Files, simulated: Outputs) -> Opinion | None:
+    rows = [item.numpy() for item in subject.evaluation.head(RELOADED).inputs]
+    return second_opinion(files.onnx, rows, [item[:RELOADED] for item in simulated], subject.graph.outputs)
 
 
 def simulate(network: CompressedNetwork, inputs: Sequence[torch.Tensor]) -> Outputs:
