@@ -189,6 +189,12 @@ class ThresholdedWeight(nn.Module):
         hard = weight * self.mask(weight)
         return float((soft_weight(weight, self.gate(weight)) - hard).norm() / hard.norm().clamp_min(1e-30))
 
+    @torch.no_grad()
+    def multiply(self, factor: float) -> None:
+        """Multiply the threshold; it is learned on from there."""
+        wanted = factor * F.softplus(self.rho)
+        self.rho.copy_(wanted + torch.log(-torch.expm1(-wanted)))  # softplus's inverse, without overflow
+
     def freeze(self, weight: Tensor, multiplier: float = 1.0) -> None:
         """Keep the mask of this moment; what lives is trained on without the gate."""
         self.frozen = self.mask(weight, multiplier)

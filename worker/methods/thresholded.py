@@ -1,7 +1,8 @@
 """Learned threshold pruning of a candidate's weights, behind their quantizers (Azarian et al. 2020).
 
-The density is a hard target: an augmented Lagrangian on the soft count draws it there along a falling line, then one
-common factor on all thresholds meets it exactly, the masks are frozen, and what is left trains on. Zeros stay zeros in
+The density is a hard target: an augmented Lagrangian on the soft count draws it along a falling line, on which a common
+factor on all thresholds holds it behind each epoch; at the end of pruning it is met exactly, the masks are frozen, and
+what is left trains on. Zeros stay zeros in
 the integers; the checkpoint stores a layer sparse where that is shorter.
 """
 
@@ -79,8 +80,7 @@ class ThresholdStage(QuantizedStage):
         """Train one epoch; behind the last one of pruning the masks are frozen. Raises LossNotFinite."""
         found = super().fit()
         if found.number < self._pruning:
-            excess = self._excess(found.number / self._pruning).detach()
-            self._multiplier.copy_((self._multiplier + STIFFNESS * excess).clamp_min(0.0))
+            self._follow(found.number / self._pruning)
         elif found.number == self._pruning:
             self.freeze()
         return found
@@ -105,6 +105,15 @@ class ThresholdStage(QuantizedStage):
             return None
         excess = self._excess(at)
         return self._multiplier * excess.clamp_min(0.0) + 0.5 * STIFFNESS * excess.clamp_min(0.0).square()
+
+    def _follow(self, share: float) -> None:
+        """Bring the density onto its line where it lags: layers keep the thresholds' ratios that they have learned."""
+        excess = self._excess(share).detach()
+        self._multiplier.copy_((self._multiplier + STIFFNESS * excess).clamp_min(0.0))
+        layers = self._layers()
+        factor = multiplier_for_density(self._density**share, layers)
+        for layer in layers:
+            layer.threshold.multiply(max(1.0, factor))
 
     def freeze(self) -> None:
         """Meet the density exactly by a common factor on the thresholds; what is zero now stays so."""

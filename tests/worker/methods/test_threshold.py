@@ -308,3 +308,11 @@ def test_smallest_form_when_two_of_four_then_its_own() -> None:
 def test_threshold_when_it_makes_no_sense_then_refused(build: Any) -> None:
     with pytest.raises(ValueError, match=r"pattern|softness"):
         build()
+
+
+def test_multiply_when_called_then_the_threshold_is_so_many_times_what_it_was() -> None:
+    weight, made = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)), ThresholdedWeight()
+    for factor in (1.0, 3.0, 50.0, 1e3):
+        before = float(made.tau(weight))
+        made.multiply(factor)
+        assert float(made.tau(weight)) == pytest.approx(factor * before, rel=1e-4)
