@@ -7,6 +7,7 @@ import math
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from worker.quant.steps import Polished, polish
 from worker.sandbox import EXPORT_S, ChildDied
 from worker.search.loop import SearchLoop
 from worker.search.rows import Goal, TrialRow
-from worker.stages import Stages, network_of
+from worker.stages import Stages, Tuned, behind, network_of
 from worker.telling import told
 
 Json = dict[str, Any]
@@ -51,7 +52,7 @@ class Finisher:
         self._quality = quality_of(job.spec)
         self._baseline: Json | None = None
         self._polish: dict[int, Polished] = {}
-        self._trained: dict[int, tuple[str, list[Json]]] = {}
+        self._trained: dict[int, Tuned] = {}
 
     def run(self) -> Outcome:
         """Re-score, store, export and verify; return the outcome."""
@@ -164,12 +165,16 @@ class Finisher:
 
     def _repair(self, row: TrialRow) -> str:
         if row.idx in self._trained:
-            return self._trained[row.idx][0]
+            return self._trained[row.idx].repair
         found = self._polish.get(row.idx)
         return row.repair or "sequential" if found is None else found.repair
 
+    def _assignment(self, row: TrialRow) -> Assignment:
+        """Return the delivered network's channels and bits: the trial's, or those that a method brought."""
+        return self._trained[row.idx].row.assignment if row.idx in self._trained else row.assignment
+
     def _holdout(self, row: TrialRow) -> Item:
-        return row.assignment, "holdout", self._repair(row)
+        return self._assignment(row), "holdout", self._repair(row)
 
     def _checked(self, item: Item) -> Json | None:
         """Return the float network's measurement. Raises GivenUp where its answers can't be compared with."""
@@ -192,11 +197,12 @@ class Finisher:
             return None
 
     def _store(self, rank: int, row: TrialRow, holdout: Json) -> str:
-        goal, costs = self.job.goal, self.loop.costs(row.assignment)
+        goal, assignment = self.job.goal, self._assignment(row)
+        costs = self.loop.costs(assignment)
         fields: Json = {
             "trial_idx": row.idx,
             "rank": rank,
-            "assignment": row.assignment.to_json(),
+            "assignment": assignment.to_json(),
             "costs": costs.to_json(),
             "metrics": {
                 "metric": self.job.metric,
@@ -204,12 +210,13 @@ class Finisher:
                 "holdout": holdout["metrics"],
                 "holdout_pictures": holdout["pictures"],
             },
-            "layers": layer_table(goal, row.assignment),
+            "layers": layer_table(goal, assignment),
             "budget": [item.to_json() for item in table(goal.budget, costs.to_json(), {}, goal.device)],
             "feasible": goal.budget.is_met(costs),
         }
         if row.idx in self._polish or row.idx in self._trained:
-            final = self._evaluated(row, self._repair(row)) or {"metrics": row.metrics}
+            delivered = replace(row, assignment=assignment)
+            final = self._evaluated(delivered, self._repair(row)) or {"metrics": row.metrics}
             fields["metrics"]["evaluation"] = final["metrics"]
         if row.idx in self._polish:
             fields["metrics"]["polish"] = self._polish[row.idx].to_json()
@@ -229,12 +236,17 @@ class Finisher:
     def _told_of_training(self, row: TrialRow) -> Json:
         """Return the repair that names the trained network, and each method's step with both networks on the hold-out
         pictures, which decided nothing."""
-        repair, steps = self._trained[row.idx]
-        return {"repair": repair, "steps": [self._with_holdout(row, step) for step in steps]}
+        told = []
+        for step in self._trained[row.idx].steps:
+            told.append(self._with_holdout(row, step))
+            row = behind(row, step) if step["kept"] else row
+        return {"repair": self._repair(row), "steps": told}
 
     def _with_holdout(self, row: TrialRow, step: Json) -> Json:
-        names = {"before": step["repair"], "after": step["network"]}
-        found = {key: name and self._scored((row.assignment, "holdout", name)) for key, name in names.items()}
+        networks = {"before": (row, step["repair"]), "after": (behind(row, step), step["network"])}
+        found = {
+            key: name and self._scored((item.assignment, "holdout", name)) for key, (item, name) in networks.items()
+        }
         return {**step, "holdout": {key: item and item["metrics"] for key, item in found.items()}}
 
     def _judged(self, holdout: Json) -> Json:
@@ -256,15 +268,13 @@ class Finisher:
     def _export(self, candidate_id: str, row: TrialRow) -> Verification:
         with self.site.database.writing() as session:
             rows.progress(session, self.job.search_id, {"stage": "export"})
-        return export_candidate(self.site, self.job, candidate_id, (row.assignment, row.repair), self._call)
+        return export_candidate(self.site, self.job, candidate_id, row.repair, self._call)
 
 
-def export_candidate(
-    site: Site, job: Job, candidate_id: str, chosen: tuple[Assignment, str | None], call: Call
-) -> Verification:
+def export_candidate(site: Site, job: Job, candidate_id: str, repair: str | None, call: Call) -> Verification:
     """Export one candidate in the child, store its files and verification; return whether it was verified.
 
-    `chosen` is the trial's assignment and repair; a polished candidate's record names its own repair.
+    `repair` is the trial's; the record of a candidate that was polished or trained names its own.
     """
     with site.database.reading() as session:
         row = rows.candidate(session, candidate_id)
@@ -272,11 +282,11 @@ def export_candidate(
         if row.export_state == "done":
             return Verification(row.verification)
         manifest = _manifest(job, row.metrics, row.feasible)
-        repair = repair_of(row.metrics) or chosen[1]
+        repair, assignment = repair_of(row.metrics) or repair, Assignment.from_json(row.assignment)
         around = told(session, job, row, repair or "sequential")
     with tempfile.TemporaryDirectory(prefix="tightfit-export-") as name:
         params = {
-            "assignment": chosen[0].to_json(),
+            "assignment": assignment.to_json(),
             "repair": repair,
             **network_of(site, repair or ""),
             "limits": dict(job.goal.budget.limits),
@@ -293,7 +303,7 @@ def export_candidate(
             with site.database.writing() as session:
                 rows.export_failed(session, candidate_id, problem("export-failed", f"{death.kind}: {death.detail}"))
             return Verification.failed
-        _note_latency(site, job, chosen[0], result["report"])
+        _note_latency(site, job, assignment, result["report"])
         return _stored(site, job, candidate_id, Path(name), result)
 
 

@@ -110,8 +110,7 @@ class Runner:
         job = load_job(self.site, self.search_id)
         job.opset = opset or job.opset
         job.opening.pop("processor")  # exports are compressed and verified on the CPU
-        chosen = (Assignment.from_json(trial.assignment or {}), (trial.params or {}).get("repair"))
-        export_candidate(self.site, job, candidate_id, chosen, self._call)
+        export_candidate(self.site, job, candidate_id, (trial.params or {}).get("repair"), self._call)
 
     # what the search is
 

@@ -3,6 +3,8 @@
 A method is fitted epoch by epoch in the sandboxed child; its state lies beside the blobs, so that another worker goes
 on from the last epoch where this one is killed. What it makes is kept only where the evaluation pictures, on which
 nothing was fitted, say better by the search's metric. Each step is told in the search's record, kept or not.
+
+A method may bring channels and bits of its own: its network is kept only where they are legal and inside every limit.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from app.domain.methods import TRAINED, Method, Training, to_json
+from app.domain.cost import count
+from app.domain.methods import TRAINED, JointPruning, Method, Training, to_json
 from app.domain.metrics import badness
+from app.domain.space import Assignment, is_legal
 from app.store import blobs, events
 from app.store import runner as rows
 from worker.job import Job, Site
@@ -36,7 +40,8 @@ DEATHS = 2
 class Step:
     """One method on one trial's network: losses by epoch, evaluation metrics before and after, and what came of it.
 
-    `network` is the repair that names the network it made; `problem` why it made none.
+    `network` is the repair that names the network it made, `assignment` its channels and bits and `costs` what they
+    come to where these are not those it started from; `problem` says why there is no network to keep.
     """
 
     trial: int
@@ -49,14 +54,35 @@ class Step:
     kept: bool = False
     network: str | None = None
     problem: str | None = None
+    assignment: Json | None = None
+    costs: Json | None = None
 
     def to_json(self) -> Json:
         """Return it as JSON."""
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """A trial behind all methods: its row with the delivered network's assignment, the repair that names that network,
+    and a record of each method."""
+
+    row: TrialRow
+    repair: str
+    steps: list[Json]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What the child came to: losses by epoch, seconds, and the channels and bits of the network it stored."""
+
+    losses: tuple[float, ...]
+    seconds: float
+    assignment: Assignment
+
+
 class Failed(Exception):
-    """A method that could not be fitted; the text says why."""
+    """A method that made no network to keep; the text says why."""
 
 
 class Stages:
@@ -67,15 +93,16 @@ class Stages:
         with site.database.reading() as session:
             self._steps: list[Json] = list(rows.search_of(session, job.search_id).training or [])
 
-    def of(self, row: TrialRow, repair: str) -> tuple[str, list[Json]]:
-        """Return the repair that names a trial's network behind all methods, and a record of each."""
+    def of(self, row: TrialRow, repair: str) -> Tuned:
+        """Return what a trial's network is behind all methods."""
         done = []
         for number, method in enumerate(self._job.methods):
             step = self._step(row, repair, number, method)
             done.append(step)
             if step["kept"]:
                 repair = step["network"]
-        return repair, done
+                row = behind(row, step)
+        return Tuned(row, repair, done)
 
     def _step(self, row: TrialRow, repair: str, number: int, method: Method) -> Json:
         told = to_json(method)
@@ -94,15 +121,33 @@ class Stages:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             before = self._measured(row, repair)
-            losses, seconds = self._fitted(row, repair, method, folder)
+            fitted = self._fitted(row, repair, method, folder)
+            own = self._own(row, fitted.assignment)
             network = self._stored(folder / NETWORK)
-            after = self._measured(row, network)
+            after = self._measured(replace(row, assignment=fitted.assignment), network)
         except Failed as failure:
             return Step(row.idx, step.method, repair, problem=str(failure))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         kept = _badness(after, self._job.metric) < _badness(before, self._job.metric)
-        return Step(row.idx, step.method, repair, losses, seconds, before, after, kept, network)
+        return Step(
+            row.idx, step.method, repair, fitted.losses, fitted.seconds, before, after, kept, network, None, **own
+        )
+
+    def _own(self, row: TrialRow, assignment: Assignment) -> Json:
+        """Return channels, bits and costs that a network brings, where they aren't the trial's.
+
+        Raises Failed for what the device or the space does not allow, or a limit has no room for.
+        """
+        if assignment == row.assignment:
+            return {}
+        goal = self._job.goal
+        if not is_legal(goal.graph, goal.space, assignment, goal.device):
+            raise Failed("its channels and bits are not legal on the device")
+        costs = count(goal.graph, assignment, goal.device)
+        if not goal.budget.is_met(costs):
+            raise Failed("its channels and bits break a limit")
+        return {"assignment": assignment.to_json(), "costs": costs.to_json()}
 
     def _measured(self, row: TrialRow, repair: str) -> Json:
         found = self._score(row, repair)
@@ -111,14 +156,16 @@ class Stages:
         metrics: Json = found["metrics"]
         return metrics
 
-    def _fitted(self, row: TrialRow, repair: str, method: Method, folder: Path) -> tuple[tuple[float, ...], float]:
-        """Train until the last epoch, or the last that the wall time leaves room for; return losses and seconds."""
+    def _fitted(self, row: TrialRow, repair: str, method: Method, folder: Path) -> Fitted:
+        """Train until the last epoch, or the last that the wall time leaves room for. Raises Failed."""
+        self._check_timed(method)
         losses: list[float] = []
         params = {
             "assignment": row.assignment.to_json(),
             **_named(self._site, repair),
             "method": to_json(method),
             "limits": dict(self._job.goal.budget.limits),
+            "space": self._job.goal.space.to_json(),
             "folder": str(folder),
         }
         started, longest = time.monotonic(), 0.0
@@ -131,7 +178,12 @@ class Stages:
                 longest = max(longest, found["epoch"]["seconds"])
                 self._tell(row, method, found["epoch"])
             if found["done"]:
-                return tuple(losses), time.monotonic() - started
+                return Fitted(tuple(losses), time.monotonic() - started, Assignment.from_json(found["assignment"]))
+
+    def _check_timed(self, method: Method) -> None:
+        """Raise Failed where a method chooses channels and bits whose latency would have to be measured."""
+        if isinstance(method, JointPruning) and self._job.demand is not None:
+            raise Failed("it chooses channels and bits anew, and this search keeps to latencies that were measured")
 
     def _epoch(self, params: Json) -> Json:
         """Train one epoch, again where the child died of it. Raises Failed."""
@@ -159,6 +211,12 @@ class Stages:
         with self._site.database.writing() as session:
             blobs.record(session, sha256, size)
         return TRAINED + sha256
+
+
+def behind(row: TrialRow, step: Json) -> TrialRow:
+    """Return a row with the assignment of the network that a step made."""
+    own = step.get("assignment")
+    return row if own is None else replace(row, assignment=Assignment.from_json(own))
 
 
 def _named(site: Site, repair: str) -> Json:

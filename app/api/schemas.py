@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from app.domain.methods import LearnedThresholds, RelaxedQuantization, Training
+from app.domain.methods import JointPruning, LearnedThresholds, RelaxedQuantization, Start, Training
 from app.domain.metrics import MetricName
 from app.domain.opsets import DEFAULT, LOWEST
 
@@ -204,6 +204,19 @@ class RelaxedQuantizationIn(Strict):
     straight: bool = RelaxedQuantization.straight
 
 
+class JointPruningIn(Strict):
+    """Channels and bits learned together under the budget's limits (see `app.domain.methods.JointPruning`)."""
+
+    name: Literal["djpq"]
+    training: TrainingIn = TrainingIn()
+    start: Start = JointPruning.start
+    joint: Annotated[FiniteFloat, Field(ge=0, le=1)] = JointPruning.joint
+    gamma: Annotated[FiniteFloat, Field(ge=0, le=1)] = JointPruning.gamma
+    threshold: Annotated[FiniteFloat, Field(gt=0, le=1000)] = JointPruning.threshold
+    kappa: Annotated[FiniteFloat, Field(gt=0, le=1000)] = JointPruning.kappa
+    structure_rate: Annotated[FiniteFloat, Field(gt=0, le=1)] = JointPruning.structure_rate
+
+
 class LearnedThresholdsIn(Strict):
     """Weights below a learned threshold become zero, down to a density."""
 
@@ -216,7 +229,9 @@ class LearnedThresholdsIn(Strict):
     keep: Annotated[int, Field(ge=1, le=1024)] | None = None
 
 
-MethodIn = Annotated[StraightThroughIn | RelaxedQuantizationIn | LearnedThresholdsIn, Field(discriminator="name")]
+MethodIn = Annotated[
+    StraightThroughIn | RelaxedQuantizationIn | LearnedThresholdsIn | JointPruningIn, Field(discriminator="name")
+]
 
 
 class ExportIn(Strict):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 TRAINED = "trained/"
 """How the repair of a network begins that training made: the SHA-256 of its checkpoint follows."""
@@ -78,9 +78,33 @@ class LearnedThresholds:
     keep: int | None = None
 
 
-Method = StraightThrough | RelaxedQuantization | LearnedThresholds
+Start = Literal["candidate", "float"]
+
+
+@dataclass(frozen=True)
+class JointPruning:
+    """Channels and bits learned together by gradients under the budget's limits, then fixed inside all of them.
+
+    It starts from the network the search found, or from the float network at its widest bits (`start`). The `joint`
+    share of the epochs trains gates on channels and the widths of weights and activations beside the weights, both at
+    `structure_rate`: `gamma` weighs the gates' divergence in nats, a channel falls below a signal-to-noise ratio of
+    `threshold`, limits are penalties of an augmented Lagrangian with `kappa`. The other epochs train the hard network.
+    """
+
+    name: ClassVar[str] = "djpq"
+    paper: ClassVar[str] = "Wang et al. 2020, Differentiable Joint Pruning and Quantization for Hardware Efficiency"
+    training: Training = Training()
+    start: Start = "candidate"
+    joint: float = 0.4
+    gamma: float = 1e-3
+    threshold: float = 1.0
+    kappa: float = 0.5
+    structure_rate: float = 1e-2
+
+
+Method = StraightThrough | RelaxedQuantization | LearnedThresholds | JointPruning
 METHODS: Mapping[str, type[Method]] = {
-    kind.name: kind for kind in (StraightThrough, RelaxedQuantization, LearnedThresholds)
+    kind.name: kind for kind in (StraightThrough, RelaxedQuantization, LearnedThresholds, JointPruning)
 }
 
 

@@ -104,6 +104,22 @@ class SearchSpace:
         choices = [*self.keep.values(), *self.weight_bits.values(), *self.activation_bits.values()]
         return sum(math.log10(len(options)) for options in choices)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dict; equal spaces give equal text."""
+        return {
+            "keep": {name: list(counts) for name, counts in sorted(self.keep.items())},
+            "weight_bits": {name: list(bits) for name, bits in sorted(self.weight_bits.items())},
+            "activation_bits": {name: list(bits) for name, bits in sorted(self.activation_bits.items())},
+            "pairs": {name: [list(pair) for pair in sorted(legal)] for name, legal in sorted(self.pairs.items())},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SearchSpace:
+        """Rebuild what `to_json` wrote."""
+        keep, weight_bits, activation_bits = (_tuples(data[key]) for key in ("keep", "weight_bits", "activation_bits"))
+        pairs = {name: frozenset((w, a) for w, a in legal) for name, legal in data["pairs"].items()}
+        return cls(keep, weight_bits, activation_bits, pairs)
+
 
 def build_space(graph: ModelGraph, device: DeviceProfile, spec: SpaceSpec = SpaceSpec()) -> SearchSpace:
     """Return the space for `graph` on `device` under `spec`.
@@ -268,6 +284,10 @@ def _bounds(bounds: Mapping[str, float], names: Sequence[str]) -> list[float]:
 
 def _matches(patterns: Iterable[str], names: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+
+def _tuples(lists: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(values) for name, values in lists.items()}
 
 
 def _descending(values: Iterable[int]) -> tuple[int, ...]:

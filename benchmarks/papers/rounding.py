@@ -15,6 +15,7 @@ import torch
 
 from app.domain import methods
 from app.domain.budget import Budget
+from app.domain.space import build_space
 from benchmarks.budgets import same_everywhere
 from benchmarks.papers import lenet
 from benchmarks.papers.subjects import error, trained, wrong
@@ -34,7 +35,8 @@ def measure(bits: int) -> dict[str, Any]:
     owner = open_evaluator(lenet.opened(), lenet.data(), lenet.DEVICE)
     assignment = same_everywhere(owner.graph, bits, bits, 1.0)
     network = owner.compress(assignment)
-    subject = Subject(network, owner.folded, owner.graph, lenet.DEVICE, Budget({}), owner.rows)
+    space = build_space(owner.graph, lenet.DEVICE)
+    subject = Subject(network, owner.folded, owner.graph, lenet.DEVICE, Budget({}), owner.rows, owner.compressor, space)
     errors, seconds = {}, {}
     for method in (methods.RelaxedQuantization(HOW), methods.StraightThrough(HOW)):
         started = time.perf_counter()

@@ -15,6 +15,7 @@ import torch
 
 from app.domain import methods
 from app.domain.budget import Budget
+from app.domain.space import build_space
 from benchmarks.budgets import same_everywhere
 from benchmarks.papers import lenet
 from benchmarks.papers.subjects import error, trained, training_rows
@@ -38,7 +39,8 @@ def measure(name: str) -> dict[str, Any]:
     opened, data, device = lenet.case() if name == "lenet" else training_rows(name)
     owner = open_evaluator(opened, data, device)
     network = owner.compress(same_everywhere(owner.graph, BITS, BITS, 1.0))
-    subject = Subject(network, owner.folded, owner.graph, device, Budget({}), owner.rows)
+    space = build_space(owner.graph, device)
+    subject = Subject(network, owner.folded, owner.graph, device, Budget({}), owner.rows, owner.compressor, space)
     asked = methods.LearnedThresholds(HOW[name], density=PARTS[name])
     learned, magnitude = trained(subject, asked), _by_magnitude(subject, asked)
     return {

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.api.schemas import MethodIn
 from app.commands.limits import parse_methods
-from app.domain.methods import METHODS, RelaxedQuantization, Training, method_of, to_json
+from app.domain.methods import METHODS, JointPruning, RelaxedQuantization, Training, method_of, to_json
 
 
 def test_methods_when_written_with_parameters_then_those_of_training_are_apart() -> None:
@@ -22,7 +22,7 @@ def test_methods_when_written_with_parameters_then_those_of_training_are_apart()
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("adaround", "'adaround' is no method; use one of straight-through, relaxed-quantization"),
+        ("adaround", "'adaround' is no method; use one of straight-through, relaxed-quantization, learned-thresholds"),
         ("straight-through:temperature=1", "'temperature' is no parameter of straight-through"),
         ("straight-through:epochs", "'epochs' is no parameter"),
     ],
@@ -48,11 +48,20 @@ def test_request_when_only_named_then_the_domain_s_defaults(name: str) -> None:
         {"name": "straight-through", "temperature": 1.0},
         {"name": "relaxed-quantization", "noise": 2.0},
         {"name": "relaxed-quantization", "training": {"labels": 1.5}},
+        {"name": "djpq", "start": "middle"},
+        {"name": "djpq", "joint": 1.5},
+        {"name": "djpq", "threshold": 0.0},
     ],
 )
 def test_request_when_a_value_is_out_of_bounds_then_refused(body: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(MethodIn).validate_python(body)
+
+
+def test_methods_when_a_parameter_is_a_word_then_as_it_is() -> None:
+    (found,) = parse_methods(["djpq:epochs=10,gamma=0.0001,start=float"])
+    assert found == {"name": "djpq", "training": {"epochs": 10}, "gamma": 0.0001, "start": "float"}
+    assert method_of(found) == JointPruning(Training(epochs=10), start="float", gamma=0.0001)
 
 
 def test_method_when_read_then_typed() -> None:

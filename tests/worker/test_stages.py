@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from app.domain.budget import Limit
+from app.domain.cost import count
+from app.domain.space import Assignment, is_legal
 from app.store import events
 from app.store.tables import Artefact, Candidate, Search
 from tests.reliability.rig import Rig
 from worker.export.checkpoint import read_checkpoint
-from worker.job import Site
+from worker.job import Site, load_job
 from worker.runner import Runner
 
 NARROW = (Limit("bops", relative=1 / 40),)
@@ -25,12 +27,13 @@ def site(rig: Rig) -> Site:
     return dataclasses.replace(Site(rig.database, rig.blobs))
 
 
-def asked(rig: Rig, training: dict[str, Any], **ending: Any) -> str:
-    """Store a queued search that trains its best network."""
-    search = rig.add_search(6, limits=NARROW, **ending)
+def asked(rig: Rig, training: dict[str, Any], *methods: dict[str, Any], **ending: Any) -> str:
+    """Store a queued search that trains its best network, straight-through where no methods are named."""
+    search = rig.add_search(6, limits=ending.pop("limits", NARROW), **ending)
+    named = [{**item, "training": training} for item in methods or ({"name": "straight-through"},)]
     with rig.database.writing() as session:
         row = session.get_one(Search, search)
-        row.spec = {**row.spec, "methods": [{"name": "straight-through", "training": training}]}
+        row.spec = {**row.spec, "methods": named}
     return search
 
 
@@ -114,3 +117,66 @@ def test_search_when_training_makes_it_worse_then_the_earlier_network_stays(rig:
     assert not step["kept"] and step["after"]["kl"] > step["before"]["kl"]
     assert best.metrics["training"]["repair"] == step["repair"]
     assert best.metrics["holdout"] == step["holdout"]["before"]
+
+
+# a method that brings channels and bits of its own
+
+
+WIDE = (Limit("bops", relative=1 / 8),)
+LABELLED = {"epochs": 24, "batch": 16, "rate": 1e-2, "shift": 0, "labels": 0.9}
+FROM_FLOAT = {"name": "djpq", "start": "float", "structure_rate": 0.05, "kappa": 1.0}
+
+
+@pytest.fixture(scope="module")
+def joint(rig: Rig) -> str:
+    search = asked(rig, LABELLED, FROM_FLOAT, limits=WIDE)
+    assert Runner(site(rig), search).run() == "finished"
+    return search
+
+
+def test_search_when_bits_are_trained_too_then_the_record_is_that_of_the_delivered_network(
+    rig: Rig, joint: str
+) -> None:
+    best, goal = tuned(rig, joint), load_job(site(rig), joint).goal
+    (step,) = best.metrics["training"]["steps"]
+    (trial,) = [item for item in rig.trials(joint) if item.idx == best.trial_idx]
+    own = Assignment.from_json(step["assignment"])
+    costs = count(goal.graph, own, goal.device)
+    assert step["kept"] and best.assignment == own.to_json() != trial.assignment
+    assert best.costs == step["costs"] == costs.to_json()
+    assert goal.budget.is_met(costs) and best.feasible
+    assert is_legal(goal.graph, goal.space, own, goal.device)
+    assert {item["metric"]: item["value"] for item in best.budget} == {"bops": costs.bops}
+    assert {item["name"]: item["weight_bits"] for item in best.layers} == dict(own.weight_bits)
+    assert best.metrics["holdout"] == step["holdout"]["after"]
+    assert best.verification == "verified"
+
+
+def test_export_when_bits_were_trained_too_then_channels_and_bits_are_the_method_s(rig: Rig, joint: str) -> None:
+    best = tuned(rig, joint)
+    with rig.database.reading() as session:
+        row = session.query(Artefact).filter_by(candidate_id=best.id, kind="checkpoint").one()
+    delivered, _ = read_checkpoint(rig.blobs.read(row.blob_sha))
+    assert delivered.assignment.to_json() == best.assignment
+    for layer in best.layers:
+        stored = delivered.layers[layer["name"]]
+        assert stored.weight_int is not None and stored.bits == layer["weight_bits"]
+        assert len(stored.weight_int) == layer["out_channels"]
+
+
+def test_search_when_a_second_method_follows_then_it_trains_the_first_one_s_network(rig: Rig) -> None:
+    search = asked(rig, LABELLED, FROM_FLOAT, {"name": "straight-through"}, limits=WIDE, export_top=0)
+    assert Runner(site(rig), search).run() == "finished"
+    best = tuned(rig, search)
+    first, second = best.metrics["training"]["steps"]
+    assert first["kept"] and second["repair"] == first["network"]
+    assert second["assignment"] is None and second["before"] == first["after"]
+    assert best.assignment == first["assignment"] is not None
+
+
+def test_search_when_nothing_legal_is_left_then_the_problem_is_told_and_the_earlier_network_stays(rig: Rig) -> None:
+    search = asked(rig, {**TIGHT, "epochs": 1}, {"name": "djpq"}, limits=(Limit("bops", max=1.0),), export_top=0)
+    assert Runner(site(rig), search).run() == "finished"
+    (step,) = tuned(rig, search).metrics["training"]["steps"]
+    assert not step["kept"] and step["network"] is None
+    assert step["problem"].startswith("nothing-legal: ")

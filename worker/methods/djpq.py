@@ -278,14 +278,16 @@ class LearnedQuantizer(nn.Module):
             top = step * over if exponent is None else (step * over) ** (1 / exponent)
         return Curve(step, top, exponent)
 
-    def bits(self) -> Tensor:
+    def bits(self, by_top: bool = True) -> Tensor:
         """Return the real-valued width, the mean over channels: log2(q_m^t / d + 1) + 1 for a weight.
 
-        Of an activation, the logarithm of the number of codes.
+        Of an activation, the logarithm of the number of codes. With `by_top` False its gradients are those of the step
+        alone: a cost then coarsens the grid and leaves its range to the loss.
         """
         if self.fixed:
             return self.fixed.to(self.log_top.dtype)
-        ratio = torch.exp(self.log_exponent.exp() * self.log_top - self.log_step)
+        highest = self.log_exponent.exp() * self.log_top
+        ratio = torch.exp((highest if by_top else highest.detach()) - self.log_step)
         if self.below is None:
             return torch.log2(ratio + 1).mean() + 1
         return torch.log2(ratio * (1 + self._reach) + 1).mean()

@@ -10,7 +10,9 @@ from torch import fx
 from app.domain.budget import Budget
 from app.domain.device import DeviceProfile
 from app.domain.graph import ModelGraph
+from app.domain.space import SearchSpace
 from worker.data import RoleData
+from worker.quant.compressor import Compressor
 from worker.quant.network import CompressedNetwork
 
 
@@ -18,11 +20,16 @@ class LossNotFinite(ArithmeticError):
     """Training came to a loss that is NaN or infinite."""
 
 
+class NothingLegal(ArithmeticError):
+    """No legal assignment inside the budget was found near what training came to."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """What a method works on: a candidate's network, the float network it comes from, and rows to fit on.
 
-    `rows` are calibration rows: neither those that decide nor the hold-out are among them.
+    `rows` are calibration rows: neither those that decide nor the hold-out are among them. `compressor` makes networks
+    of other assignments in `space`.
     """
 
     network: CompressedNetwork
@@ -31,6 +38,8 @@ class Subject:
     device: DeviceProfile
     budget: Budget
     rows: RoleData
+    compressor: Compressor
+    space: SearchSpace
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class Stage(Protocol):
         ...
 
     def fit(self) -> Epoch:
-        """Go through the rows once. Raises LossNotFinite."""
+        """Go through the rows once. Raises LossNotFinite, NothingLegal."""
         ...
 
     def state(self) -> bytes:
@@ -64,5 +73,5 @@ class Stage(Protocol):
         ...
 
     def finish(self) -> CompressedNetwork:
-        """Return the network as it is stored."""
+        """Return the network as it is stored; its assignment is its own. Raises NothingLegal."""
         ...

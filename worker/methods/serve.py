@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -11,14 +12,15 @@ from typing import Any
 
 from app.domain.budget import Budget
 from app.domain.methods import method_of
-from app.domain.space import Assignment
+from app.domain.space import Assignment, SearchSpace
 from worker.export.checkpoint import write_checkpoint
 from worker.methods import NETWORK, STATE, registry
-from worker.methods.protocol import LossNotFinite, Stage, Subject
+from worker.methods.protocol import LossNotFinite, NothingLegal, Stage, Subject
 from worker.search.evaluate import Evaluator
 
 Json = dict[str, Any]
-_OWN = ("assignment", "repair", "method", "limits", "folder")
+_OWN = ("assignment", "repair", "method", "limits", "space", "folder")
+FAILURES: Mapping[type[Exception], str] = {LossNotFinite: "loss-not-finite", NothingLegal: "nothing-legal"}
 
 
 class Serving:
@@ -30,18 +32,23 @@ class Serving:
     def epoch(self, last: bool) -> Json:
         """Train an epoch, store the state, and behind the last epoch the network; return {"epoch"} or {"failure"}.
 
-        `last`: no further one will be asked for.
+        `last`: no further one will be asked for. Behind it the network's `assignment` is told too.
         """
         try:
-            found = None if self._stage.done else self._stage.fit()
-        except LossNotFinite as error:
-            return {"failure": {"kind": "loss-not-finite", "detail": str(error)}}
+            return self._epoch(last)
+        except tuple(FAILURES) as error:
+            return {"failure": {"kind": FAILURES[type(error)], "detail": str(error)}}
+
+    def _epoch(self, last: bool) -> Json:
+        found = None if self._stage.done else self._stage.fit()
         if found is not None:
             _put(self._folder / STATE, self._stage.state())
-        done = last or self._stage.done
-        if done:
-            _put(self._folder / NETWORK, write_checkpoint(self._stage.finish(), {}))
-        return {"epoch": None if found is None else asdict(found), "done": done}
+        told: Json = {"epoch": None if found is None else asdict(found), "done": last or self._stage.done}
+        if told["done"]:
+            network = self._stage.finish()
+            _put(self._folder / NETWORK, write_checkpoint(network, {}))
+            told["assignment"] = network.assignment.to_json()
+        return told
 
 
 def key_of(params: Json) -> str:
@@ -52,8 +59,16 @@ def key_of(params: Json) -> str:
 def opened(evaluator: Evaluator, params: Json) -> Serving:
     """Return a stage, gone on from the state in its folder where there is a sound one."""
     network = evaluator.compress(Assignment.from_json(params["assignment"]), params["repair"])
-    device, budget = evaluator.compressor.device, Budget(params["limits"])
-    subject = Subject(network, evaluator.folded, evaluator.graph, device, budget, evaluator.rows)
+    subject = Subject(
+        network,
+        evaluator.folded,
+        evaluator.graph,
+        evaluator.compressor.device,
+        Budget(params["limits"]),
+        evaluator.rows,
+        evaluator.compressor,
+        SearchSpace.from_json(params["space"]),
+    )
     stage, folder = registry.prepare(subject, method_of(params["method"])), Path(params["folder"])
     with suppress(FileNotFoundError, ValueError):  # a damaged state: from the start
         stage.restore((folder / STATE).read_bytes())

@@ -124,6 +124,11 @@ class TrainableNetwork(nn.Module):
         found: nn.Parameter = self.weights[_key(layer)]
         return found
 
+    def bias(self, layer: str) -> nn.Parameter:
+        """Return a layer's bias."""
+        found: nn.Parameter = self.biases[_key(layer)]
+        return found
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs for a batch of normalised inputs."""
         values: dict[str, Any] = {}

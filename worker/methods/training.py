@@ -23,7 +23,8 @@ from worker.data import RoleData
 from worker.methods.protocol import Epoch, LossNotFinite
 from worker.search.metrics import is_scores
 
-RATES = (("weights.", 1.0), ("biases.", 1.0), (".threshold.rho", 10.0), ("", 0.1))
+Rates = tuple[tuple[str, float], ...]
+RATES: Rates = (("weights.", 1.0), ("biases.", 1.0), (".threshold.rho", 10.0), ("", 0.1))
 """Rates by a part of the name, the first that fits, as multiples of the weights' rate. Steps are learned in their
 logarithm and move by per cents; thresholds go a long way through the logarithms of small numbers."""
 LONGEST = 1.0
@@ -43,10 +44,21 @@ class Task:
 
 
 class Trainer:
-    """Trains a network epoch by epoch. Everything but the network itself is in `state`."""
+    """Trains a network epoch by epoch. Everything but the network itself is in `state`.
 
-    def __init__(self, network: nn.Module, task: Task, how: Training, penalty: Penalty | None = None) -> None:
+    `rates` are multiples of the rate of `how` by a part of a parameter's name: the first that fits counts.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        task: Task,
+        how: Training,
+        penalty: Penalty | None = None,
+        rates: Rates = RATES,
+    ) -> None:
         self.network, self._task, self._how, self._penalty = network, task, how, penalty
+        self._rates = rates
         self._rows = task.rows.head(how.rows)
         self._named = [(name, item) for name, item in network.named_parameters() if item.requires_grad]
         self._optimizer = torch.optim.Adam(self._groups(), lr=how.rate)
@@ -55,7 +67,7 @@ class Trainer:
     def _groups(self) -> list[dict[str, Any]]:
         found: dict[float, list[Tensor]] = {}
         for name, item in self._named:
-            factor = next(factor for part, factor in RATES if part in name)
+            factor = next(factor for part, factor in self._rates if part in name)
             found.setdefault(factor * self._how.rate, []).append(item)
         return [{"params": items, "lr": rate, "peak": rate} for rate, items in found.items()]
 

@@ -9,7 +9,7 @@ Layers are handled in execution order, each on what the already compressed ones 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ from worker.quant.simulation import Simulation
 from worker.quant.walk import Value, Walk
 
 Repair = Literal["sequential", "fast", "none"]
+Kept = Mapping[str, tuple[int, ...]]
 REPAIRS: tuple[Repair, ...] = ("sequential", "fast")
 MAX_FEEDBACK = 2304
 FAST_PICTURES = 128
@@ -72,10 +73,13 @@ class Compressor:
         self.rules = GridRules.of(device)
         self.fast_pictures = fast_pictures
 
-    def compress(self, assignment: Assignment, repair: Repair = "sequential") -> CompressedNetwork:
+    def compress(
+        self, assignment: Assignment, repair: Repair = "sequential", kept: Kept | None = None
+    ) -> CompressedNetwork:
         """Return the network of an assignment. "sequential" refits each layer on its real inputs, "fast" from the
-        float network's cached moments with fewer pictures, "none" only slices and rounds."""
-        job = self.job(assignment, repair)
+        float network's cached moments with fewer pictures, "none" only slices and rounds. `kept` names the channels
+        that stay, by group, where it is not to be the most important ones."""
+        job = self.job(assignment, repair) if kept is None else Job(self, assignment, dict(kept), repair)
         Simulation(job, before=job.before).advance(Walk(self.looked_at(repair)))
         return CompressedNetwork(job.module, job.layers, job.grids, self.graph.input_shape, assignment, job.kept)
 

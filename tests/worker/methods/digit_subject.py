@@ -7,6 +7,7 @@ import functools
 import numpy as np
 
 from app.domain.budget import Budget
+from app.domain.space import Assignment, SearchSpace, build_space
 from tests.worker.quant.digits import PORTS, TRAIN, assignment, dataset, device, evaluator, trained
 from worker.data import RoleData, role_data
 from worker.methods.protocol import Subject
@@ -21,8 +22,19 @@ def rows() -> RoleData:
 
 @functools.cache
 def subject(keep: float = 0.5, bits: int = 2) -> Subject:
-    network = evaluator().compress(assignment(trained().graph, keep, bits, 4), "sequential")
-    return Subject(network, trained().folded, trained().graph, device(), Budget({}), rows())
+    return subject_of(assignment(trained().graph, keep, bits, 4))
+
+
+def subject_of(chosen: Assignment, budget: Budget = Budget({})) -> Subject:
+    """Return the subject of an assignment under a budget."""
+    owner, found = evaluator(), trained()
+    network = owner.compress(chosen, "sequential")
+    return Subject(network, found.folded, found.graph, device(), budget, rows(), owner.compressor, space())
+
+
+@functools.cache
+def space() -> SearchSpace:
+    return build_space(trained().graph, device())
 
 
 def loss(network: CompressedNetwork) -> float:

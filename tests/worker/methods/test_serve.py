@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.domain.methods import StraightThrough, Training, to_json
-from tests.worker.methods.digit_subject import rows
+from tests.worker.methods.digit_subject import rows, space
 from tests.worker.quant.digits import assignment, fresh, trained
 from worker.export.checkpoint import read_checkpoint
 from worker.methods import NETWORK, STATE, serve
@@ -26,7 +26,8 @@ def owner() -> Evaluator:
 def params(folder: Path, epochs: int = 2) -> dict[str, Any]:
     chosen = assignment(trained().graph, 0.5, 2, 4)
     method = to_json(StraightThrough(Training(epochs=epochs, batch=64, shift=0)))
-    return {"assignment": chosen.to_json(), "repair": "fast", "method": method, "limits": {}, "folder": str(folder)}
+    own = {"assignment": chosen.to_json(), "space": space().to_json(), "repair": "fast"}
+    return {**own, "method": method, "limits": {}, "folder": str(folder)}
 
 
 def test_epoch_when_the_last_is_done_then_the_network_lies_in_the_folder(owner: Evaluator, tmp_path: Path) -> None:
