@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.graph import ChannelGroup
-from app.domain.space import Assignment, SpaceSpec, build_space, cheapest, keep_choices, multiple_violations, widest
+from app.domain.space import (
+    Assignment,
+    SearchSpace,
+    SpaceSpec,
+    build_space,
+    cheapest,
+    keep_choices,
+    multiple_violations,
+    widest,
+)
 from tests.app.domain.drawings import PAIRS, profile, skip, two_convs
 from tests.app.domain.random_graphs import assignments, devices, networks
 
@@ -130,3 +139,8 @@ def test_violations_when_any_point_of_a_space_is_taken_then_none(data: st.DataOb
     (graph, _), device = data.draw(networks()), data.draw(devices())
     one = data.draw(assignments(build_space(graph, device)))
     assert multiple_violations(graph, one, device) == []
+
+
+def test_space_when_written_and_read_back_then_the_same() -> None:
+    space = SearchSpace({"g": (16, 8)}, {"conv": (8, 4)}, {"x": (8,)}, {"conv": frozenset({(8, 8), (4, 8)})})
+    assert SearchSpace.from_json(json.loads(json.dumps(space.to_json()))) == space
