@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.cost import count
-from app.domain.methods import TRAINED, JointPruning, Method, Training, to_json
+from app.domain.methods import TRAINED, JointPruning, Method, to_json, wall_s
 from app.domain.metrics import badness
 from app.domain.space import Assignment, is_legal
 from app.store import blobs, events
@@ -171,7 +171,7 @@ class Stages:
         started, longest = time.monotonic(), 0.0
         while True:
             spent = time.monotonic() - started
-            last = _is_last(method.training, spent, longest)
+            last = _is_last(wall_s(method), spent, longest)
             found = self._epoch({**params, "last": last})
             if found["epoch"] is not None:
                 losses.append(found["epoch"]["loss"])
@@ -231,9 +231,9 @@ def network_of(site: Site, repair: str) -> Json:
     return {"network": str(site.blobs.path(repair.removeprefix(TRAINED)))}
 
 
-def _is_last(how: Training, spent_s: float, longest_s: float) -> bool:
+def _is_last(limit_s: float | None, spent_s: float, longest_s: float) -> bool:
     """Tell whether the next epoch is the last that the wall time leaves room for."""
-    return how.max_wall_s is not None and spent_s + 2 * longest_s > how.max_wall_s
+    return limit_s is not None and spent_s + 2 * longest_s > limit_s
 
 
 def _badness(metrics: Json, metric: str) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from app.domain.methods import JointPruning, LearnedThresholds, RelaxedQuantization, Start, Training
+from app.domain.methods import BiasCorrection, JointPruning, LearnedThresholds, RelaxedQuantization, Start, Training
 from app.domain.metrics import MetricName
 from app.domain.opsets import DEFAULT, LOWEST
 
@@ -229,8 +229,18 @@ class LearnedThresholdsIn(Strict):
     keep: Annotated[int, Field(ge=1, le=1024)] | None = None
 
 
+class BiasCorrectionIn(Strict):
+    """Mean errors of replaced weights are taken out of the biases."""
+
+    name: Literal["bias-correction"]
+    mode: Literal["analytic", "local", "sequential"] = BiasCorrection.mode
+    padding_aware: bool = BiasCorrection.padding_aware
+    rows: Annotated[int, Field(ge=1, le=10_000_000)] = BiasCorrection.rows
+
+
 MethodIn = Annotated[
-    StraightThroughIn | RelaxedQuantizationIn | LearnedThresholdsIn | JointPruningIn, Field(discriminator="name")
+    StraightThroughIn | RelaxedQuantizationIn | LearnedThresholdsIn | JointPruningIn | BiasCorrectionIn,
+    Field(discriminator="name"),
 ]
 
 

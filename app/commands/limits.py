@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 from app.domain.cost import METRICS
-from app.domain.methods import METHODS, Training
+from app.domain.methods import METHODS, Training, is_trained
 from app.domain.metrics import HIGHER_IS_BETTER
 from app.domain.metrics import METRICS as QUALITIES
 
@@ -119,9 +119,9 @@ def parse_methods(texts: Iterable[str]) -> list[dict[str, Any]]:
 def _method(name: str, rest: str) -> dict[str, Any]:
     if name not in METHODS:
         raise ValueError(f"{name!r} is no method; use one of {', '.join(METHODS)}")
-    common = {item.name for item in fields(Training)}
+    common = {item.name for item in fields(Training)} if is_trained(METHODS[name]) else set()
     own = {item.name for item in fields(METHODS[name])} - {"training"}
-    found: dict[str, Any] = {"name": name, "training": {}}
+    found: dict[str, Any] = {"name": name, **({"training": {}} if common else {})}
     for key, equals, value in (part.strip().partition("=") for part in rest.split(",") if part.strip()):
         if not equals or key not in common | own:
             raise ValueError(f"{key!r} is no parameter of {name}; use one of {', '.join(sorted(common | own))}")

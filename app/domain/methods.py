@@ -6,7 +6,7 @@ Torch-free, so that a request is checked where no torch is. What they do is in `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
 TRAINED = "trained/"
@@ -102,19 +102,50 @@ class JointPruning:
     structure_rate: float = 1e-2
 
 
-Method = StraightThrough | RelaxedQuantization | LearnedThresholds | JointPruning
+@dataclass(frozen=True)
+class BiasCorrection:
+    """Mean errors of replaced weights are taken out of the biases. Nothing is trained.
+
+    `mode` says where means come from: "analytic", the BatchNorms' shifts and scales; "local", the float network's
+    values on at most `rows` calibration rows; "sequential", on them too, each layer behind the corrected ones before
+    it. With `padding_aware` the analytic means know that kernels see zeros at the border.
+    """
+
+    name: ClassVar[str] = "bias-correction"
+    paper: ClassVar[str] = "Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction"
+    mode: Literal["analytic", "local", "sequential"] = "sequential"
+    padding_aware: bool = True
+    rows: int = 2048
+
+
+Method = StraightThrough | RelaxedQuantization | LearnedThresholds | JointPruning | BiasCorrection
 METHODS: Mapping[str, type[Method]] = {
-    kind.name: kind for kind in (StraightThrough, RelaxedQuantization, LearnedThresholds, JointPruning)
+    kind.name: kind for kind in (StraightThrough, RelaxedQuantization, LearnedThresholds, JointPruning, BiasCorrection)
 }
 
 
 def method_of(data: Mapping[str, Any]) -> Method:
-    """Return the method that a request names: {"name", "training": {...}, and its own parameters}.
+    """Return the method that a request names: {"name", "training": {...} where it trains, and its own parameters}.
 
     Raises KeyError for a name that there is not, TypeError for parameters that it lacks.
     """
-    own = {key: value for key, value in data.items() if key not in ("name", "training")}
-    return METHODS[data["name"]](training=Training(**data.get("training") or {}), **own)
+    kind: Any = METHODS[data["name"]]
+    own = {key: value for key, value in data.items() if key != "name"}
+    if is_trained(kind):
+        own["training"] = Training(**own.get("training") or {})
+    found: Method = kind(**own)
+    return found
+
+
+def is_trained(kind: type[Method]) -> bool:
+    """Tell whether a method trains, and so has the parameters of `Training`."""
+    return any(item.name == "training" for item in fields(kind))
+
+
+def wall_s(method: Method) -> float | None:
+    """Return the seconds after which a method begins no further epoch, or None where nothing limits it."""
+    training: Training | None = getattr(method, "training", None)
+    return None if training is None else training.max_wall_s
 
 
 def to_json(method: Method) -> dict[str, Any]:

@@ -9,7 +9,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.api.schemas import MethodIn
 from app.commands.limits import parse_methods
-from app.domain.methods import METHODS, JointPruning, RelaxedQuantization, Training, method_of, to_json
+from app.domain.methods import (
+    METHODS,
+    BiasCorrection,
+    JointPruning,
+    RelaxedQuantization,
+    Training,
+    method_of,
+    to_json,
+    wall_s,
+)
 
 
 def test_methods_when_written_with_parameters_then_those_of_training_are_apart() -> None:
@@ -25,6 +34,10 @@ def test_methods_when_written_with_parameters_then_those_of_training_are_apart()
         ("adaround", "'adaround' is no method; use one of straight-through, relaxed-quantization, learned-thresholds"),
         ("straight-through:temperature=1", "'temperature' is no parameter of straight-through"),
         ("straight-through:epochs", "'epochs' is no parameter"),
+        (
+            "bias-correction:epochs=3",
+            "'epochs' is no parameter of bias-correction; use one of mode, padding_aware, rows",
+        ),
     ],
 )
 def test_methods_when_unknown_then_what_there_is(text: str, said: str) -> None:
@@ -51,6 +64,8 @@ def test_request_when_only_named_then_the_domain_s_defaults(name: str) -> None:
         {"name": "djpq", "start": "middle"},
         {"name": "djpq", "joint": 1.5},
         {"name": "djpq", "threshold": 0.0},
+        {"name": "bias-correction", "mode": "guessed"},
+        {"name": "bias-correction", "training": {"epochs": 1}},
     ],
 )
 def test_request_when_a_value_is_out_of_bounds_then_refused(body: dict[str, Any]) -> None:
@@ -62,6 +77,15 @@ def test_methods_when_a_parameter_is_a_word_then_as_it_is() -> None:
     (found,) = parse_methods(["djpq:epochs=10,gamma=0.0001,start=float"])
     assert found == {"name": "djpq", "training": {"epochs": 10}, "gamma": 0.0001, "start": "float"}
     assert method_of(found) == JointPruning(Training(epochs=10), start="float", gamma=0.0001)
+
+
+def test_methods_when_one_trains_nothing_then_no_training_is_said() -> None:
+    written = parse_methods(["bias-correction:mode=analytic,padding_aware=false"])
+    assert written == [{"name": "bias-correction", "mode": "analytic", "padding_aware": False}]
+    found = method_of(TypeAdapter(MethodIn).validate_python(written[0]).model_dump())
+    assert found == BiasCorrection("analytic", padding_aware=False)
+    assert wall_s(found) is None and wall_s(RelaxedQuantization(Training(max_wall_s=9.0))) == 9.0
+    assert to_json(found) == {"name": "bias-correction", "mode": "analytic", "padding_aware": False, "rows": 2048}
 
 
 def test_method_when_read_then_typed() -> None:

@@ -43,7 +43,7 @@ def mean_of(beta: float, gamma: float, high: float = math.inf) -> float:
 def rounded(weight: Tensor, bits: int) -> Tensor:
     """Round a weight on one symmetric grid."""
     step = float(weight.abs().max()) / (2 ** (bits - 1) - 1)
-    return (weight / step).round().mul(step)
+    return torch.round(weight / step).mul(step)
 
 
 # P1
@@ -131,7 +131,7 @@ def test_slope_when_one_or_none_then_identity_or_relu() -> None:
 # P2
 
 WEIGHT = torch.tensor([[0.37, -0.52], [0.11, 0.88]], dtype=torch.float64)
-ROUNDED = (WEIGHT / 0.25).round() * 0.25
+ROUNDED = torch.round(WEIGHT / 0.25) * 0.25
 SOURCE = normal(vector(0, 1), vector(1, 2))
 
 

@@ -89,6 +89,26 @@ def test_search_when_it_has_trained_then_no_state_is_left(rig: Rig, trained: str
     assert not list((rig.blobs.folder / "training").glob("*"))
 
 
+def test_search_when_biases_are_corrected_then_in_one_epoch_that_says_which_layers_took_rows(rig: Rig) -> None:
+    search = asked(rig, {}, export_top=0)
+    with rig.database.writing() as session:
+        row = session.get_one(Search, search)
+        row.spec = {
+            **row.spec,
+            "methods": [{"name": "bias-correction", "mode": "analytic"}, {"name": "bias-correction"}],
+        }
+    assert Runner(site(rig), search).run() == "finished"
+    analytic, sequential = tuned(rig, search).metrics["training"]["steps"]
+    assert analytic["method"] == {"name": "bias-correction", "mode": "analytic", "padding_aware": True, "rows": 2048}
+    assert sequential["method"]["mode"] == "sequential"
+    for step in (analytic, sequential):
+        assert step["problem"] is None and len(step["losses"]) == 1
+        before, after = ((1 - step[name]["accuracy"], step[name]["kl"]) for name in ("before", "after"))
+        assert step["kept"] is (after < before)
+    first, second = epochs_of(rig, search)
+    assert "from BatchNorms" in first["note"] and second["note"] == ""
+
+
 def test_search_when_cancelled_in_an_epoch_then_ended_within_five_seconds(rig: Rig) -> None:
     search = asked(rig, {**TIGHT, "epochs": 1000})
     runner = threading.Thread(target=Runner(site(rig), search).run, daemon=True)

@@ -44,12 +44,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to: its number from 1 on, of how many, the mean loss, seconds."""
+    """What one epoch came to: its number from 1 on, of how many, the mean loss, seconds, and a remark."""
 
     number: int
     of: int
     loss: float
     seconds: float
+    note: str = ""
 
 
 class Stage(Protocol):
