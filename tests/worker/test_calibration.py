@@ -68,9 +68,18 @@ def test_calibration_when_cancelled_before_it_began_then_nothing_is_measured(rig
 
 
 def test_calibrated_when_a_profile_was_calibrated_before_then_the_new_source_takes_the_old_ones_place() -> None:
-    made = {"table": {"coefficients": {}, "correction": {}, "errors": {}, "conditions": {}}, "error_p90": 0.1}
+    fitted = {"coefficients": {}, "correction": {}, "errors": {}, "conditions": {}, "saturating": False}
+    made = {"table": fitted, "error_p90": 0.1}
     once = calibrated(HOST, made, "cal_1", None)
     twice = calibrated(once, {**made, "error_p90": 0.2}, "cal_2", "pi")
     assert twice["evidence"]["sources"] == [*HOST["evidence"]["sources"], "calibration cal_2 on pi"]
     assert (once["evidence"]["error_p90"], twice["evidence"]["error_p90"]) == (0.1, 0.2)
     assert HOST["latency_table"] is None
+
+
+@pytest.mark.parametrize("saturating", [True, False])
+def test_calibrated_when_the_processor_saturates_or_not_then_the_rules_say_so(saturating: bool) -> None:
+    fitted = {"coefficients": {}, "correction": {}, "errors": {}, "conditions": {}, "saturating": saturating}
+    found = calibrated(HOST, {"table": fitted, "error_p90": 0.1}, "cal_1", None)
+    assert found["rules"]["saturating_pairs"] is saturating
+    assert found["latency_table"]["saturating"] is saturating
