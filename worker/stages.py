@@ -126,13 +126,12 @@ class Stages:
             network = self._stored(folder / NETWORK)
             after = self._measured(replace(row, assignment=fitted.assignment), network)
         except Failed as failure:
-            return Step(row.idx, step.method, repair, problem=str(failure))
+            return replace(step, problem=str(failure))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         kept = _badness(after, self._job.metric) < _badness(before, self._job.metric)
-        return Step(
-            row.idx, step.method, repair, fitted.losses, fitted.seconds, before, after, kept, network, None, **own
-        )
+        found = {"before": before, "after": after, "kept": kept, "network": network, **own}
+        return replace(step, losses=fitted.losses, seconds=fitted.seconds, **found)
 
     def _own(self, row: TrialRow, assignment: Assignment) -> Json:
         """Return channels, bits and costs that a network brings, where they aren't the trial's.
@@ -162,7 +161,8 @@ class Stages:
         losses: list[float] = []
         params = {
             "assignment": row.assignment.to_json(),
-            **_named(self._site, repair),
+            "repair": repair,
+            **network_of(self._site, repair),
             "method": to_json(method),
             "limits": dict(self._job.goal.budget.limits),
             "space": self._job.goal.space.to_json(),
@@ -217,11 +217,6 @@ def behind(row: TrialRow, step: Json) -> TrialRow:
     """Return a row with the assignment of the network that a step made."""
     own = step.get("assignment")
     return row if own is None else replace(row, assignment=Assignment.from_json(own))
-
-
-def _named(site: Site, repair: str) -> Json:
-    """Return a repair, and where the network lies that training made under its name."""
-    return {"repair": repair, **network_of(site, repair)}
 
 
 def network_of(site: Site, repair: str) -> Json:

@@ -12,7 +12,7 @@ from torch import Tensor
 from app.domain import methods as domain
 from worker.methods.bias import BiasCorrector, input_moments
 from worker.methods.protocol import Epoch, LossNotFinite, Subject
-from worker.methods.training import divergence
+from worker.methods.training import divergence, several
 from worker.quant.network import CompressedNetwork
 from worker.quant.rebias import biases_of, matched, rebiased
 from worker.quant.reference import fitting
@@ -68,7 +68,7 @@ class BiasStage:
         total, count = 0.0, 0
         with torch.no_grad():
             for batch in batches:
-                answers, wanted = (_several(net(*batch)) for net in (network.forward, self._subject.folded))
+                answers, wanted = (several(net(*batch)) for net in (network.forward, self._subject.folded))
                 parts = zip(answers, wanted, self._subject.graph.outputs, strict=True)
                 total += len(batch[0]) * sum(float(divergence(*part)) for part in parts)
                 count += len(batch[0])
@@ -92,7 +92,3 @@ class BiasStage:
     def finish(self) -> CompressedNetwork:
         """Return the network with its corrected biases, or as it was before `fit`."""
         return self._subject.network if self._made is None else self._made
-
-
-def _several(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return outputs if isinstance(outputs, tuple) else (outputs,)

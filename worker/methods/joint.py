@@ -51,7 +51,7 @@ class JointStage:
     def _second(self) -> Trainer:
         """Fine-tuning, of the network that the joint part came to. Raises NothingLegal."""
         start = hard_start(self._joint, settled(self._joint, self._subject), self._subject)
-        network = TrainableNetwork(start, StraightThrough(self._subject.device.scale == "power-of-two"))
+        network = TrainableNetwork(start, StraightThrough(self._subject.powers))
         return Trainer(network, self._task, self._second_how)
 
     def _penalty(self, share: float) -> Tensor:
@@ -130,5 +130,5 @@ def _joint_network(subject: Subject, method: domain.JointPruning) -> JointNetwor
     start = subject.network
     if method.start == "float":
         start = subject.compressor.compress(widest_start(subject))
-    how = JointSetting(math.log(method.threshold), subject.device.scale == "power-of-two")
+    how = JointSetting(math.log(method.threshold), subject.powers)
     return JointNetwork(start, subject.compressor.slicer.plan, subject.graph, subject.space, how)

@@ -9,7 +9,6 @@ import copy
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -21,8 +20,8 @@ from worker.methods.hardening import Hardened, best, hardened
 from worker.methods.joint_network import JointNetwork
 from worker.methods.protocol import NothingLegal, Subject
 from worker.methods.straight_rounding import mapped
-from worker.quant.compressor import BIAS_CODES, bias_on_grid
-from worker.quant.grids import ActivationGrid, GridRules, powers_above, round_weight, weight_scales
+from worker.methods.trainable import as_stored
+from worker.quant.grids import ActivationGrid, GridRules, round_weight, weight_scales
 from worker.quant.layer import QuantizedLayer, is_float
 from worker.quant.network import CompressedNetwork
 
@@ -37,7 +36,7 @@ def settled(joint: JointNetwork, subject: Subject) -> Hardened:
     assignment = subject.network.assignment if found is None else found.assignment
     if not subject.budget.is_met(count(subject.graph, assignment, subject.device)):
         raise NothingLegal("no legal channels and bits inside the budget were found")
-    kept = {name: mine for name, mine in joint.channels.items()}
+    kept = dict(joint.channels)
     for name, margins in learned.margins.items():
         kept[name] = tuple(kept[name][index] for index in best(margins, assignment.keep[name]))
     return Hardened(assignment, kept)
@@ -147,18 +146,7 @@ def _stored(leaf: Any, like: QuantizedLayer, scale: Tensor | None, grid: Activat
     weight, bias = leaf.weight.detach(), leaf.bias.detach()
     if scale is None:
         return replace(like, bias=bias.numpy(), weight_float=weight.numpy())
-    codes = round_weight(weight, scale, like.bits).numpy().astype(np.int8 if like.bits <= 8 else np.int16)
-    bias = bias_on_grid(bias, scale.expand(len(bias)), grid)
-    return replace(like, bias=bias.numpy(), weight_int=codes, weight_scale=scale.numpy())
-
-
-def _room_for(bias: Tensor, scale: Tensor, grid: ActivationGrid | None, rules: GridRules) -> Tensor:
-    """Return scales coarse enough for int32 to hold the bias at scale_x * scale_w."""
-    if grid is None:
-        return scale
-    needed = (bias.abs().double() / (BIAS_CODES * grid.scale)).float().clamp_min(1e-30)
-    needed = needed if len(scale) > 1 else needed.amax().reshape(1)
-    return torch.maximum(scale, powers_above(needed) if rules.powers else needed)
+    return as_stored(like, round_weight(weight, scale, like.bits), scale, bias, grid)
 
 
 def widest_start(subject: Subject) -> Assignment:

@@ -13,6 +13,7 @@ from app.domain.graph import ModelGraph
 from app.domain.space import SearchSpace
 from worker.data import RoleData
 from worker.quant.compressor import Compressor
+from worker.quant.grids import GridRules
 from worker.quant.network import CompressedNetwork
 
 
@@ -40,6 +41,11 @@ class Subject:
     rows: RoleData
     compressor: Compressor
     space: SearchSpace
+
+    @property
+    def powers(self) -> bool:
+        """Tell whether the device wants powers of two for scales."""
+        return GridRules.of(self.device).powers
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,11 @@ def relaxed(subject: Subject, method: domain.RelaxedQuantization) -> QuantizedSt
         temperature=method.temperature,
         kappa=method.noise,
         straight_through=method.straight,
-        powers=subject.device.scale == "power-of-two",
+        powers=subject.powers,
     )
     return QuantizedStage(subject, RelaxedQuantization(how), method.training)
 
 
 def straight_through(subject: Subject, method: domain.StraightThrough) -> QuantizedStage:
     """Return the stage of straight-through training."""
-    return QuantizedStage(subject, StraightThrough(subject.device.scale == "power-of-two"), method.training)
+    return QuantizedStage(subject, StraightThrough(subject.powers), method.training)

@@ -70,7 +70,7 @@ class ThresholdStage(QuantizedStage):
 
     def __init__(self, subject: Subject, method: domain.LearnedThresholds) -> None:
         pattern = Pattern(method.outs, method.ins, method.keep)
-        quantizers = ThresholdQuantizers(pattern, subject.device.scale == "power-of-two")
+        quantizers = ThresholdQuantizers(pattern, subject.powers)
         super().__init__(subject, quantizers, method.training, self._penalty)
         self._density = method.density
         self._pruning = max(1, math.ceil(method.pruning * method.training.epochs))

@@ -6,7 +6,6 @@ module per layer for its weights, one per quantizer site, and whatever else chan
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -24,6 +23,7 @@ from worker.quant.compressor import bias_on_grid
 from worker.quant.grids import ActivationGrid
 from worker.quant.layer import QuantizedLayer, is_float
 from worker.quant.network import CompressedNetwork
+from worker.quant.rebias import own_leaves
 
 TRAINABLE = (*CONVOLUTIONS, nn.Linear)
 """Leaves whose weights are trained; those of others (recurrent, transposed) stay as the search left them."""
@@ -184,7 +184,7 @@ class TrainableNetwork(nn.Module):
         """Return the network as it is stored: integers, scales, biases on the accumulator's grid, activation grids."""
         start = self._start
         grids = {name: self._grid(name) or grid for name, grid in start.grids.items()}
-        module, layers = _with_own_leaves(start), dict(start.layers)
+        module, layers = own_leaves(start), dict(start.layers)
         with torch.no_grad():
             for name in self._leaves:
                 leaf: Any = module.get_submodule(name)
@@ -200,10 +200,8 @@ class TrainableNetwork(nn.Module):
         if quantizer is None:
             return replace(stored, bias=bias.numpy(), weight_float=weight.numpy()), weight
         integers, scale = quantizer.integers(weight), quantizer.scale.detach().float()
-        bias = bias_on_grid(bias, scale.expand(len(bias)), grid)
         dequantized = integers * scale.reshape(-1, *[1] * (weight.dim() - 1))
-        codes = integers.numpy().astype(np.int8 if stored.bits <= 8 else np.int16)
-        return replace(stored, bias=bias.numpy(), weight_int=codes, weight_scale=scale.numpy()), dequantized
+        return as_stored(stored, integers, scale, bias, grid), dequantized
 
 
 def _key(name: str) -> str:
@@ -211,13 +209,11 @@ def _key(name: str) -> str:
     return "n_" + name.replace(".", "__")
 
 
-def _with_own_leaves(net: CompressedNetwork) -> Any:
-    """Return the network's module with leaves of its own: new weights leave the old network as it is."""
-    clone: Any = object.__new__(type(net.module))
-    clone.__dict__.update(net.module.__dict__)
-    clone._modules = {}
-    for name, leaf in net.module.named_children():
-        own = copy.copy(leaf)
-        own._parameters = dict(leaf._parameters)
-        clone._modules[name] = own
-    return clone
+def as_stored(
+    like: QuantizedLayer, codes: Tensor, scale: Tensor, bias: Tensor, grid: ActivationGrid | None
+) -> QuantizedLayer:
+    """Return a layer of the bits of another one: integers (as float), scales [out] or [1], and a bias that is put on
+    the accumulator's grid behind the activation grid that the layer reads from."""
+    bias = bias_on_grid(bias, scale.expand(len(bias)), grid)
+    integers = codes.numpy().astype(np.int8 if like.bits <= 8 else np.int16)
+    return replace(like, bias=bias.numpy(), weight_int=integers, weight_scale=scale.numpy())

@@ -115,8 +115,7 @@ class Trainer:
 
     def _loss(self, inputs: list[Tensor], chosen: Tensor) -> Tensor:
         with torch.no_grad():
-            found = self._task.teacher(*inputs)
-        wanted = found if isinstance(found, tuple) else (found,)
+            wanted = several(self._task.teacher(*inputs))
         answers: tuple[Tensor, ...] = self.network(*inputs)
         loss = torch.stack([divergence(*item) for item in zip(answers, wanted, self._task.ports, strict=True)]).sum()
         labels, port = self._rows.labels, self._task.ports[0]
@@ -147,6 +146,11 @@ class Trainer:
             found = {key: tensors.get(f"moment.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
             if all(value is not None for value in found.values()):
                 self._optimizer.state[item] = found
+
+
+def several(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return a network's outputs as a tuple, one or several."""
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def divergence(answer: Tensor, wanted: Tensor, port: Port) -> Tensor:

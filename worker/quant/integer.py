@@ -211,33 +211,36 @@ def exact_bytes() -> bool:
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """QLinearConv and QGemm: round(sum * (s_x * s_w / s_y))."""
+class _OnSums:
+    """A kernel that puts a layer's integer sums on a grid, a few rows at a time."""
 
     sums: Sums
     grid: ActivationGrid
-    ratio: Tensor
 
     def __call__(self, inputs: Sequence[Codes]) -> Codes:
         raw = inputs[0].raw
         return Codes(torch.cat([self._codes(part) for part in raw.split(_few(raw))]), self.grid)
 
     def _codes(self, raw: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _Layer(_OnSums):
+    """QLinearConv and QGemm: round(sum * (s_x * s_w / s_y))."""
+
+    ratio: Tensor
+
+    def _codes(self, raw: Tensor) -> Tensor:
         return _bytes(self.sums(raw).mul_(self.ratio), self.grid)
 
 
 @dataclass(frozen=True)
-class _Product:
+class _Product(_OnSums):
     """MatMulIntegerToFloat, an addition and QuantizeLinear: round((sum * (s_x * s_w) + bias) / s_y)."""
 
-    sums: Sums
-    grid: ActivationGrid
     factor: Tensor
     bias: Tensor
-
-    def __call__(self, inputs: Sequence[Codes]) -> Codes:
-        raw = inputs[0].raw
-        return Codes(torch.cat([self._codes(part) for part in raw.split(_few(raw))]), self.grid)
 
     def _codes(self, raw: Tensor) -> Tensor:
         return _bytes(self.sums(raw).mul_(self.factor).add_(self.bias).div_(self.grid.scale), self.grid)
