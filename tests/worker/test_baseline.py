@@ -70,6 +70,7 @@ def rigged(folder: Path, net: bytes, digits: bytes) -> Rig:
     return build(f"sqlite:///{folder / 'app.db'}", folder, folder, graph)
 
 
+@pytest.mark.fault(69)
 @pytest.mark.parametrize(
     ("net", "slug", "told"),
     [

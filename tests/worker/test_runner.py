@@ -381,6 +381,7 @@ def test_run_when_the_next_trial_is_finished_by_another_worker_then_this_one_lea
     assert rig.search(search).state == "running"
 
 
+@pytest.mark.fault(68)
 def test_run_when_the_budget_is_impossible_then_the_least_violating_candidate_as_best_effort(rig: Rig) -> None:
     search = rig.add_search(TRIALS, export_top=0)
     with rig.database.writing() as session:

@@ -165,6 +165,7 @@ def test_profile_when_it_is_no_mapping_then_the_record_itself_is_named(record: A
     assert refused(record) == [""]
 
 
+@pytest.mark.fault(59)
 def test_table_when_it_has_a_million_rows_then_refused_and_ten_thousand_figures_pass() -> None:
     rows = {f"k{index}": {"calls": 1.0} for index in range(1_000_000)}
     assert refused(changed("latency_table/coefficients", rows)) == ["/latency_table/coefficients"]

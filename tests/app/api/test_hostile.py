@@ -47,12 +47,14 @@ def test_cursor_when_it_is_not_ascii_then_refused(client: TestClient) -> None:
     assert slug(client.get("/v1/models", params={"cursor": "mdl_1.\u00e9"})) == "invalid-cursor"
 
 
+@pytest.mark.fault(16)
 @pytest.mark.parametrize("key", ["a%00b", "%2e%2e%2fetc", "x" * 4000, "%ED%A0%80", "\u0430pi", "a%0Ab"])
 @pytest.mark.parametrize("noun", ["models", "datasets", "devices", "searches", "candidates", "artefacts", "schedules"])
 def test_id_when_it_can_be_none_then_404(client: TestClient, noun: str, key: str) -> None:
     assert slug(client.get(f"/v1/{noun}/{key}")) == "not-found"
 
 
+@pytest.mark.fault(16)
 @pytest.mark.parametrize("key", ["a%00b", "x" * 4000, "%ED%A0%80", "a%0Ab"])
 @pytest.mark.parametrize(
     ("method", "path"),
@@ -89,6 +91,7 @@ def test_filter_when_it_can_match_nothing_then_refused(client: TestClient, query
     assert slug(client.get(f"/v1/searches?{query}")) == "invalid-request"
 
 
+@pytest.mark.fault(63)
 @pytest.mark.parametrize(
     ("space", "pointer"),
     [
@@ -142,6 +145,7 @@ def test_shared_file_when_uploaded_again_with_a_wrong_digest_then_kept(client: T
     assert service.blobs.read(sha) == data
 
 
+@pytest.mark.fault(31)
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/datasets"])
 @pytest.mark.parametrize(
     ("data", "expected"),
@@ -191,6 +195,7 @@ def test_schedule_when_killed_between_the_search_and_its_note_then_not_fired_twi
     assert actions.fire_schedule(service, key) is None
 
 
+@pytest.mark.fault(21)
 def test_session_when_its_key_expired_then_ended(client: TestClient, service: Service) -> None:
     row, text = auth.new_key(service, "short")
     cookie = {"Authorization": "", "Cookie": f"{auth.COOKIE}={auth.issue_session(service, auth.Key(row.id, ()))}"}

@@ -26,6 +26,7 @@ def posted(client: TestClient, path: str, data: bytes) -> tuple[Any, float]:
     return answer, time.process_time() - start
 
 
+@pytest.mark.fault(31, 32, 33, 45, 50)
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_upload_when_hostile_then_refused_at_once_or_left_to_the_sandbox(
     client: TestClient, service: Service, ready: dict[str, str], case: Case
@@ -47,6 +48,7 @@ def test_upload_when_hostile_then_refused_at_once_or_left_to_the_sandbox(
     assert list((service.blobs.folder / "tmp").glob("*")) == []
 
 
+@pytest.mark.fault(41)
 @pytest.mark.parametrize(
     ("warnings", "status"),
     [(None, 202), ([], 202), (["non-finite-weights"], 202), (["non-finite-weights", "non-finite-outputs"], 409)],
@@ -68,6 +70,7 @@ def test_search_when_outputs_are_not_finite_then_refused_by_name(
         assert {(a.status_code, a.json()["type"]) for a in answers} == {(409, "/problems/non-finite-weights")}
 
 
+@pytest.mark.fault(51)
 @pytest.mark.parametrize(("rows", "status"), [(1, 422), (4, 422), (5, 202)])
 def test_search_when_a_dataset_has_too_few_rows_to_split_then_refused(
     client: TestClient, service: Service, request_body: dict[str, Any], rows: int, status: int

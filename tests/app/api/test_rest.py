@@ -19,6 +19,7 @@ Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.fault(21)
 def test_key_when_absent_garbage_or_revoked_then_one_and_the_same_401(client: TestClient, service: Service) -> None:
     made = client.post("/v1/keys", json={"name": "ci"}).json()
     assert client.delete(f"/v1/keys/{made['id']}").status_code == 204
@@ -34,6 +35,7 @@ def test_first_key_when_the_service_starts_then_only_its_owner_can_read_the_file
     assert stat.S_IMODE((data_folder / "api_key").stat().st_mode) == 0o600
 
 
+@pytest.mark.fault(22)
 def test_key_when_it_lacks_a_scope_then_refused_naming_it(client: TestClient) -> None:
     made = client.post("/v1/keys", json={"name": "reader", "scopes": ["artefacts:read"]}).json()
     answer = client.post("/v1/keys", json={"name": "x"}, headers={"Authorization": f"Bearer {made['key']}"})
@@ -47,6 +49,7 @@ def test_address_when_unknown_then_a_typed_404(client: TestClient, path: str) ->
     assert (answer.status_code, answer.json()["type"]) == (404, "/problems/not-found")
 
 
+@pytest.mark.fault(15)
 def test_method_when_wrong_then_405_with_allow(client: TestClient) -> None:
     answer = client.put("/v1/models")
     assert answer.status_code == 405
@@ -55,6 +58,7 @@ def test_method_when_wrong_then_405_with_allow(client: TestClient) -> None:
     assert client.post("/v1/models/x").headers["allow"] == "DELETE, GET"
 
 
+@pytest.mark.fault(1, 2, 3, 6)
 @pytest.mark.parametrize(
     ("body", "slug"),
     [
@@ -75,6 +79,7 @@ def test_json_when_not_strict_then_refused_by_name(client: TestClient, body: byt
     assert answer.status_code == PROBLEMS[slug].status
 
 
+@pytest.mark.fault(7)
 def test_body_when_not_json_then_415(client: TestClient) -> None:
     answer = client.post("/v1/keys", content=b"{}", headers={"Content-Type": "text/plain"})
     assert (answer.status_code, answer.json()["type"]) == (415, "/problems/unsupported-media-type")
@@ -207,6 +212,7 @@ def test_search_when_a_revision_is_named_then_counts_on_that_revision(client: Te
     assert client.post("/v1/searches", json={**request_body, "device_id": "slow@1"}).json()["device_id"] == first["id"]
 
 
+@pytest.mark.fault(59)
 @pytest.mark.parametrize(
     ("path", "value", "pointer"),
     [

@@ -210,6 +210,7 @@ def test_goal_when_latency_is_measured_then_no_front(client: TestClient, request
     assert "front" in refused.text
 
 
+@pytest.mark.fault(61)
 def test_budget_when_below_the_cheapest_assignment_then_refused_with_reachable_values(
     client: TestClient, request_body: Json
 ) -> None:
@@ -237,6 +238,7 @@ def test_budget_when_impossible_but_best_effort_is_allowed_then_queued_and_prefl
     assert made.status_code == 202
 
 
+@pytest.mark.fault(5, 62, 64, 67)
 @pytest.mark.parametrize(
     ("change", "slug"),
     [
@@ -318,6 +320,7 @@ def test_preflight_when_ratios_have_a_floor_by_pattern_then_the_space_is_smaller
     assert size({"prune": False}) < size({"min_keeps": {"*": 0.5}}) < size({})
 
 
+@pytest.mark.fault(66)
 def test_search_when_model_is_not_ready_then_refused(client: TestClient, request_body: Json) -> None:
     model = client.post("/v1/models", content=b"\x08\x0d" + b"q" * 40).json()["id"]
     answer = post(client, {**request_body, "model_id": model})
@@ -350,6 +353,7 @@ def test_idempotency_key_when_repeated_then_the_first_answer_is_replayed(
     assert other.json()["type"] == "/problems/idempotency-key-reused"
 
 
+@pytest.mark.fault(70)
 def test_search_when_cancelled_twice_then_idempotent_and_finished(client: TestClient, request_body: Json) -> None:
     key = post(client, request_body).json()["id"]
     first, second = (client.post(f"/v1/searches/{key}/cancel") for _ in range(2))
@@ -415,6 +419,7 @@ def test_events_when_replayed_then_every_one_follows_the_last_seen(
     assert (last["kind"], last["state"], last["outcome"]) == ("state", "completed", "feasible")
 
 
+@pytest.mark.fault(70)
 def test_cancel_when_finished_then_refused(client: TestClient, service: Service, request_body: Json) -> None:
     key = finished_search(client, service, request_body)
     assert client.post(f"/v1/searches/{key}/cancel").json()["type"] == "/problems/already-finished"
@@ -484,6 +489,7 @@ def test_refit_when_nothing_was_measured_then_refused(client: TestClient) -> Non
     assert (answer.status_code, answer.json()["type"]) == (409, "/problems/not-enough-measurements")
 
 
+@pytest.mark.fault(60)
 def test_search_when_a_host_runs_some_of_its_layers_then_accepted_with_a_warning_that_names_them(
     client: TestClient, request_body: Json
 ) -> None:

@@ -77,6 +77,7 @@ def test_model_when_hostile_then_refused_by_name_and_nothing_is_kept(
     assert list((service.blobs.folder / "tmp").glob("*")) == []
 
 
+@pytest.mark.fault(32)
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_pickle_when_uploaded_under_any_name_then_refused_and_not_run(
     client: TestClient, tmp_path: Path, protocol: int
@@ -90,17 +91,20 @@ def test_pickle_when_uploaded_under_any_name_then_refused_and_not_run(
     assert not marker.exists()
 
 
+@pytest.mark.fault(8)
 def test_upload_when_length_is_missing_then_refused(client: TestClient) -> None:
     answer = client.post("/v1/models", content=iter([b"x" * 50]))
     assert (answer.status_code, answer.json()["type"]) == (411, "/problems/length-required")
 
 
+@pytest.mark.fault(54)
 def test_upload_when_larger_than_the_cap_then_refused(client: TestClient, service: Service) -> None:
     size = service.settings.max_upload_bytes + 1
     answer = client.post("/v1/models", content=b"x" * 20, headers={"Content-Length": str(size)})
     assert (answer.status_code, answer.json()["type"]) == (413, "/problems/upload-too-large")
 
 
+@pytest.mark.fault(52)
 def test_upload_when_digest_disagrees_then_refused_and_deleted(client: TestClient, service: Service) -> None:
     data = b"\x08\x0b" + b"y" * 64
     wrong = base64.b64encode(hashlib.sha256(b"other").digest()).decode()
@@ -109,6 +113,7 @@ def test_upload_when_digest_disagrees_then_refused_and_deleted(client: TestClien
     assert not service.blobs.path(hashlib.sha256(data).hexdigest()).exists()
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize("name", ["a\x00b", "x" * 201, "   ", "ab\u202ecd"])
 def test_name_when_not_printable_then_refused(client: TestClient, name: str) -> None:
     answer = client.post("/v1/models", params={"name": name}, content=b"\x08" * 40)

@@ -234,6 +234,7 @@ def test_login_when_told_to_go_elsewhere_then_stays_here(anonymous: TestClient, 
     anonymous.cookies.clear()
 
 
+@pytest.mark.fault(18)
 @pytest.mark.parametrize(
     "path",
     ["/searches", "/models", "/models/mdl_1", "/datasets", "/devices",

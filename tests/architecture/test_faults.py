@@ -1,0 +1,97 @@
+"""The ninety bad inputs and faults that the service must withstand, and which test proves each.
+
+A test that proves a row carries `@pytest.mark.fault(row)`. Rows without one are named here with the reason; a row that
+has a test may not stand here.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+ROWS = range(1, 91)
+
+NOT_APPLICABLE: dict[int, str] = {}
+"""Rows about something that tightfit does not have."""
+
+MISSING: dict[int, str] = {
+    4: "numbers that are not finite: refused, but without a pointer",
+    9: "conflicting lengths: left to the HTTP layer, which takes some",
+    10: "a body that ends early: not tried on a socket",
+    11: "a body that goes on: not tried on a socket",
+    12: "a slow upload: no least speed",
+    13: "idle connections: not tried",
+    14: "large headers: taken",
+    19: "Host header: not checked",
+    20: "CORS preflight: not tried",
+    23: "owners: every key sees everything",
+    24: "failed keys: counted, not tried",
+    25: "forms of other sites: refused, not tried",
+    26: "cursors: of another filter they are taken",
+    27: "If-Match: not asked for",
+    28: "a repeated request under way: waited for without end",
+    30: "quotas: none",
+    53: "the same bytes twice: the answer does not say so",
+    55: "a full disk: refused, not tried",
+    56: "two parts at one offset: no resumable uploads",
+    57: "abandoned uploads: no resumable uploads",
+    58: "a model in use: refused, without a cascade",
+    65: "search spaces too large: refused, not tried",
+    71: "webhooks: none",
+    72: "cron with a DST gap: not tried",
+    73: "to be marked",
+    74: "to be marked",
+    75: "to be marked",
+    76: "to be marked",
+    77: "to be marked",
+    78: "to be marked",
+    79: "to be marked",
+    80: "to be marked",
+    81: "to be marked",
+    82: "to be marked",
+    83: "to be marked",
+    84: "to be marked",
+    85: "to be marked",
+    86: "to be marked",
+    87: "a client that never reads: not tried",
+    88: "to be marked",
+    89: "to be marked",
+    90: "to be marked",
+}
+"""Rows that no test proves yet."""
+
+
+def marked(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (row, test) of every fault mark on a test function of a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+            for mark in node.decorator_list:
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.fault":
+                    for value in mark.args:
+                        assert isinstance(value, ast.Constant) and isinstance(value.value, int), ast.unparse(mark)
+                        yield value.value, f"{path.relative_to(TESTS)}::{node.name}"
+
+
+def proofs() -> dict[int, list[str]]:
+    """Return the tests that prove each row."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for path in sorted(TESTS.rglob("test_*.py")):
+        for row, test in marked(path):
+            found[row].append(test)
+    return found
+
+
+def test_fault_when_named_in_the_specification_then_a_test_proves_it_or_it_is_listed_with_the_reason() -> None:
+    found = proofs()
+    assert set(found) <= set(ROWS)
+    assert sorted({*found, *MISSING, *NOT_APPLICABLE}) == list(ROWS)
+
+
+def test_fault_when_a_test_proves_it_then_it_is_not_listed_as_missing() -> None:
+    found = proofs()
+    assert not set(found) & {*MISSING, *NOT_APPLICABLE}, "take these rows out of the list"
+    assert not set(MISSING) & set(NOT_APPLICABLE)
+    assert all(reason for reason in (*MISSING.values(), *NOT_APPLICABLE.values()))
