@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -14,15 +13,18 @@ from pathlib import Path
 import sqlalchemy as sa
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import RedirectResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from app import actions, queue
 from app.actions import Service
 from app.api import admin, agents, calibrations, devices, fleets, resources, searches
+from app.api.answers import answer
 from app.api.auth import Attempts, ensure_admin_key
 from app.api.device_schema import Json, checked_profile
+from app.api.guard import Guard
 from app.problems import Problem, field_error
 from app.settings import Settings
 from app.store.blobs import Blobs
@@ -30,7 +32,6 @@ from app.store.engine import connect
 from app.store.migrate import upgrade
 
 log = logging.getLogger("tightfit.api")
-MAX_PATH = 512
 DEVICES = Path(__file__).parent / "devices"
 
 
@@ -62,9 +63,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(sa.exc.OperationalError, _busy)
     app.add_exception_handler(Exception, _fault)
-    app.middleware("http")(_guard)
+    app.add_middleware(Guard, settings=chosen, attempts=app.state.attempts)
     return app
 
 
@@ -104,40 +106,9 @@ def _add_web(app: FastAPI) -> None:
     mount(app)
 
 
-def is_plain(path: str) -> bool:
-    """Tell whether an address can be one of ours: short, printable ASCII. Others never reach a query or file name."""
-    return len(path) <= MAX_PATH and path.isascii() and path.isprintable()
-
-
-async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Give each request an id, count failed keys per address, and say nosniff."""
-    request.state.request_id = uuid.uuid4().hex
-    attempts: Attempts = request.app.state.attempts
-    address = request.client.host if request.client else "-"
-    if not is_plain(request.scope["path"]):
-        response: Response = _answer(request, Problem("not-found", "no address has such characters, or is that long"))
-    elif attempts.is_blocked(address) and "authorization" in request.headers:
-        problem = Problem("too-many-attempts", "too many wrong keys from this address; wait a minute")
-        response = _answer(request, problem)
-        response.headers["Retry-After"] = "60"
-    else:
-        response = await call_next(request)
-        if response.status_code == 401 and "authorization" in request.headers:
-            attempts.failed(address)
-    response.headers["X-Request-Id"] = request.state.request_id
-    response.headers.setdefault("X-Content-Type-Options", "nosniff")
-    return response
-
-
-def _answer(request: Request, problem: Problem) -> JSONResponse:
-    body = {**problem.to_json(request.url.path), "request_id": getattr(request.state, "request_id", None)}
-    headers = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
-    return JSONResponse(body, problem.status, headers, media_type="application/problem+json")
-
-
 async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
-    return _answer(request, error)
+    return answer(request.scope, error)
 
 
 async def _validation(request: Request, error: Exception) -> Response:
@@ -145,18 +116,18 @@ async def _validation(request: Request, error: Exception) -> Response:
     errors = [
         field_error("/" + "/".join(map(str, item["loc"][1:])), item["msg"], item["type"]) for item in error.errors()
     ]
-    return _answer(request, Problem("invalid-request", "; ".join(e["detail"] for e in errors[:5]), errors))
+    return answer(request.scope, Problem("invalid-request", "; ".join(e["detail"] for e in errors[:5]), errors))
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     slug = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "invalid-request")
-    answer = _answer(request, Problem(slug, str(error.detail)))
+    told = answer(request.scope, Problem(slug, str(error.detail)))
     for name, value in (error.headers or {}).items():
-        answer.headers[name] = value
+        told.headers[name] = value
     if error.status_code == 405:
-        answer.headers["Allow"] = ", ".join(_allowed(request))
-    return answer
+        told.headers["Allow"] = ", ".join(_allowed(request))
+    return told
 
 
 def _allowed(request: Request) -> list[str]:
@@ -169,13 +140,16 @@ def _allowed(request: Request) -> list[str]:
     return sorted(found)
 
 
+async def _gone(request: Request, error: Exception) -> Response:
+    """The client left in the middle of its body; nobody reads this answer, and no fault is logged."""
+    return answer(request.scope, Problem("incomplete-upload", "the connection ended within the body"))
+
+
 async def _busy(request: Request, error: Exception) -> Response:
     log.warning("database: %s", error)
-    answer = _answer(request, Problem("busy", "the database did not answer in time; try again"))
-    answer.headers["Retry-After"] = "1"
-    return answer
+    return answer(request.scope, Problem("busy", "the database did not answer in time; try again"))
 
 
 async def _fault(request: Request, error: Exception) -> Response:
     log.exception("request %s", getattr(request.state, "request_id", "-"), exc_info=error)
-    return _answer(request, Problem("internal-error", "a fault of the service"))
+    return answer(request.scope, Problem("internal-error", "a fault of the service"))

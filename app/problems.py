@@ -27,6 +27,10 @@ PROBLEMS: dict[str, Kind] = {
     "invalid-request": Kind(422, "Invalid request", "A field is missing or has the wrong type or value."),
     "body-too-large": Kind(413, "Body too large", "A JSON body is larger than 1 MiB."),
     "unsupported-media-type": Kind(415, "Unsupported media type", "JSON needs Content-Type: application/json."),
+    "malformed-request": Kind(400, "Malformed request", "Headers that two readers could read differently."),
+    "headers-too-large": Kind(431, "Headers too large", "At most 100 headers in 16 KiB."),
+    "misdirected-request": Kind(421, "Misdirected request", "The service does not answer for this Host."),
+    "upload-too-slow": Kind(408, "Upload too slow", "A body that comes at less than 8 KiB per second over 30 seconds."),
     "length-required": Kind(411, "Length required", "An upload needs a Content-Length."),
     "upload-too-large": Kind(413, "Upload too large", "The file is larger than the service accepts."),
     "incomplete-upload": Kind(400, "Incomplete upload", "The connection ended before the declared length."),
@@ -125,10 +129,16 @@ class Problem(Exception):
     """A refusal on its way to the client."""
 
     def __init__(
-        self, slug: str, detail: str, errors: Sequence[Json] = (), extra: Mapping[str, Any] | None = None
+        self,
+        slug: str,
+        detail: str,
+        errors: Sequence[Json] = (),
+        extra: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(f"{slug}: {detail}")
         self.slug, self.detail, self.errors, self.extra = slug, detail, list(errors), dict(extra or {})
+        self.headers = dict(headers or {})
 
     @property
     def status(self) -> int:

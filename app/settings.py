@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     trial_s: float = Field(default=600.0, gt=0)
     slice_s: float = Field(default=300.0, gt=0)
     worker_silence_s: float = Field(default=30.0, gt=0)
+    allowed_hosts: str = ""  # names that the Host header may have, comma-separated; none: any
+    upload_bytes_per_s: int = Field(default=8192, ge=0)  # slower bodies are refused
+    upload_window_s: float = Field(default=30.0, gt=0)
     failed_logins_per_minute: int = Field(default=10, ge=1)
 
     @model_validator(mode="after")
@@ -52,6 +55,11 @@ class Settings(BaseSettings):
     def is_sqlite(self) -> bool:
         """Tell whether the database is SQLite (one host) and not PostgreSQL."""
         return self.database_url.startswith("sqlite")
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Names that requests may be addressed to; none: any."""
+        return frozenset(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
 
     @property
     def key_file(self) -> Path:

@@ -18,6 +18,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from types import FrameType
+
+    import uvicorn
+    from fastapi import FastAPI
+
     from app.settings import Settings
 
 WATCH_S = 0.5
@@ -97,26 +102,38 @@ class Workers:
                 self._spawn(slot)
 
 
-def serve(settings: Settings, workers: int = 1) -> int:
-    """Run the service until a signal stops it; return the exit code."""
+def server_of(application: FastAPI, settings: Settings) -> uvicorn.Server:
+    """Return the HTTP server of an application; a signal ends its event streams at once."""
     import uvicorn
 
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            application.state.stopping.set()  # the application's own shutdown comes after the last connection
+            super().handle_exit(sig, frame)
+
+    return Server(
+        uvicorn.Config(
+            application,
+            host=settings.host,
+            port=settings.port,
+            log_level="warning",
+            http="h11",
+            h11_max_incomplete_event_size=16 * 1024,
+            timeout_graceful_shutdown=5,
+            timeout_keep_alive=5,
+        )
+    )
+
+
+def serve(settings: Settings, workers: int = 1) -> int:
+    """Run the service until a signal stops it; return the exit code."""
     from app.main import create_app
     from app.store.migrate import upgrade
 
     upgrade(settings.database_url)
     application = create_app(settings)
     team = Workers(settings, workers)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            application,
-            host=settings.host,
-            port=settings.port,
-            log_level="warning",
-            timeout_graceful_shutdown=5,
-            timeout_keep_alive=5,
-        )
-    )
+    server = server_of(application, settings)
     team.start()
     threading.Thread(target=_announce, args=(settings,), daemon=True).start()
     try:

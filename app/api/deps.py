@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
@@ -74,11 +75,14 @@ def parse_json(raw: bytes) -> Any:
         text = raw.decode("utf-8")
         if _depth(text) > MAX_DEPTH or text.startswith("\ufeff"):
             raise Problem("malformed-json", "nested too deeply, or begins with a byte order mark")
-        return json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_integer, parse_float=_float
-        )
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=float, parse_int=_integer)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise Problem("malformed-json", str(error)[:200]) from error
+    place = _not_finite(value)
+    if place is not None:
+        detail = "NaN, infinity or too large: no JSON number"
+        raise Problem("invalid-number", f"{place[:200] or 'the body'}: {detail}", [field_error(place, detail)])
+    return value
 
 
 def _depth(text: str) -> int:
@@ -106,21 +110,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> Json:
     return found
 
 
-def _no_constant(text: str) -> float:
-    raise Problem("invalid-number", f"{text} is no JSON number")
-
-
 def _integer(text: str) -> int:
     if len(text) > MAX_DIGITS:
         raise Problem("malformed-json", f"an integer of {len(text)} digits")
     return int(text)
 
 
-def _float(text: str) -> float:
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise Problem("invalid-number", f"{text[:40]} is too large")
-    return value
+def _not_finite(value: Any, pointer: str = "") -> str | None:
+    """Return the pointer of the first number that is not finite, if there is one."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else pointer
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = (_not_finite(item, f"{pointer}/{key}") for key, item in items)
+    return next((place for place in found if place is not None), None)
 
 
 def validated(schema: type[Body], data: Any, slug: str = "invalid-request") -> Body:

@@ -18,15 +18,6 @@ NOT_APPLICABLE: dict[int, str] = {}
 """Rows about something that tightfit does not have."""
 
 MISSING: dict[int, str] = {
-    4: "numbers that are not finite: refused, but without a pointer",
-    9: "conflicting lengths: left to the HTTP layer, which takes some",
-    10: "a body that ends early: not tried on a socket",
-    11: "a body that goes on: not tried on a socket",
-    12: "a slow upload: no least speed",
-    13: "idle connections: not tried",
-    14: "large headers: taken",
-    19: "Host header: not checked",
-    20: "CORS preflight: not tried",
     23: "owners: every key sees everything",
     24: "failed keys: counted, not tried",
     25: "forms of other sites: refused, not tried",
