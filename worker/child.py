@@ -161,12 +161,12 @@ def export(session: Session, params: Params) -> Params:
     request = ExportRequest(
         network=evaluator.compress(assignment, repair),
         graph=evaluator.graph,
-        folded=evaluator.folded,
+        folded=evaluator.original,
         pruned=evaluator.pruned(assignment, repair),
         evaluation=evaluator.pictures("full"),
         device=evaluator.compressor.device,
         budget=Budget(params["limits"]),
-        manifest={**params["manifest"], **({"equalised": True} if evaluator.is_equalised else {})},
+        manifest={**params["manifest"], **evaluator.conditioned},
         measured=params.get("measured"),
         recipe={
             **params.get("origin", {}),
@@ -196,7 +196,7 @@ def write(session: Session, params: Params) -> Params:
     for item in params["items"]:
         assignment = Assignment.from_json(item["assignment"])
         if evaluator.is_baseline(assignment):
-            content = write_float(evaluator.folded, _opset(params, assignment))
+            content = write_float(evaluator.original, _opset(params, assignment))
         else:
             compressed = evaluator.compress(assignment, item["repair"])
             content = write_qdq(compressed, saturating, _opset(params, assignment))

@@ -296,14 +296,20 @@ def _span(item: Json) -> str:
     return f"{least} (median {median})"
 
 
+CONDITIONS = {
+    "equalised": "Cross-layer equalisation: the device has one weight scale per tensor.",
+    "absorbed": "High biases absorbed: what channels never fall below lies in the next layers' biases.",
+}
+"""What may be done to a float network before the search."""
+
+
 def repair_steps(document: Json) -> list[dict[str, str]]:
     """Return how the network was repaired and polished: every step in words, kept or not, and the loss it came to."""
     candidate, polished = document.get("candidate") or {}, _metrics(document).get("polish")
     base = str((polished or {}).get("repair") or candidate.get("repair") or "").split("+")[0]
     rows = [{"name": base, "text": REPAIRS.get(base, ""), "loss": "", "state": "applied"}] if base else []
-    if document["manifest"].get("equalised"):
-        text = "Cross-layer equalisation: the device has one weight scale per tensor."
-        rows.insert(0, {"name": "equalised", "text": text, "loss": "", "state": "applied"})
+    done = [name for name in CONDITIONS if document["manifest"].get(name)]
+    rows[:0] = [{"name": name, "text": CONDITIONS[name], "loss": "", "state": "applied"} for name in done]
     for step in (polished or {}).get("steps", ()):
         after = "not measured" if step["after"] is None else f"{step['before']:.5f} → {step['after']:.5f}"
         state = "kept" if step["kept"] else "left out"

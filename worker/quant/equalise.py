@@ -9,7 +9,7 @@ that help: a device with scales per channel equalises by itself.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -45,15 +45,27 @@ def _pairs(module: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Return (layer, next layer) wherever nothing but homogeneous functions lies between them, and nothing else reads
     what lies there."""
     for node in weighted_layers(module):
-        end = node
-        while len(end.users) == 1:
-            (follower,) = end.users
-            if follower.op == "call_function" and follower.target in HOMOGENEOUS:
-                end = follower
-                continue
-            if follower.op == "call_module" and _joins(module_of(module, node), module_of(module, follower)):
-                yield node, follower
-            break
+        other, _ = follows(module, node, HOMOGENEOUS)
+        if other is not None:
+            yield node, other
+
+
+def follows(
+    module: fx.GraphModule, node: fx.Node, passing: Collection[Any]
+) -> tuple[fx.Node | None, tuple[fx.Node, ...]]:
+    """Return the one layer that alone reads a layer's channels, through functions among `passing`, and these; None
+    where there is no such layer."""
+    end, between = node, []
+    while len(end.users) == 1:
+        (follower,) = end.users
+        if follower.op == "call_function" and follower.target in passing:
+            between.append(follower)
+            end = follower
+            continue
+        if follower.op == "call_module" and _joins(module_of(module, node), module_of(module, follower)):
+            return follower, tuple(between)
+        break
+    return None, ()
 
 
 def _joins(one: nn.Module, other: nn.Module) -> bool:

@@ -25,6 +25,7 @@ from worker.graph.picture import draw
 from worker.graph.read import named_refusals, read_network
 from worker.graph.rewrite import fold_batchnorm
 from worker.graph.slicing import Slicer
+from worker.quant.absorb import absorbed
 from worker.quant.compressor import FAST_PICTURES, Compressor, Repair
 from worker.quant.equalise import equalised
 from worker.quant.layer import is_float
@@ -73,8 +74,8 @@ class Evaluator:
         runs_on: torch.device | None = None,
     ) -> None:
         self.runs_on = torch.device("cpu") if runs_on is None else runs_on
-        self.is_equalised = False
-        self.folded = folded
+        self.is_equalised = self.is_absorbed = False
+        self.folded = self.original = folded
         self.graph = graph
         self.compressor = compressor
         self._sets: dict[Fidelity, RoleData] = {
@@ -92,6 +93,14 @@ class Evaluator:
         shapes = shapes_of(folded)
         self._batch = batch_size(shapes)
         self._live_bytes = live_bytes(folded, shapes)
+
+    @property
+    def conditioned(self) -> dict[str, bool]:
+        """Return what was done to the float network before the search, as a record says it."""
+        return {
+            **({"equalised": True} if self.is_equalised else {}),
+            **({"absorbed": True} if self.is_absorbed else {}),
+        }
 
     def baseline(self, fidelity: Fidelity = "full") -> Measurement:
         """Measure the float network."""
@@ -181,9 +190,9 @@ class Evaluator:
         return self._inputs[1]
 
     def float_outputs(self, fidelity: Fidelity) -> Outputs:
-        """Return the float network's outputs on a fidelity's rows (computed once)."""
+        """Return the outputs on a fidelity's rows of the float network as it was given (computed once)."""
         if fidelity not in self._float:
-            folded = moved(self.folded, self.runs_on)
+            folded = moved(self.original, self.runs_on)
             outputs = joined(run(folded, *inputs) for inputs in self._batches(fidelity))
             self._float[fidelity] = tuple(item.cpu() for item in outputs)
         return self._float[fidelity]
@@ -275,19 +284,33 @@ def open_evaluator(
     """Return an evaluator: runs the float network once over the calibration pictures.
 
     Trials run on `runs_on`, by default on what `processor` finds. Where the device has one weight scale per tensor, the
-    network's layers are equalised if evaluation pictures then say better of 8 bits everywhere.
+    network's layers are equalised, and high biases absorbed, each if evaluation pictures then say better of 8 bits
+    everywhere.
     """
     runs_on = processor() if runs_on is None else runs_on
     found = _evaluator_of(network, data, device, options, runs_on)
     if all(layer.kind in device.per_channel_weights for layer in network.graph.layers):
         return found
-    scaled = equalised(network.folded)
-    if scaled is None:
-        return found
-    changed = replace(network, folded=scaled, slicer=Slicer(scaled, network.slicer.plan))
-    other = _evaluator_of(changed, data, device, options, runs_on)
-    other.is_equalised = True
-    return min((found, other), key=_loss_at_8_bits)
+    variants = list(_variants(network.folded))
+    losses = [_loss_at_8_bits(found)] if variants else []
+    for folded, steps in variants:
+        changed = replace(network, folded=folded, slicer=Slicer(folded, network.slicer.plan))
+        other = _evaluator_of(changed, data, device, options, runs_on)
+        other.original = network.folded
+        other.is_equalised, other.is_absorbed = "equalised" in steps, "absorbed" in steps
+        losses.append(_loss_at_8_bits(other))
+        found = other if losses[-1] < min(losses[:-1]) else found
+    return found
+
+
+def _variants(folded: fx.GraphModule) -> Iterator[tuple[fx.GraphModule, tuple[str, ...]]]:
+    """Return the network with its layers equalised, and then with high biases absorbed, where either changes it."""
+    scaled = equalised(folded)
+    if scaled is not None:
+        yield scaled, ("equalised",)
+    lower = absorbed(folded if scaled is None else scaled)
+    if lower is not None:
+        yield lower, ("absorbed",) if scaled is None else ("equalised", "absorbed")
 
 
 def _evaluator_of(
