@@ -132,23 +132,6 @@ def refit_device(service: Service, key: str) -> Device:
         return devices.add_revision(session, profile)
 
 
-def delete_upload(service: Service, table: type[Model] | type[Dataset], key: str) -> None:
-    """Delete a model or dataset that no search has used, nor a weights version was made from."""
-    with service.database.writing() as session:
-        row = session.get(table, key)
-        if row is None:
-            raise Problem("not-found", f"no {table.__tablename__} {key!r}")
-        if table is Model:
-            used = [item.id for item in query.page(session, Search, 5, model_id=key)]
-            versions = [item.id for item in query.page(session, Model, 5, base_id=key)]
-        else:
-            used, versions = query.searches_on(session, key), []
-        if used or versions:
-            what = "searches use it" if used else "weights versions were made from it"
-            raise Problem("in-use", f"{what}: {(used or versions)[:5]}")
-        session.delete(row)
-
-
 def create_search(
     service: Service, request: Json, schedule_id: str | None = None, member: Member | None = None
 ) -> Search:
@@ -301,16 +284,6 @@ def ensure_schedules(service: Service) -> None:
         queue.remove_schedule(service.client, key)
     for key in set(wanted) - known:
         queue.put_schedule(service.client, key, wanted[key].cron, wanted[key].timezone)
-
-
-def delete_schedule(service: Service, schedule_id: str) -> None:
-    """Remove a schedule; its searches stay."""
-    with service.database.writing() as session:
-        row = session.get(Schedule, schedule_id)
-        if row is None:
-            raise Problem("not-found", f"no schedule {schedule_id!r}")
-        session.delete(row)
-    queue.remove_schedule(service.client, schedule_id)
 
 
 def fire_schedule(service: Service, schedule_id: str) -> str | None:

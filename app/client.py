@@ -117,8 +117,8 @@ class Client:
         return _json(self._send("POST", path, json=dict(body or {}), headers={"Idempotency-Key": uuid.uuid4().hex}))
 
     def delete(self, path: str) -> None:
-        """DELETE a resource."""
-        self._send("DELETE", path)
+        """DELETE a resource, whatever its state is."""
+        self._send("DELETE", path, headers={"If-Match": "*"})
 
     def items(self, path: str, **params: Any) -> Iterator[Json]:
         """Yield every item of a list, page after page."""

@@ -46,6 +46,9 @@ PROBLEMS: dict[str, Kind] = {
     "invalid-limit": Kind(422, "Invalid limit", "Page sizes go from 1 to 200."),
     "invalid-name": Kind(422, "Invalid name", "Names have 1 to 200 printable characters."),
     "idempotency-key-reused": Kind(422, "Idempotency key reused", "The key came with another body before."),
+    "precondition-required": Kind(428, "Precondition required", "A change needs If-Match with the ETag last seen."),
+    "stale-etag": Kind(412, "Stale ETag", "The resource has changed since the ETag in If-Match."),
+    "range-not-satisfiable": Kind(416, "Range not satisfiable", "The file ends before the range begins."),
     "in-use": Kind(409, "In use", "A search or a weights version needs this."),
     "unsafe-format": Kind(
         422, "Unsafe format", "Pickle, TorchScript and their like can execute code; they are refused."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.metadata import version
 
 import sqlalchemy as sa
@@ -11,13 +12,14 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from starlette.concurrency import run_in_threadpool
 
-from app import actions
+from app import actions, editing
 from app.actions import Service
 from app.api import shapes
 from app.api.auth import new_key, require
+from app.api.conditional import check_match, shown
 from app.api.deps import Json, KeyDep, PagingDep, ServiceDep, body, idempotent, paged
 from app.api.resources import accepted, listing, one
-from app.api.schemas import KeyIn, ScheduleIn
+from app.api.schemas import KeyIn, ScheduleChangeIn, ScheduleIn
 from app.problems import PROBLEMS, Problem
 from app.store import query
 from app.store.migrate import revisions
@@ -47,17 +49,32 @@ def list_schedules(request: Request, service: ServiceDep, key: KeyDep, paging: P
 
 
 @router.get("/v1/schedules/{id}", tags=["schedules"])
-def get_schedule(id: str, service: ServiceDep, key: KeyDep) -> Json:
+def get_schedule(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return a schedule."""
-    return shapes.schedule(one(service, Schedule, id))
+    return shown(request, shapes.schedule(one(service, Schedule, id)))
+
+
+@router.patch("/v1/schedules/{id}", tags=["schedules"])
+async def change_schedule(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
+    """Rename a schedule, or switch it off or on (`If-Match` needed)."""
+    require(key, "searches:write")
+    change = (await body(request, ScheduleChangeIn)).model_dump(exclude_none=True)
+    await run_in_threadpool(one, service, Schedule, id)
+    row = await run_in_threadpool(editing.change_schedule, service, id, change, _as_seen(request))
+    return shown(request, shapes.schedule(row))
 
 
 @router.delete("/v1/schedules/{id}", status_code=204, tags=["schedules"])
-def delete_schedule(id: str, service: ServiceDep, key: KeyDep) -> Response:
-    """Remove a schedule; its searches stay."""
+def delete_schedule(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
+    """Remove a schedule; its searches stay (`If-Match` needed)."""
     require(key, "searches:write")
-    actions.delete_schedule(service, id)
+    one(service, Schedule, id)
+    editing.delete_schedule(service, id, _as_seen(request))
     return Response(status_code=204)
+
+
+def _as_seen(request: Request) -> Callable[[Schedule], None]:
+    return lambda row: check_match(request, shapes.schedule(row))
 
 
 @router.post("/v1/keys", status_code=201, tags=["keys"])

@@ -8,12 +8,13 @@ import time
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from app import agents
 from app.api.agent_schema import EnrolIn, HeartbeatIn, MeasurementIn, PullIn, ResultsIn
 from app.api.auth import require
+from app.api.conditional import shown, stored_file
 from app.api.deps import Filter, Json, KeyDep, PagingDep, ServiceDep, body, idempotent, paged
 from app.api.deps import service as service_of
 from app.api.resources import accepted, checked_name, is_id_like, listing, one
@@ -61,9 +62,9 @@ def list_agents(request: Request, service: ServiceDep, key: KeyDep, paging: Pagi
 
 
 @router.get("/agents/{id}", tags=["agents"])
-def get_agent(id: str, service: ServiceDep, key: KeyDep) -> Json:
+def get_agent(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return an agent."""
-    return shape(one(service, Agent, id))
+    return shown(request, shape(one(service, Agent, id)))
 
 
 @router.delete("/agents/{id}", status_code=204, tags=["agents"])
@@ -97,15 +98,11 @@ async def pull(request: Request, service: ServiceDep, agent: AgentDep) -> Respon
 
 
 @router.get("/agents/{id}/jobs/{job}/items/{item:path}", tags=["agents"])
-def item_content(job: str, item: str, service: ServiceDep, agent: AgentDep) -> Response:
+def item_content(job: str, item: str, request: Request, service: ServiceDep, agent: AgentDep) -> Response:
     """Download the model of an item of one of the agent's own jobs; the ETag is its SHA-256."""
     path_like(job)
     sha256 = agents.item_digest(service, agent.id, job, item)
-    path = service.blobs.path(sha256)
-    if not path.exists():
-        raise Problem("blob-corrupt", "the stored file is gone")
-    headers = {"ETag": f'"{sha256}"', "X-Content-Type-Options": "nosniff"}
-    return FileResponse(path, media_type="application/octet-stream", headers=headers)
+    return stored_file(request, service.blobs.path(sha256), sha256)
 
 
 @router.post("/agents/{id}/jobs/{job}/results", tags=["agents"])
@@ -144,9 +141,9 @@ def list_measurements(
 
 
 @router.get("/measurements/{id}", tags=["measurements"])
-def get_measurement(id: str, service: ServiceDep, key: KeyDep) -> Json:
+def get_measurement(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return a measurement: state, results by item so far, conditions."""
-    return measurement(one(service, Measuring, id))
+    return shown(request, measurement(one(service, Measuring, id)))
 
 
 @router.post("/measurements/{id}/cancel", tags=["measurements"])

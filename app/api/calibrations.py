@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from app import agents
 from app.api.agent_schema import CalibrationIn
 from app.api.auth import require
+from app.api.conditional import shown
 from app.api.deps import Json, KeyDep, PagingDep, ServiceDep, body, idempotent, paged
 from app.api.resources import accepted, is_id_like, listing, one
 from app.api.shapes import moment
@@ -43,9 +44,9 @@ def list_calibrations(request: Request, service: ServiceDep, key: KeyDep, paging
 
 
 @router.get("/calibrations/{id}", tags=["calibrations"])
-def get_calibration(id: str, service: ServiceDep, key: KeyDep) -> Json:
+def get_calibration(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return a calibration: state, progress, and at its end the table and the new revision's id."""
-    return shape(one(service, Calibration, id))
+    return shown(request, shape(one(service, Calibration, id)))
 
 
 @router.post("/calibrations/{id}/cancel", tags=["calibrations"])

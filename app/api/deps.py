@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import json
@@ -9,10 +10,11 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlencode
 
 from fastapi import Depends, Query, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ValidationError
+from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from app.actions import Service
 from app.api import auth
@@ -40,6 +42,7 @@ def key(request: Request) -> auth.Key:
 ServiceDep = Annotated[Service, Depends(service)]
 KeyDep = Annotated[auth.Key, Depends(key)]
 Filter = Annotated[str | None, Query(pattern=r"^[\x21-\x7e]{1,64}$")]
+Since = Annotated[AwareDatetime | None, Query(description="Only what was made after this moment (RFC 3339).")]
 
 
 async def strict_json(request: Request, limit: int) -> Any:
@@ -178,9 +181,13 @@ def page_of(request: Request, limit: int | None = None, cursor: str | None = Non
         raise Problem("invalid-limit", f"limit {size}; 1 to 200", [field_error("/limit", "1 to 200")])
     if cursor is None:
         return size, None
-    value, _, signature = cursor.rpartition(".")
+    text, _, signature = cursor.rpartition(".")
+    try:
+        value = base64.urlsafe_b64decode(text.encode("ascii")).decode("ascii")
+    except ValueError:
+        value = ""
     if not auth.same(signature, _signature(request, value)):
-        raise Problem("invalid-cursor", "the cursor is not one of ours")
+        raise Problem("invalid-cursor", "the cursor is not one of ours, or of another list or filter")
     return size, value
 
 
@@ -188,13 +195,22 @@ PagingDep = Annotated[tuple[int, str | None], Depends(page_of)]
 
 
 def paged(request: Request, items: list[Json], size: int, last: str | None) -> Json:
-    """Return a page; `last` is the sort key of its last item."""
-    more = len(items) == size and last is not None
-    return {"items": items, "next_cursor": f"{last}.{_signature(request, str(last))}" if more else None}
+    """Return a page; `last` is the sort key of its last item. A `Link` header leads to the next one."""
+    if len(items) < size or last is None:
+        return {"items": items, "next_cursor": None}
+    cursor = f"{base64.urlsafe_b64encode(last.encode()).decode()}.{_signature(request, last)}"
+    query = urlencode([*_filters(request), ("limit", str(size)), ("cursor", cursor)])
+    request.state.headers = {"Link": f'<{request.url.path}?{query}>; rel="next"'}
+    return {"items": items, "next_cursor": cursor}
+
+
+def _filters(request: Request) -> list[tuple[str, str]]:
+    return sorted(pair for pair in request.query_params.multi_items() if pair[0] not in ("cursor", "limit"))
 
 
 def _signature(request: Request, value: str) -> str:
-    text = f"{request.url.path}|{value}".encode()
+    """Sign a place in one list under one filter."""
+    text = json.dumps([request.url.path, _filters(request), value]).encode()
     return hmac.new(auth.secret(service(request)), text, hashlib.sha256).hexdigest()[:16]
 
 

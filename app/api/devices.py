@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from app import actions
 from app.api import shapes
 from app.api.auth import require
+from app.api.conditional import shown
 from app.api.deps import (
     Filter,
     Json,
@@ -63,13 +64,13 @@ def list_devices(
 
 
 @router.get("/devices/{id}")
-def get_device(id: str, service: ServiceDep, key: KeyDep) -> Json:
+def get_device(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return a device profile by id, the newest revision of a name, or a certain one (`name@revision`)."""
     with service.database.reading() as session:
         row = query.device(session, id) if query.is_device_like(id) else None
         if row is None:
             raise Problem("not-found", f"no device {id[:64]!r}")
-        return {**shapes.device(row), "accuracy": timings.accuracy(session, row.profile).to_json()}
+        return shown(request, {**shapes.device(row), "accuracy": timings.accuracy(session, row.profile).to_json()})
 
 
 @router.post("/devices/{id}:refit", status_code=201)

@@ -12,6 +12,7 @@ from app import fleets
 from app.actions import Service
 from app.api import shapes
 from app.api.auth import require
+from app.api.conditional import shown
 from app.api.deps import Json, KeyDep, PagingDep, ServiceDep, body, idempotent, paged
 from app.api.resources import accepted, listing, one
 from app.api.schemas import FleetIn
@@ -38,13 +39,13 @@ async def create_fleet(request: Request, service: ServiceDep, key: KeyDep) -> Re
 def list_fleets(request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep) -> Json:
     """List fleets, newest first."""
     rows, size, last = listing(service, Fleet, paging)
-    return paged(request, [_shown(service, row) for row in rows], size, last)
+    return paged(request, [_shape(service, row) for row in rows], size, last)
 
 
 @router.get("/fleets/{id}", tags=["fleets"])
-def get_fleet(id: str, service: ServiceDep, key: KeyDep) -> Json:
+def get_fleet(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return a fleet with its members' searches: states, progress, best so far, evaluations made."""
-    return _shown(service, one(service, Fleet, id))
+    return shown(request, _shape(service, one(service, Fleet, id)))
 
 
 @router.post("/fleets/{id}/cancel", status_code=202, tags=["fleets"])
@@ -53,9 +54,9 @@ def cancel_fleet(id: str, service: ServiceDep, key: KeyDep) -> Response:
     require(key, "searches:write")
     row = one(service, Fleet, id)
     fleets.cancel_fleet(service, id)
-    return JSONResponse(_shown(service, row), 202)
+    return JSONResponse(_shape(service, row), 202)
 
 
-def _shown(service: Service, row: Fleet) -> Json:
+def _shape(service: Service, row: Fleet) -> Json:
     with service.database.reading() as session:
         return shapes.fleet(row, query.members(session, row.id))

@@ -101,6 +101,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 found = MutableHeaders(scope=message)
                 found["X-Request-Id"] = request_id
+                for name, value in scope["state"].get("headers", {}).items():
+                    found[name] = value
                 found.setdefault("X-Content-Type-Options", "nosniff")
                 if message["status"] == 401 and "authorization" in headers:
                     self._attempts.failed(address)

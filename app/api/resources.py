@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from app import actions
+from app import actions, editing
 from app.actions import Service
-from app.api import shapes
+from app.api import auth, shapes
 from app.api.auth import require
-from app.api.deps import Filter, Json, KeyDep, PagingDep, ServiceDep, idempotent, paged, parse_json, validated
-from app.api.schemas import DatasetSpecIn
+from app.api.conditional import check_match, shown
+from app.api.deps import (
+    Filter,
+    Json,
+    KeyDep,
+    PagingDep,
+    ServiceDep,
+    Since,
+    body,
+    idempotent,
+    paged,
+    parse_json,
+    validated,
+)
+from app.api.schemas import DatasetSpecIn, RenameIn
 from app.api.uploads import receive
 from app.checking import check_ready
 from app.problems import Problem, field_error
@@ -23,6 +36,7 @@ from app.store import query
 from app.store.tables import Dataset, Model
 
 router = APIRouter(prefix="/v1")
+Cascade = Literal["cancel"] | None
 MAX_NAME = 200
 _BIDI = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -99,27 +113,48 @@ async def create_weights(
     return await run_in_threadpool(idempotent, request, key, f"{name}|{sha256}".encode(), act)
 
 
+def model_filters(state: Filter = None, base_id: Filter = None, created_after: Since = None) -> Json:
+    """Return what a list of models is filtered by."""
+    return {"state": state, "base_id": base_id, "created_after": created_after}
+
+
+def dataset_filters(state: Filter = None, created_after: Since = None) -> Json:
+    """Return what a list of datasets is filtered by."""
+    return {"state": state, "created_after": created_after}
+
+
 @router.get("/models", tags=["models"])
 def list_models(
-    request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep, state: Filter = None, base_id: Filter = None,
-) -> Json:  # fmt: skip
+    request: Request,
+    service: ServiceDep,
+    key: KeyDep,
+    paging: PagingDep,
+    equal: Annotated[Json, Depends(model_filters)],
+) -> Json:
     """List models, newest first; `base_id` leaves the weights versions made from that model."""
-    rows, size, last = listing(service, Model, paging, state=state, base_id=base_id)
+    rows, size, last = listing(service, Model, paging, **equal)
     return paged(request, [shapes.model(row) for row in rows], size, last)
 
 
 @router.get("/models/{id}", tags=["models"])
-def get_model(id: str, service: ServiceDep, key: KeyDep) -> Json:
+def get_model(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return a model; `graph` is null until it is ready, `problem` says why it was rejected."""
-    return shapes.model(one(service, Model, id))
+    return shown(request, shapes.model(one(service, Model, id)))
+
+
+@router.patch("/models/{id}", tags=["models"])
+async def rename_model(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
+    """Give a model another name (`If-Match` needed)."""
+    return await _rename(request, service, key, Model, id)
 
 
 @router.delete("/models/{id}", status_code=204, tags=["models"])
-def delete_model(id: str, service: ServiceDep, key: KeyDep) -> Response:
-    """Delete a model that no search has used and no weights version was made from."""
-    require(key, "models:write")
-    actions.delete_upload(service, Model, id)
-    return Response(status_code=204)
+def delete_model(id: str, request: Request, service: ServiceDep, key: KeyDep, cascade: Cascade = None) -> Response:
+    """Delete a model that no search has used and no weights version was made from (`If-Match` needed).
+
+    With `cascade=cancel` its searches are cancelled and deleted too; 202 while some of them still end.
+    """
+    return _delete(request, service, key, Model, id, cascade)
 
 
 @router.post("/datasets", status_code=202, tags=["datasets"])
@@ -143,22 +178,61 @@ async def create_dataset(request: Request, service: ServiceDep, key: KeyDep, nam
 
 @router.get("/datasets", tags=["datasets"])
 def list_datasets(
-    request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep, state: Filter = None,
-) -> Json:  # fmt: skip
+    request: Request,
+    service: ServiceDep,
+    key: KeyDep,
+    paging: PagingDep,
+    equal: Annotated[Json, Depends(dataset_filters)],
+) -> Json:
     """List datasets, newest first."""
-    rows, size, last = listing(service, Dataset, paging, state=state)
+    rows, size, last = listing(service, Dataset, paging, **equal)
     return paged(request, [shapes.dataset(row) for row in rows], size, last)
 
 
 @router.get("/datasets/{id}", tags=["datasets"])
-def get_dataset(id: str, service: ServiceDep, key: KeyDep) -> Json:
+def get_dataset(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return a dataset."""
-    return shapes.dataset(one(service, Dataset, id))
+    return shown(request, shapes.dataset(one(service, Dataset, id)))
+
+
+@router.patch("/datasets/{id}", tags=["datasets"])
+async def rename_dataset(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
+    """Give a dataset another name (`If-Match` needed)."""
+    return await _rename(request, service, key, Dataset, id)
 
 
 @router.delete("/datasets/{id}", status_code=204, tags=["datasets"])
-def delete_dataset(id: str, service: ServiceDep, key: KeyDep) -> Response:
-    """Delete a dataset that no search has used."""
+def delete_dataset(id: str, request: Request, service: ServiceDep, key: KeyDep, cascade: Cascade = None) -> Response:
+    """Delete a dataset that no search has used (`If-Match` needed).
+
+    With `cascade=cancel` its searches are cancelled and deleted too; 202 while some of them still end.
+    """
+    return _delete(request, service, key, Dataset, id, cascade)
+
+
+Upload = type[Model] | type[Dataset]
+
+
+def _shape(row: Model | Dataset) -> Json:
+    return shapes.model(row) if isinstance(row, Model) else shapes.dataset(row)
+
+
+async def _rename(request: Request, service: Service, key: auth.Key, table: Upload, id: str) -> Response:
     require(key, "models:write")
-    actions.delete_upload(service, Dataset, id)
+    name = (await body(request, RenameIn)).name
+    await run_in_threadpool(one, service, table, id)
+    row = await run_in_threadpool(
+        editing.rename, service, table, id, name, lambda row: check_match(request, _shape(row))
+    )
+    return shown(request, _shape(row))
+
+
+def _delete(request: Request, service: Service, key: auth.Key, table: Upload, id: str, cascade: Cascade) -> Response:
+    require(key, "models:write")
+    one(service, table, id)
+    pending = editing.delete_upload(
+        service, table, id, lambda row: check_match(request, _shape(row)), cascade == "cancel"
+    )
+    if pending:
+        return JSONResponse({"cancelling": pending}, 202, {"Retry-After": "1"})
     return Response(status_code=204)

@@ -370,6 +370,19 @@ class ScheduleIn(Strict):
     search: SearchIn
 
 
+class ScheduleChangeIn(Strict):
+    """What may change of a schedule."""
+
+    name: Name | None = None
+    enabled: bool | None = None
+
+
+class RenameIn(Strict):
+    """What may change of a model or dataset."""
+
+    name: Name
+
+
 class KeyIn(Strict):
     """A new API key."""
 

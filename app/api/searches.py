@@ -8,15 +8,16 @@ import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from app import actions
 from app.actions import Service
 from app.api import shapes
 from app.api.auth import require
-from app.api.deps import Filter, Json, KeyDep, PagingDep, ServiceDep, body, idempotent, optional_body, paged
+from app.api.conditional import shown, stored_file
+from app.api.deps import Filter, Json, KeyDep, PagingDep, ServiceDep, Since, body, idempotent, optional_body, paged
 from app.api.resources import accepted, listing, one
 from app.api.schemas import ExportAgainIn, SearchIn, WhatIfIn
 from app.domain import pareto
@@ -56,21 +57,31 @@ async def preflight(request: Request, service: ServiceDep, key: KeyDep) -> Json:
     return await run_in_threadpool(actions.preflight, service, wanted)
 
 
+def search_filters(
+    state: Filter = None, model_id: Filter = None, device_id: Filter = None, created_after: Since = None
+) -> Json:
+    """Return what a list of searches is filtered by."""
+    return {"state": state, "model_id": model_id, "device_id": device_id, "created_after": created_after}
+
+
 @router.get("/searches", tags=["searches"])
 def list_searches(
-    request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep, state: Filter = None,
-    model_id: Filter = None,
-) -> Json:  # fmt: skip
+    request: Request,
+    service: ServiceDep,
+    key: KeyDep,
+    paging: PagingDep,
+    equal: Annotated[Json, Depends(search_filters)],
+) -> Json:
     """List searches, newest first."""
-    rows, size, last = listing(service, Search, paging, state=state, model_id=model_id)
+    rows, size, last = listing(service, Search, paging, **equal)
     return paged(request, [shapes.search(row) for row in rows], size, last)
 
 
 @router.get("/searches/{id}", tags=["searches"])
-def get_search(id: str, service: ServiceDep, key: KeyDep) -> Json:
+def get_search(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return a search: state, stage, progress, outcome, best so far; `warnings` say which latencies not to trust."""
     row = one(service, Search, id)
-    return {**shapes.search(row), **cautions_of(service, row)}
+    return shown(request, {**shapes.search(row), **cautions_of(service, row)})
 
 
 @router.post("/searches/{id}/cancel", status_code=202, tags=["searches"])
@@ -159,14 +170,14 @@ def list_candidates(id: str, service: ServiceDep, key: KeyDep) -> Json:
 
 
 @router.get("/candidates/{id}", tags=["candidates"])
-def get_candidate(id: str, service: ServiceDep, key: KeyDep) -> Json:
+def get_candidate(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return a candidate: assignment, costs, metrics, layers, budget table, verification, artefacts."""
     row = one(service, Candidate, id)
     with service.database.reading() as session:
         search = session.get_one(Search, row.search_id)
         found = shapes.candidate(row, query.artefacts(session, id))
         found["latency"] = shapes.latency(row, timings.accuracy(session, search.device))
-    return {**found, **cautions_of(service, search, row.assignment)}
+    return shown(request, {**found, **cautions_of(service, search, row.assignment)})
 
 
 @router.get("/candidates/{id}/why", tags=["candidates"])
@@ -194,23 +205,16 @@ async def export_candidate(id: str, request: Request, service: ServiceDep, key: 
 
 
 @router.get("/artefacts/{id}", tags=["artefacts"])
-def get_artefact(id: str, service: ServiceDep, key: KeyDep) -> Json:
+def get_artefact(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return an artefact's record."""
-    return shapes.artefact(one(service, Artefact, id))
+    return shown(request, shapes.artefact(one(service, Artefact, id)))
 
 
 @router.get("/artefacts/{id}/content", tags=["artefacts"])
 def artefact_content(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
-    """Download an artefact; ranges and If-None-Match work, the ETag is its SHA-256."""
+    """Download an artefact; one range and If-None-Match work, the ETag and the Repr-Digest are its SHA-256."""
     row = one(service, Artefact, id)
-    etag = f'"{row.blob_sha}"'
-    if request.headers.get("if-none-match") == etag:
-        return Response(status_code=304, headers={"ETag": etag})
-    path = service.blobs.path(row.blob_sha)
-    if not path.exists():
-        raise Problem("blob-corrupt", "the stored file is gone")
-    headers = {"ETag": etag, "X-Content-Type-Options": "nosniff"}
-    return FileResponse(path, media_type="application/octet-stream", filename=row.filename, headers=headers)
+    return stored_file(request, service.blobs.path(row.blob_sha), row.blob_sha, row.filename)
 
 
 @router.get("/searches/{id}/events", tags=["searches"])

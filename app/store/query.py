@@ -15,10 +15,16 @@ LIVE = ("queued", "running", "cancelling")
 
 
 def page(session: Session, table: Any, limit: int, before: str | None = None, **equal: Any) -> Sequence[Any]:
-    """Return up to `limit` rows ordered by id descending (ids sort by time), below id `before`, filtered by columns."""
+    """Return up to `limit` rows ordered by id descending (ids sort by time), below id `before`, filtered by columns.
+
+    `created_after` leaves those made later.
+    """
+    since = equal.pop("created_after", None)
     query = sa.select(table).order_by(table.id.desc()).limit(limit)
     if before is not None:
         query = query.where(table.id < before)
+    if since is not None:
+        query = query.where(table.created_at > since)
     for column, value in equal.items():
         if value is not None:
             query = query.where(getattr(table, column) == value)

@@ -19,6 +19,7 @@ export class Problem extends Error {
 
 export async function call(method, path, body) {
   const headers = { "Idempotency-Key": crypto.randomUUID ? crypto.randomUUID() : String(Math.random()).slice(2) };
+  if (method === "DELETE") headers["If-Match"] = "*";
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
   const text = await response.text();

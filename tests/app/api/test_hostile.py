@@ -182,7 +182,7 @@ def test_dataset_when_a_search_of_long_ago_used_it_then_kept(
         for _ in range(201):
             session.add(Search(id=ids.new_id("search"), name="n", model_id=request_body["model_id"], dataset={},
                                device_id="d", device={}, spec={}, limits={}, state="completed"))  # fmt: skip
-    answer = client.delete(f"/v1/datasets/{data.id}")
+    answer = client.delete(f"/v1/datasets/{data.id}", headers={"If-Match": "*"})
     assert slug(answer) == "in-use" and made in answer.json()["detail"]
 
 

@@ -55,7 +55,7 @@ def test_method_when_wrong_then_405_with_allow(client: TestClient) -> None:
     assert answer.status_code == 405
     assert answer.json()["type"] == "/problems/method-not-allowed"
     assert answer.headers["allow"] == "GET, POST"
-    assert client.post("/v1/models/x").headers["allow"] == "DELETE, GET"
+    assert client.post("/v1/models/x").headers["allow"] == "DELETE, GET, PATCH"
 
 
 @pytest.mark.fault(1, 2, 3, 6)
@@ -252,7 +252,7 @@ def test_schedule_when_created_then_listed_and_deleted(client: TestClient, reque
     assert made.status_code == 201
     key = made.json()["id"]
     assert key in [item["id"] for item in client.get("/v1/schedules").json()["items"]]
-    assert client.delete(f"/v1/schedules/{key}").status_code == 204
+    assert client.delete(f"/v1/schedules/{key}", headers={"If-Match": "*"}).status_code == 204
     assert client.get(f"/v1/schedules/{key}").status_code == 404
 
 

@@ -75,9 +75,9 @@ def test_list_when_asked_for_a_base_then_its_versions_newest_first(client: TestC
 
 def test_base_when_a_version_was_made_from_it_then_not_deleted(client: TestClient, ready: dict[str, str]) -> None:
     made = upload(client, ready["model"], weights(7.0)).json()["id"]
-    answer = client.delete(f"/v1/models/{ready['model']}")
+    answer = client.delete(f"/v1/models/{ready['model']}", headers={"If-Match": "*"})
     assert (answer.status_code, answer.json()["type"]) == (409, "/problems/in-use")
-    assert client.delete(f"/v1/models/{made}").status_code == 204
+    assert client.delete(f"/v1/models/{made}", headers={"If-Match": "*"}).status_code == 204
 
 
 @pytest.mark.parametrize("state", ["inspecting", "rejected"])
