@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app import queue
 from app.checking import check_datasets, check_measurable, check_names, ready, searchable, settled
-from app.domain import drift, ids
+from app.domain import drift, ids, turns
 from app.domain.budget import Budget, Limit, Reach, reach, resolve
 from app.domain.demand import demand_of
 from app.domain.device import DeviceProfile
@@ -133,7 +133,11 @@ def refit_device(service: Service, key: str) -> Device:
 
 
 def create_search(
-    service: Service, request: Json, schedule_id: str | None = None, member: Member | None = None
+    service: Service,
+    request: Json,
+    schedule_id: str | None = None,
+    member: Member | None = None,
+    owner_id: str | None = None,
 ) -> Search:
     """Check a request against model, data, device and budget, then queue the search.
 
@@ -164,6 +168,8 @@ def create_search(
             schedule_id=schedule_id,
             fleet_id=None if member is None else member.fleet_id,
             place=None if member is None else member.place,
+            priority=request.get("priority") or turns.NORMAL,
+            owner_id=owner_id,
         )
         row.state, row.desired, row.created_at = SearchState.queued, "run", now()
         row.progress_done = row.progress_total = row.event_seq = row.slice = 0
@@ -216,11 +222,13 @@ def cancel_search(service: Service, search_id: str) -> tuple[Search, bool]:
         if SearchState(row.state).is_finished:
             raise Problem("already-finished", f"the search is {row.state}")
         row.desired = "cancel"
-        if row.state == SearchState.queued:
+        if row.state in (SearchState.queued, SearchState.paused):
             row.state, row.finished_at = SearchState.cancelled, now()
         else:
             row.state = SearchState.cancelling
         events.append(session, row.id, "state", {"state": row.state})
+        last = row.slice
+        afterwards(session, lambda: queue.drop_slices(service.client, search_id, last))
         return row, False
 
 

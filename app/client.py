@@ -264,6 +264,10 @@ class Client:
         """Ask a search to stop; trials measured so far are kept."""
         return self.post(f"/v1/searches/{id}/cancel")
 
+    def steer_search(self, id: str, verb: str, body: Mapping[str, Any] | None = None) -> Json:
+        """`pause`, `resume`, `extend` (trials, max_wall_s: new totals) or `priority` (1 to 5) a search; return it."""
+        return self.post(f"/v1/searches/{id}/{verb}", body)
+
     def trials(self, id: str) -> list[Json]:
         """Return the trials of a search in order."""
         return list(self.items(f"/v1/searches/{id}/trials"))

@@ -20,10 +20,10 @@ from app.store import query
 from app.store.tables import Fleet, Search, now
 
 Json = dict[str, Any]
-COMMON = ("model_id", "dataset", "export_top", "metric", "quality", "polish", "export")
+COMMON = ("model_id", "dataset", "export_top", "metric", "quality", "polish", "export", "priority")
 
 
-def create_fleet(service: Service, request: Json) -> tuple[Fleet, Sequence[Search]]:
+def create_fleet(service: Service, request: Json, owner_id: str | None = None) -> tuple[Fleet, Sequence[Search]]:
     """Check every member and queue them all, or none.
 
     Raises the problems of `actions.create_search`; pointers begin with the member's.
@@ -33,7 +33,7 @@ def create_fleet(service: Service, request: Json) -> tuple[Fleet, Sequence[Searc
         session.add(fleet)
         session.flush()
         members = [
-            _member(service, fleet.id, place, member_request(request, place))
+            _member(service, Member(fleet.id, place), member_request(request, place), owner_id)
             for place in range(len(request["members"]))
         ]
         return fleet, members
@@ -52,9 +52,9 @@ def member_request(request: Json, place: int) -> Json:
     }
 
 
-def _member(service: Service, fleet_id: str, place: int, request: Json) -> Search:
+def _member(service: Service, member: Member, request: Json, owner_id: str | None) -> Search:
     try:
-        return actions.create_search(service, request, member=Member(fleet_id, place))
+        return actions.create_search(service, request, member=member, owner_id=owner_id)
     except Problem as problem:
         shared = any(
             error["pointer"].startswith(("/model_id", "/dataset", "/search", "/metric", "/quality"))
@@ -62,8 +62,8 @@ def _member(service: Service, fleet_id: str, place: int, request: Json) -> Searc
         )
         if shared or problem.slug in ("model-not-ready", "dataset-not-ready"):
             raise
-        errors = [{**error, "pointer": f"/members/{place}{error['pointer']}"} for error in problem.errors]
-        raise Problem(problem.slug, f"member {place}: {problem.detail}", errors, problem.extra) from problem
+        errors = [{**error, "pointer": f"/members/{member.place}{error['pointer']}"} for error in problem.errors]
+        raise Problem(problem.slug, f"member {member.place}: {problem.detail}", errors, problem.extra) from problem
 
 
 def start_members(service: Service, search_id: str) -> list[str]:

@@ -20,7 +20,7 @@ from starlette.routing import Match
 
 from app import actions, queue
 from app.actions import Service
-from app.api import admin, agents, calibrations, devices, fleets, resources, searches
+from app.api import admin, agents, calibrations, devices, fleets, resources, searches, steering
 from app.api.answers import answer
 from app.api.auth import Attempts, ensure_admin_key
 from app.api.device_schema import Json, checked_profile
@@ -53,6 +53,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         resources.router,
         devices.router,
         searches.router,
+        steering.router,
         fleets.router,
         agents.router,
         calibrations.router,

@@ -113,6 +113,9 @@ PROBLEMS: dict[str, Kind] = {
         409, "Processor unavailable", "The worker lacks the kind of processor that the search's trials ran on."
     ),
     "trials-keep-failing": Kind(409, "Trials keep failing", "Three trials in a row ended the same bad way."),
+    "search-dead": Kind(
+        409, "Search dead", "The search killed its workers again and again before anything came of it."
+    ),
     "search-failed": Kind(409, "Search failed", "The search ended on a fault; its record says which."),
     "export-failed": Kind(409, "Export failed", "The export could not be made."),
     "invalid-enrolment-code": Kind(403, "Invalid enrolment code", "The code is not one that the service made."),

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import sqlalchemy as sa
 from croniter import croniter  # type: ignore[import-untyped]  # the durable engine's own parser
 from dbos import DBOSClient, DBOSPortableJSONSerializer
 from sqlalchemy.orm import Session
 
+from app.store import turns
 from app.store.engine import Database
-from app.store.tables import Search
 
 APPLICATION = "tightfit"
 APPLICATION_VERSION = "1"
@@ -38,23 +37,35 @@ def plain(url: str) -> str:
 
 def enqueue(client: DBOSClient, session: Session, workflow: str, workflow_id: str, *args: str) -> None:
     """Enqueue a workflow in the caller's transaction. Arguments are texts, stored as JSON: nothing is unpickled."""
-    queue_name = TRIALS if workflow == RUN_SEARCH else CONTROL
-    options: Any = {
+    client.enqueue_in_transaction(session, _options(workflow, CONTROL, workflow_id), *args)
+
+
+def _options(workflow: str, queue_name: str, workflow_id: str) -> Any:
+    return {
         "workflow_name": workflow,
         "queue_name": queue_name,
         "workflow_id": workflow_id,
         "app_version": APPLICATION_VERSION,
         "serialization_type": "portable",
     }
-    client.enqueue_in_transaction(session, options, *args)
 
 
 def enqueue_slice(client: DBOSClient, session: Session, search_id: str, slot: int = 0) -> None:
     """Enqueue the next slice of one of a search's runners under an id of its own: asking twice runs it once."""
-    number = session.execute(
-        sa.update(Search).where(Search.id == search_id).values(slice=Search.slice + 1).returning(Search.slice)
-    ).scalar_one()
-    enqueue(client, session, RUN_SEARCH, f"{search_id}-r{slot}-s{number}", search_id, str(slot))
+    number, place = turns.take(session, search_id)
+    options = _options(RUN_SEARCH, TRIALS, f"{search_id}-r{slot}-s{number}")
+    options["priority"] = place
+    client.enqueue_in_transaction(session, options, search_id, str(slot))
+
+
+def drop_slices(client: DBOSClient, search_id: str, last: int) -> None:
+    """Take a search's waiting slices up to number `last` off the queue; those that run are not touched."""
+    waiting = client.list_workflows(
+        status="ENQUEUED", workflow_id_prefix=f"{search_id}-r", load_input=False, load_output=False
+    )
+    old = [item.workflow_id for item in waiting if int(item.workflow_id.rpartition("-s")[2]) <= last]
+    if old:
+        client.cancel_workflows(old)
 
 
 def adopt(client: DBOSClient, executors: list[str]) -> list[str]:
@@ -65,6 +76,12 @@ def adopt(client: DBOSClient, executors: list[str]) -> list[str]:
         client.resume_workflows([item.workflow_id], queue_name=item.queue_name or CONTROL)
         moved.append(item.workflow_id)
     return moved
+
+
+def holders(client: DBOSClient) -> set[str]:
+    """Return the ids of the workers that hold unfinished work."""
+    pending = client.list_workflows(status="PENDING", load_input=False, load_output=False)
+    return {item.executor_id for item in pending if item.executor_id is not None}
 
 
 def put_schedule(client: DBOSClient, schedule_id: str, cron: str, timezone: str) -> None:

@@ -28,6 +28,7 @@ class Settings(BaseSettings):
     max_json_bytes: int = Field(default=MIB, ge=1)
     disk_floor_bytes: int = Field(default=1024 * MIB, ge=0)
     max_trials: int = Field(default=10_000, ge=1)
+    max_running: int | None = Field(default=None, ge=1)  #: slices of searches at a time, over all workers
     max_layers: int = Field(default=2_000, ge=1)
 
     idempotency_s: float = Field(default=86_400.0, gt=0)

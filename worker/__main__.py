@@ -1,4 +1,9 @@
-"""`python -m worker`: one worker process. SIGTERM ends it at once; what it was doing is taken up again from rows."""
+"""`python -m worker`: one worker process. SIGTERM gives its work back to the queue and ends it within two seconds.
+
+What it was doing is taken up again from rows, by itself or another. Workers that fell silent are noticed by the others:
+their work moves within a minute. Silence is measured by this process's own monotonic clock, as the time in which a
+worker's last sign did not change: clocks that jump or differ requeue nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +14,14 @@ import signal
 import socket
 import sys
 import threading
-from types import FrameType
+import time
+from collections.abc import Mapping
 
 from app import queue
 from app.settings import Settings
 from app.store.engine import Database, connect
 from app.store.migrate import upgrade
-from app.store.runner import beat, silent_workers
+from app.store.runner import beat, leave, others
 from worker import jobs
 from worker.engine import default_executor_id, launch
 
@@ -35,40 +41,76 @@ def main(arguments: list[str] | None = None) -> int:
     upgrade(settings.database_url)
     database = connect(settings.database_url)
     jobs.install(settings, database)
+    stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
+        signal.signal(number, lambda *_: stopping.set())
     with database.writing() as session:
         beat(session, options.executor_id, socket.gethostname(), os.getpid())
-    launch(database, options.executor_id, options.concurrency)
+    launch(database, options.executor_id, options.concurrency, settings.max_running)
     log.info("worker %s is ready", options.executor_id)
-    _watch(database, settings, options.executor_id, os.getppid() if options.supervised else None)
-    return 0
+    watch = Watch(database, settings, options.executor_id, os.getppid() if options.supervised else None)
+    watch.run(stopping)
+    if stopping.is_set():
+        watch.give_back()
+    sys.stderr.flush()
+    os._exit(0)  # threads of workflows never end by themselves; the children see that and do
 
 
-def _watch(database: Database, settings: Settings, executor_id: str, parent: int | None) -> None:
-    """Beat, and move the work of workers that fell silent; ends with the supervisor `parent`, where there is one.
+class Silence:
+    """Tells which workers have given no new sign for a while, by a clock of its own."""
 
-    A worker that outlived a killed supervisor would share its id with the one the next supervisor starts.
-    """
-    pause, every_s = threading.Event(), min(BEAT_S, settings.worker_silence_s / 4)
-    while not pause.wait(every_s) and parent in (None, os.getppid()):
+    def __init__(self, silence_s: float) -> None:
+        self._silence_s = silence_s
+        self._signs: dict[str, tuple[object, float]] = {}
+
+    def of(self, signs: Mapping[str, object], at: float) -> list[str]:
+        """Take in the latest sign of each worker at moment `at` (seconds); return those that are silent."""
+        kept = {name: self._signs.get(name, (None, at)) for name in signs}
+        self._signs = {name: old if old[0] == signs[name] else (signs[name], at) for name, old in kept.items()}
+        return sorted(name for name, (_, since) in self._signs.items() if at - since > self._silence_s)
+
+
+class Watch:
+    """Tells that this worker lives, and moves the work of others that do not."""
+
+    def __init__(self, database: Database, settings: Settings, executor_id: str, parent: int | None) -> None:
+        self._database, self._settings, self._executor_id, self._parent = database, settings, executor_id, parent
+        self._silence = Silence(settings.worker_silence_s)
+
+    def run(self, stopping: threading.Event) -> None:
+        """Beat until told to stop, or until the supervisor `parent`, where there is one, is gone.
+
+        A worker that outlived a killed supervisor would share its id with the one the next supervisor starts.
+        """
+        every_s = min(BEAT_S, self._settings.worker_silence_s / 4)
+        while not stopping.wait(every_s) and self._parent in (None, os.getppid()):
+            try:
+                self._beat()
+            except Exception:  # a database that is away for a while must not end the worker
+                log.exception("heartbeat failed")
+
+    def _beat(self) -> None:
+        with self._database.writing() as session:
+            beat(session, self._executor_id, socket.gethostname(), os.getpid())
+        with self._database.reading() as session:
+            signs: dict[str, object] = {**others(session, self._executor_id)}
+        unknown = queue.holders(jobs.context().client) - {*signs, self._executor_id}
+        signs |= dict.fromkeys(unknown)  # whoever holds work and never gave a sign is silent, too
+        silent = self._silence.of(signs, time.monotonic())
+        if silent and (moved := queue.adopt(jobs.context().client, silent)):
+            log.warning("workers %s are silent: moved %s", silent, moved)
+
+    def give_back(self) -> None:
+        """Put this worker's unfinished work back on its queues, as no attempt; a killed worker's is found later."""
         try:
-            with database.writing() as session:
-                beat(session, executor_id, socket.gethostname(), os.getpid())
-            with database.reading() as session:
-                dead = silent_workers(session, settings.worker_silence_s, executor_id)
-            if dead:
-                queue.adopt(jobs.context().client, dead)
-        except Exception:  # a database that is away for a while must not end the worker
-            log.exception("heartbeat failed")
-
-
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    """Leave at once: workflows stay pending and are recovered from their rows.
-
-    The children see that and end by themselves; killing them here would let their trials be stored as failed.
-    """
-    os._exit(0)
+            moved = queue.adopt(jobs.context().client, [self._executor_id])
+            for runner in list(jobs.context().running):
+                runner.stop()
+            with self._database.writing() as session:
+                leave(session, self._executor_id)
+            log.info("worker %s leaves %s to others", self._executor_id, moved)
+        except Exception:
+            log.exception("the work could not be given back; it is found when this worker is missed")
 
 
 if __name__ == "__main__":

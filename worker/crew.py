@@ -10,12 +10,14 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
 from app.store import runner as rows
 from app.store import runners
+from app.store.engine import Fenced
 from worker.job import Ended, LostTrial, Site
 
 SILENCE_S = 15.0
@@ -39,11 +41,32 @@ class Crew:
         """Tell whether the search has one runner only."""
         return self.size == 1
 
-    def enter(self, size: int) -> None:
-        """Take the slot, among `size`."""
+    def enter(self, size: int) -> int:
+        """Take the slot, among `size`; return how often it was taken since anything came of it."""
         self.size = size
         with self.site.database.writing() as session:
-            runners.enter(session, self.search_id, self.slot, self.token)
+            return runners.enter(session, self.search_id, self.slot, self.token)
+
+    def fenced(self) -> Site:
+        """Return the site with a database that is written to only while the slot is this runner's.
+
+        A stopped process that wakes up when a successor has its slot raises LostTrial at its first write.
+        """
+        base = self.site.database
+        database = Fenced(base.url, base.write, base.read, self._check_slot)
+        return replace(self.site, database=database, progressed=self._progressed)
+
+    def _check_slot(self, session: Session) -> None:
+        rows.locked(session, self.search_id)
+        if not runners.has_slot(session, self.search_id, self.token):
+            raise LostTrial(f"slot {self.slot}")
+
+    def _progressed(self, session: Session) -> None:
+        runners.progressed(session, self.search_id, self.token)
+
+    def rest(self, session: Session) -> bool:
+        """Leave because the search is to pause; return False where it is no longer."""
+        return runners.rest(session, self.search_id, self.slot, SILENCE_S)
 
     def leave(self) -> None:
         """Free the slot."""

@@ -21,10 +21,11 @@ def default_executor_id() -> str:
     return os.environ.get("TIGHTFIT_EXECUTOR_ID") or f"{socket.gethostname()}-0"
 
 
-def launch(database: Database, executor_id: str, concurrency: int = 1) -> None:
+def launch(database: Database, executor_id: str, concurrency: int = 1, most: int | None = None) -> None:
     """Start DBOS in this process: our engine on SQLite (limits hold across processes only under BEGIN IMMEDIATE).
 
-    Workflows must be registered before. Migrations ran before; DBOS does not repeat them.
+    `concurrency` slices of searches run in this process at a time, `most` in all processes together. Workflows must be
+    registered before. Migrations ran before; DBOS does not repeat them.
     """
     logging.getLogger("dbos").setLevel(logging.WARNING)
     config = DBOSConfig(
@@ -43,4 +44,4 @@ def launch(database: Database, executor_id: str, concurrency: int = 1) -> None:
     DBOS.listen_queues([CONTROL, TRIALS])
     DBOS.launch()
     DBOS.register_queue(CONTROL, worker_concurrency=2, polling_interval_sec=POLL_S)
-    DBOS.register_queue(TRIALS, worker_concurrency=concurrency, polling_interval_sec=POLL_S)
+    DBOS.register_queue(TRIALS, worker_concurrency=concurrency, global_concurrency=most, polling_interval_sec=POLL_S)

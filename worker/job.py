@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from sqlalchemy.orm import Session
 
 from app.actions import space_spec
 from app.domain.budget import Budget
@@ -31,6 +33,10 @@ MAX_PROBES = 240
 MAX_DETAIL, MAX_ERROR = 4000, 500
 
 
+def _nothing(_session: Session) -> None:
+    """Note nothing: what is done outside a runner's slot counts no deaths."""
+
+
 @dataclass(frozen=True)
 class Site:
     """Where a runner works: the database, the blobs, the child's limits, seconds per trial and per slice."""
@@ -40,10 +46,16 @@ class Site:
     limits: Limits = field(default_factory=Limits)
     trial_s: float = 600.0
     slice_s: float = 300.0
+    progressed: Callable[[Session], None] = _nothing
+    """Notes in a transaction that something came of a runner's work."""
 
 
 class Cancelled(Exception):
     """The user cancelled the search."""
+
+
+class Paused(Exception):
+    """The user wants the search to pause."""
 
 
 class GivenUp(Exception):
@@ -116,6 +128,7 @@ class Job:
     processor: str = CPU
     methods: tuple[Method, ...] = ()
     opset: int = DEFAULT
+    extended: Json | None = None
 
 
 def pictures(macs: int) -> dict[str, int]:
@@ -137,7 +150,7 @@ def load_job(site: Site, search_id: str) -> Job:
         model, datasets = rows.model_of(session, search), rows.datasets_of(session, search)
         assert model.graph is not None
         graph, device = ModelGraph.from_json(model.graph), DeviceProfile.from_json(search.device)
-        spec = search.spec
+        spec = rows.asked(search)
         goal = Goal(graph, build_space(graph, device, space_spec(spec)), device, Budget(search.limits))
         files = {
             role: {"path": str(site.blobs.path(item.blob_sha)), "spec": item.spec} for role, item in datasets.items()
@@ -166,7 +179,7 @@ def load_job(site: Site, search_id: str) -> Job:
             search_settings(spec),
             opening,
             (network_digest(model), hashlib.sha256(data_key.encode()).hexdigest()),
-            (search.started_at or search.created_at).timestamp(),
+            (search.started_at or search.created_at).timestamp() + search.paused_s,
             (spec.get("search") or {}).get("max_wall_s"),
             int(spec.get("export_top", 1)),
             names,
@@ -178,6 +191,7 @@ def load_job(site: Site, search_id: str) -> Job:
             processor,
             tuple(method_of(item) for item in spec.get("methods") or ()),
             (spec.get("export") or {}).get("opset", DEFAULT),
+            search.extended,
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from dbos import DBOS, DBOSClient
@@ -36,6 +36,7 @@ class Context:
 
     service: actions.Service
     site: Site
+    running: set[Runner] = field(default_factory=set)  #: searches that this process works on
 
     @property
     def client(self) -> DBOSClient:
@@ -118,10 +119,11 @@ def run_search(search_id: str, slot: str = "0") -> None:
     """Work on a search for one slice, as one of its runners; enqueue the next slice where it is not finished."""
     here = context()
     runner = Runner(here.site, search_id, int(slot))
+    here.running.add(runner)
     try:
         end = runner.run()
     except LostTrial as lost:
-        log.warning("search %s: trial %s belongs to another worker now", search_id, lost)
+        log.warning("lease-lost: search %s, %s is another worker's now", search_id, lost)
         return
     except Exception as error:  # the engine does not run a failed workflow again: the search must not seem to run
         log.exception("search %s failed", search_id)
@@ -129,6 +131,7 @@ def run_search(search_id: str, slot: str = "0") -> None:
             rows.fail(session, search_id, problem("search-failed", f"{type(error).__name__}: {error}"))
         end = "finished"
     finally:
+        here.running.discard(runner)
         runner.close()
     if end == "finished":
         fleets.start_members(here.service, search_id)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from app.domain.candidate import Measurement
 from app.domain.space import Assignment
-from app.store import evaluations
+from app.store import evaluations, runners, turns
 from app.store import runner as rows
 from app.store.tables import Trial
 from worker import predictions, warm
@@ -19,12 +17,14 @@ from worker.baseline import baseline_problem, baseline_warnings
 from worker.cache import Cache
 from worker.crew import Crew
 from worker.finish import Finisher, export_candidate
-from worker.job import Cancelled, Ended, GivenUp, Job, LostTrial, Site, load_job, problem
+from worker.job import Cancelled, Ended, GivenUp, Job, LostTrial, Paused, Site, load_job, problem
 from worker.measured import Measured, Timer
 from worker.sandbox import OPEN_S, Child, ChildDied, ChildRefused
 from worker.search.loop import SearchLoop
-from worker.search.rows import TrialPlan, TrialRow
+from worker.search.rows import TrialPlan
 from worker.stages import network_of
+from worker.trials import Failures, plan_json, poisoned, row_of
+from worker.wishes import Wishes
 
 Json = dict[str, Any]
 End = Literal["finished", "again"]
@@ -32,24 +32,9 @@ End = Literal["finished", "again"]
 REPAIR = "sequential"
 PROBE_REPAIR = "fast"
 PROBE_BATCH = 8
-MAX_SAME_FAILURES = 3
-CANCEL_POLL_S = 1.0
-
-
-@dataclass
-class Failures:
-    """Counts failures of one class in a row."""
-
-    kind: str = ""
-    count: int = 0
-
-    def note(self, kind: str | None) -> None:
-        """Take in how a trial ended (None: well). Raises GivenUp at the third of a class in a row."""
-        self.count = 0 if kind is None else (self.count + 1 if kind == self.kind else 1)
-        self.kind = kind or ""
-        if self.count >= MAX_SAME_FAILURES:
-            detail = f"{self.count} trials in a row ended as {kind!r}"
-            raise GivenUp(problem("trials-keep-failing", detail))
+MAX_DEATHS = 3
+SHORTEST_S = 20.0
+"""A slice does not make way for a more urgent search before it has run so long."""
 
 
 class Runner:
@@ -62,29 +47,25 @@ class Runner:
         self._child: Child | None = None
         self._failures = Failures()
         self._start: warm.Start | None = None
-        self._asked = 0.0
-        self._cancelled = False
+        self._wishes = Wishes(site.database, search_id)
+        self._begun = time.monotonic()
 
     def run(self) -> End:
         """Work on the search until it is finished or the slice is over."""
         deadline = time.monotonic() + self.site.slice_s
         job = self._load()
         if job is None:
-            return "finished"
-        self.crew.enter(job.runners)
-        predictions.note(self.site, job)
-        if job.runners > 1:
-            job = load_job(self.site, self.search_id)  # what another runner may have noted first holds for all
+            return self._rested()
+        starts = self.crew.enter(job.runners)
+        self.site = self.crew.fenced()
         try:
-            measured = self._measured(job)
-            job = job if measured is None else self._prepared(job, measured)
-            if job.warm.wanted and measured is None:
-                self._start = warm.started(self.site, job)
-                job = warm.with_trials(job, self._start)
-            loop = self._loop(job)
-            if not self._searched(job, loop, measured, deadline):
-                return "again"
-            self._conclude(job, loop, measured)
+            if starts > MAX_DEATHS:
+                detail = f"its worker died {starts - 1} times in a row before anything came of it"
+                raise GivenUp(problem("search-dead", detail))
+            return self._worked(job, deadline)
+        except Paused:
+            self.close()
+            return self._rested()
         except Cancelled:
             with self.site.database.writing() as session:
                 rows.cancelled(session, self.search_id)
@@ -98,6 +79,33 @@ class Runner:
             self.crew.leave()
         return "finished"
 
+    def _worked(self, job: Job, deadline: float) -> End:
+        """Work on the search; raises what ends it early."""
+        predictions.note(self.site, job)
+        if job.runners > 1:
+            job = load_job(self.site, self.search_id)  # what another runner may have noted first holds for all
+        measured = self._measured(job)
+        job = job if measured is None else self._prepared(job, measured)
+        if job.warm.wanted and measured is None:
+            self._start = warm.started(self.site, job)
+            job = warm.with_trials(job, self._start)
+        loop = self._loop(job)
+        if not self._searched(job, loop, measured, deadline) or self._is_extended(job):
+            return "again"
+        return self._conclude(job, loop, measured)
+
+    def _rested(self) -> End:
+        """Leave a search that is to pause (or has ended); it goes on where that was called off meanwhile."""
+        with self.crew.site.database.writing() as session:
+            rows.release(session, self.search_id, self.crew.token)
+            return "finished" if self.crew.rest(session) else "again"
+
+    def stop(self) -> None:
+        """Give back what this process holds, from another thread: it is about to end, which is no death."""
+        with self.crew.site.database.writing() as session:
+            rows.release(session, self.search_id, self.crew.token)
+            runners.leave(session, self.search_id, self.crew.token)
+
     def close(self) -> None:
         """Kill the child, if there is one."""
         if self._child is not None:
@@ -106,7 +114,7 @@ class Runner:
 
     def export(self, candidate_id: str, trial: Trial, opset: int | None = None) -> None:
         """Export one candidate of the search, whatever the search's state, at its opset or the one named."""
-        self._asked = math.inf  # its search's end, even by cancel, does not end an export that was asked for
+        self._wishes.ignore()  # its search's end, even by cancel, does not end an export that was asked for
         job = load_job(self.site, self.search_id)
         job.opset = opset or job.opset
         job.opening.pop("processor")  # exports are compressed and verified on the CPU
@@ -129,7 +137,7 @@ class Runner:
         keys = {probe.key: cache.key((probe.assignment, "screen", PROBE_REPAIR)) for probe in probes}
         with self.site.database.reading() as session:
             stored = evaluations.stored(session, list(keys.values()))
-            past = [_row(trial) for trial in rows.trials(session, self.search_id)]
+            past = [row_of(trial) for trial in rows.trials(session, self.search_id)]
         known = {probe: stored[key]["metrics"].get("kl") for probe, key in keys.items() if key in stored}
         return SearchLoop.from_rows(job.goal, job.settings, past, known)
 
@@ -190,9 +198,21 @@ class Runner:
                 break
             elif not loop.is_done:
                 self._wait(loop)
-            if time.monotonic() > deadline and not loop.is_done:
+            if (time.monotonic() > deadline or self._makes_way(job)) and not loop.is_done:
                 return False
         return True
+
+    def _makes_way(self, job: Job) -> bool:
+        """Tell whether a more urgent search waits for a worker."""
+        if time.monotonic() - self._begun < SHORTEST_S:
+            return False
+        with self.site.database.reading() as session:
+            return turns.is_urgent(session, rows.search_of(session, self.search_id).priority)
+
+    def _is_extended(self, job: Job) -> bool:
+        """Tell whether the search was given more trials or time meanwhile."""
+        with self.site.database.reading() as session:
+            return rows.search_of(session, self.search_id).extended != job.extended
 
     def _probed(self, job: Job, loop: SearchLoop, deadline: float) -> bool:
         """Measure the sensitivities, those left that other runners have not; return False where the slice ended."""
@@ -235,13 +255,12 @@ class Runner:
             held = {*self.crew.others(session), self.crew.token}
             found = rows.trials(session, self.search_id, first)
         lost = [trial.idx for trial in found if trial.state == "running" and trial.owner_token not in held]
-        loop.sync(map(_row, found), lost)
+        loop.sync(map(row_of, found), lost)
 
     def _wait(self, loop: SearchLoop) -> None:
         """Wait a moment for the other runners."""
         self.crew.wait()
-        if self._is_cancelled():
-            raise Cancelled
+        self._wishes.check()
         self._refresh(loop)
 
     def _check_baseline(self, loop: SearchLoop) -> None:
@@ -255,6 +274,7 @@ class Runner:
 
     def _probe(self, job: Job, loop: SearchLoop, probes: Sequence[Any]) -> None:
         """Measure a batch of sensitivity probes; those that can't be measured count as unknown."""
+        self._wishes.check()
         items = [(probe.assignment, "screen", PROBE_REPAIR) for probe in probes]
         try:
             results = self.measure(job, items, loop.reference)
@@ -268,11 +288,12 @@ class Runner:
 
     def _run_trials(self, job: Job, loop: SearchLoop, plans: Sequence[TrialPlan]) -> None:
         for plan in plans:
+            self._wishes.check()
             attempt = self._claim(plan)
             if attempt is None:
                 self._refresh(loop)
                 continue
-            result = self._attempt(job, plan) if attempt <= rows.MAX_ATTEMPTS else _poisoned(attempt)
+            result = self._attempt(job, plan) if attempt <= rows.MAX_ATTEMPTS else poisoned(attempt)
             self._finish(job, loop, plan, result)
             self._failures.note((result.get("failure") or {}).get("kind"))
 
@@ -286,7 +307,7 @@ class Runner:
             self.crew.check(session, plan.idx)
             others = self.crew.others(session)
             try:
-                return rows.claim(session, self.search_id, _plan_json(plan), self.crew.token, others).attempt
+                return rows.claim(session, self.search_id, plan_json(plan), self.crew.token, others).attempt
             except (rows.TrialFinished, rows.TrialHeld) as error:
                 if self.crew.is_alone:
                     raise LostTrial(plan.idx) from error
@@ -328,6 +349,7 @@ class Runner:
         with self.site.database.writing() as session:
             if rows.finish(session, self.search_id, plan.idx, self.crew.token, ending):
                 rows.progress(session, self.search_id, fields)
+                self.site.progressed(session)
                 return
             self.crew.check(session, plan.idx)
             if self.crew.is_alone:
@@ -355,7 +377,7 @@ class Runner:
             fields["best"] = {"trial_idx": best.idx, "metrics": dict(best.metrics), "costs": costs}
         return fields
 
-    def _conclude(self, job: Job, loop: SearchLoop, measured: Measured | None) -> None:
+    def _conclude(self, job: Job, loop: SearchLoop, measured: Measured | None) -> End:
         """Re-score the best on the hold-out pictures, export and verify them, and end the search (one runner does)."""
         finisher = Finisher(self.site, job, loop, self.measure, self._call, measured)
         if not self.crew.is_alone:
@@ -363,14 +385,14 @@ class Runner:
                 self._attempt_item(job, item)
             finisher.polish_share(self.crew.slot, self.crew.size)
             if not self.crew.takes_end():
-                return
+                return "finished"
         self._tell(job, loop, "holdout")
         with self.site.database.writing() as session:
             rows.progress(session, self.search_id, {"sensitivity": loop.table.to_json()})
         outcome = finisher.run()
         predictions.store(self.site, job, loop)
         with self.site.database.writing() as session:
-            rows.complete(session, self.search_id, outcome)
+            return "finished" if rows.complete(session, self.search_id, outcome, job.extended) else "again"
 
     # measuring
 
@@ -405,16 +427,18 @@ class Runner:
                 for index in sorted(found, key=keys.__getitem__):  # one order everywhere: no deadlocks
                     if "measurement" in found[index]:
                         evaluations.store(session, cache.entry(items[index], found[index]["measurement"]))
+                self.site.progressed(session)
         return [found.get(i) or {"measurement": stored[key]} for i, key in enumerate(keys)]
 
     def _call(self, job: Job, method: str, params: Json, timeout_s: float) -> Json:
+        self._wishes.check()
         try:
             child = self._opened(job)
             result: Json = child.call(method, params, timeout_s, self._is_cancelled)
         except ChildDied as death:
             self.close()
             if death.kind == "cancelled":
-                raise Cancelled from death
+                self._wishes.check()
             raise
         except ChildRefused as refusal:
             raise GivenUp(problem(refusal.slug, refusal.detail, refusal.errors)) from refusal
@@ -430,38 +454,4 @@ class Runner:
 
     def _is_cancelled(self) -> bool:
         self.crew.beat()
-        if time.monotonic() - self._asked > CANCEL_POLL_S:
-            self._asked = time.monotonic()
-            with self.site.database.reading() as session:
-                self._cancelled = rows.is_cancelled(session, self.search_id)
-        return self._cancelled
-
-
-def _poisoned(attempt: int) -> Json:
-    detail = f"the worker died {attempt - 1} times while this trial ran"
-    return {"failure": {"kind": "dead", "detail": detail}, "seconds": 0.0}
-
-
-def _plan_json(plan: TrialPlan) -> Json:
-    return {
-        "idx": plan.idx,
-        "kind": plan.kind,
-        "params": {**plan.params, "fidelity": plan.fidelity},
-        "assignment": plan.assignment.to_json(),
-        "sampler_attrs": dict(plan.sampler),
-    }
-
-
-def _row(trial: Trial) -> TrialRow:
-    params = dict(trial.params or {})
-    fidelity = params.pop("fidelity", "full")
-    return TrialRow(
-        idx=trial.idx,
-        kind=trial.kind,  # type: ignore[arg-type]
-        params=params,
-        assignment=Assignment.from_json(trial.assignment or {}),
-        fidelity=fidelity,
-        sampler=trial.sampler_attrs or {},
-        state=trial.state,  # type: ignore[arg-type]
-        metrics=trial.metrics or {},
-    )
+        return self._wishes.end_now

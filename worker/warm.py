@@ -160,5 +160,7 @@ def _between(curve: Mapping[int, float], value: int) -> float:
 
 
 def with_trials(job: Job, start: Start) -> Job:
-    """Return the job with the trials that its start leaves it."""
+    """Return the job with the trials that its start leaves it, or that it was given later."""
+    if "trials" in (job.extended or {}):
+        return job
     return replace(job, settings=replace(job.settings, trials=start.trials))

@@ -29,7 +29,7 @@ async def create_fleet(request: Request, service: ServiceDep, key: KeyDep) -> Re
     wanted = (await body(request, FleetIn)).model_dump(mode="json")
 
     def act() -> JSONResponse:
-        row, members = fleets.create_fleet(service, wanted)
+        row, members = fleets.create_fleet(service, wanted, key.id)
         return accepted(shapes.fleet(row, members), f"/v1/fleets/{row.id}")
 
     return await run_in_threadpool(idempotent, request, key, json.dumps(wanted, sort_keys=True).encode(), act)

@@ -18,6 +18,7 @@ from pydantic import (
 from app.domain.methods import BiasCorrection, JointPruning, LearnedThresholds, RelaxedQuantization, Start, Training
 from app.domain.metrics import MetricName
 from app.domain.opsets import DEFAULT, LOWEST
+from app.domain.turns import FIRST, LAST
 
 Name = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]+$")
@@ -256,7 +257,10 @@ class ExportAgainIn(Strict):
     opset: Annotated[int, Field(ge=LOWEST, le=DEFAULT)] | None = None
 
 
-_OPTIONAL = ("agent", "metric", "quality", "methods", "export")
+Priority = Annotated[int, Field(ge=FIRST, le=LAST)]
+"""1 is served first, 5 last; 3 where none is named."""
+
+_OPTIONAL = ("agent", "metric", "quality", "methods", "export", "priority")
 
 
 class SearchIn(Strict):
@@ -276,10 +280,11 @@ class SearchIn(Strict):
     polish: bool = True
     methods: Annotated[list[MethodIn], Field(min_length=1, max_length=4)] | None = None
     export: ExportIn | None = None
+    priority: Priority | None = None
 
     @model_serializer(mode="wrap")
     def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out an agent, a metric, a quality, methods or an export that were not named."""
+        """Leave out an agent, a metric, a quality, methods, an export or a priority that were not named."""
         found: dict[str, Any] = serialize(self)
         return {key: value for key, value in found.items() if key not in _OPTIONAL or value is not None}
 
@@ -302,6 +307,19 @@ class WhatIfIn(Strict):
         if any(limit.evidence == "measured" for limit in self.limits):
             raise ValueError("nothing is measured here: ask about modelled limits")
         return self
+
+
+class ExtendIn(Strict):
+    """The body of POST /v1/searches/{id}/extend: new totals, more than the search has."""
+
+    trials: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    max_wall_s: Positive | None = None
+
+
+class PriorityIn(Strict):
+    """The body of POST /v1/searches/{id}/priority."""
+
+    priority: Priority
 
 
 class MemberIn(Strict):
@@ -336,6 +354,7 @@ class FleetIn(Strict):
     export_top: Annotated[int, Field(ge=0, le=8)] = 1
     polish: bool = True
     export: ExportIn | None = None
+    priority: Priority | None = None
 
     @model_validator(mode="after")
     def _shares(self) -> Self:

@@ -44,7 +44,7 @@ async def create_search(request: Request, service: ServiceDep, key: KeyDep) -> R
     wanted = (await body(request, SearchIn)).model_dump(mode="json")
 
     def act() -> JSONResponse:
-        row = actions.create_search(service, wanted)
+        row = actions.create_search(service, wanted, owner_id=key.id)
         return accepted({**shapes.search(row), **cautions_of(service, row)}, f"/v1/searches/{row.id}")
 
     return await run_in_threadpool(idempotent, request, key, json.dumps(wanted, sort_keys=True).encode(), act)

@@ -98,9 +98,13 @@ def search(row: Search) -> Json:
         "processor": (row.provenance or {}).get("processor"),
         "provenance": row.provenance,
         "request": row.spec,
+        "extended": row.extended,
+        "priority": row.priority,
+        "owner_id": row.owner_id,
         "error": row.error,
         "created_at": moment(row.created_at),
         "started_at": moment(row.started_at),
+        "paused_at": moment(row.paused_at),
         "finished_at": moment(row.finished_at),
         "links": {
             "self": base,

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.commands import steering
 from app.commands.base import Session, verb
 from app.commands.devices import read_record
 from app.commands.limits import parse_bits, parse_figure, parse_limit, parse_limits, parse_methods, parse_ratios
 from app.commands.show import best_line, listing, progress_line, search_bar, search_summary, whatif_table
 from app.domain.metrics import HIGHER_IS_BETTER
 from app.domain.opsets import DEFAULT, LOWEST
+from app.domain.turns import FIRST, LAST
 from app.domain.words import exit_code
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
     from app.client import Client
 
-app = typer.Typer(no_args_is_help=True, help="Searches: run, watch, show, whatif, study, list, cancel.")
+app = typer.Typer(no_args_is_help=True, help="Searches: run, watch, show, steer, whatif, study, list, cancel.")
+steering.register(app)
 
 SearchArgument = Annotated[str, typer.Argument(help="Id or name of the search.")]
 
@@ -111,6 +114,7 @@ class Request:
     growth: Annotated[
         float | None, typer.Option(help="With --patience and --goal front: the growth that counts as no gain (0.01).")
     ] = None
+    priority: Annotated[int | None, typer.Option(min=FIRST, max=LAST, help="1 is served first, 5 last (3).")] = None
     export_top: Annotated[int | None, typer.Option(min=0, help="How many candidates to export.")] = None
     opset: Annotated[int | None, typer.Option(min=LOWEST, max=DEFAULT, help="ONNX opset of the exported files.")] = None
 
@@ -247,7 +251,7 @@ def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
         },
     )
     quality = _over(body.get("quality"), parse_quality(request))
-    plain = {key: getattr(request, key) for key in ("name", "metric", "export_top", "agent", "polish")}
+    plain = {key: getattr(request, key) for key in ("name", "metric", "export_top", "agent", "polish", "priority")}
     export = _over(body.get("export"), {"opset": request.opset})
     own = {**plain, "quality": quality or None, "methods": parse_methods(request.methods or ()) or None}
     own["export"] = export or None

@@ -18,6 +18,8 @@ class SearchState(StrEnum):
 
     queued = "queued"
     running = "running"
+    pausing = "pausing"  #: asked to pause: the trial in flight is finished first
+    paused = "paused"
     cancelling = "cancelling"
     cancelled = "cancelled"
     completed = "completed"
@@ -54,11 +56,21 @@ class Verification(StrEnum):
 
 
 _FINISHED = {SearchState.cancelled, SearchState.completed, SearchState.failed}
+# fmt: off
 _MOVES = {
-    SearchState.queued: {SearchState.running, SearchState.cancelling, SearchState.cancelled, SearchState.failed},
-    SearchState.running: {SearchState.completed, SearchState.failed, SearchState.cancelling},
+    SearchState.queued: {
+        SearchState.running, SearchState.paused, SearchState.cancelling, SearchState.cancelled, SearchState.failed,
+    },
+    SearchState.running: {
+        SearchState.completed, SearchState.failed, SearchState.pausing, SearchState.paused, SearchState.cancelling,
+    },
+    SearchState.pausing: {
+        SearchState.paused, SearchState.running, SearchState.completed, SearchState.failed, SearchState.cancelling,
+    },
+    SearchState.paused: {SearchState.queued, SearchState.cancelled},
     SearchState.cancelling: {SearchState.cancelled},
 }
+# fmt: on
 
 
 def can_move(old: SearchState, new: SearchState) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -69,6 +70,20 @@ class Database:
         self.read.dispose()
 
 
+@dataclass(frozen=True)
+class Fenced(Database):
+    """A database whose write transactions begin with a check; where it raises, nothing is written."""
+
+    check: Callable[[Session], None]
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """Open a write transaction behind the check."""
+        with super().writing() as session:
+            self.check(session)
+            yield session
+
+
 def connect(url: str) -> Database:
     """Return the database at `url`. Nothing is opened until the first transaction."""
     if url.startswith("sqlite"):
@@ -80,6 +95,14 @@ def connect(url: str) -> Database:
 def afterwards(session: Session, act: Callable[[], None]) -> None:
     """Call `act` once the transaction of `session` is committed; never if it is rolled back."""
     session.info.setdefault("afterwards", []).append(act)
+
+
+def clock(session: Session) -> datetime:
+    """Return the time that the processes of one database share: the server's; of SQLite, which is one host, its own."""
+    if session.get_bind().dialect.name == "sqlite":
+        return datetime.now(UTC)
+    found: datetime = session.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
+    return found
 
 
 def dumps(value: Any) -> str:

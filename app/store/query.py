@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from app.store.tables import Artefact, Candidate, Device, Schedule, Search, Trial, Worker
 
 MAX_DEVICE_KEY = 80
-LIVE = ("queued", "running", "cancelling")
+LIVE = ("queued", "running", "pausing", "paused", "cancelling")
 
 
 def page(session: Session, table: Any, limit: int, before: str | None = None, **equal: Any) -> Sequence[Any]:

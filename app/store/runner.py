@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -51,8 +51,10 @@ def begin(session: Session, search_id: str) -> Search | None:
     if search.desired == "cancel":
         _end(session, search, SearchState.cancelled, None)
         return None
+    if search.desired == "pause":
+        return None
     if search.state == SearchState.queued:
-        search.state, search.started_at = SearchState.running, now()
+        search.state, search.started_at = SearchState.running, search.started_at or now()
         events.append(session, search_id, "state", {"state": search.state})
     return search
 
@@ -67,10 +69,20 @@ def datasets_of(session: Session, search: Search) -> dict[str, Dataset]:
     return {role: session.get_one(Dataset, key) for role, key in search.dataset.items()}
 
 
-def is_cancelled(session: Session, search_id: str) -> bool:
-    """Tell whether the user wants the search to end."""
-    wanted = session.scalar(sa.select(Search.desired).where(Search.id == search_id))
-    return wanted is None or wanted == "cancel"
+def wish(session: Session, search_id: str) -> str:
+    """Return what the user wants of a search: run, pause or cancel; one that is gone is to end."""
+    return session.scalar(sa.select(Search.desired).where(Search.id == search_id)) or "cancel"
+
+
+def asked(search: Search) -> Json:
+    """Return a search's request, with the trials and time that it was given later."""
+    return {**search.spec, "search": {**(search.spec.get("search") or {}), **(search.extended or {})}}
+
+
+def release(session: Session, search_id: str, token: str) -> None:
+    """Give back the trials that a runner holds: it leaves them well, which is no attempt."""
+    held = (Trial.search_id == search_id, Trial.owner_token == token, Trial.state == TrialState.running)
+    session.execute(sa.update(Trial).where(*held).values(owner_token=None, attempt=Trial.attempt - 1))
 
 
 def trials(session: Session, search_id: str, first: int = 0) -> Sequence[Trial]:
@@ -206,12 +218,15 @@ def export_failed(session: Session, candidate_id: str, problem: Json) -> None:
     events.append(session, row.search_id, "export", {"candidate_id": row.id, "verification": "failed"})
 
 
-def complete(session: Session, search_id: str, outcome: Outcome) -> None:
-    """End a search with what it found."""
+def complete(session: Session, search_id: str, outcome: Outcome, extended: Json | None = None) -> bool:
+    """End a search with what it found; return False where it was given more than `extended` meanwhile: it goes on."""
     search = locked(session, search_id)
+    if search is not None and search.extended != extended and not SearchState(search.state).is_finished:
+        return False
     if search is not None and can_move(SearchState(search.state), SearchState.completed):
         search.outcome, search.stage = outcome, None
         _end(session, search, SearchState.completed, None)
+    return True
 
 
 def fail(session: Session, search_id: str, error: Json) -> None:
@@ -260,8 +275,12 @@ def beat(session: Session, executor_id: str, host: str, pid: int) -> None:
     row.host, row.pid, row.last_seen = host, pid, now()
 
 
-def silent_workers(session: Session, silence_s: float, me: str) -> list[str]:
-    """Return the ids of other workers not heard of for longer than `silence_s`."""
-    limit = now() - timedelta(seconds=silence_s)
-    query = sa.select(Worker.executor_id).where(Worker.last_seen < limit, Worker.executor_id != me)
-    return list(session.scalars(query))
+def others(session: Session, me: str) -> dict[str, datetime]:
+    """Return when each other worker gave its last sign (by its own clock)."""
+    query = sa.select(Worker.executor_id, Worker.last_seen).where(Worker.executor_id != me)
+    return {name: seen for name, seen in session.execute(query)}
+
+
+def leave(session: Session, executor_id: str) -> None:
+    """Forget a worker that ends well; one whose work was not given back stays, and is missed."""
+    session.execute(sa.delete(Worker).where(Worker.executor_id == executor_id))

@@ -145,7 +145,13 @@ class Search(Base):
     sensitivity: Mapped[Json | None]
     measured: Mapped[Json | None]  #: what a measured latency limit came to: milliseconds, aims, whether floats win
     training: Mapped[list[Any] | None]  #: each method's step on each network it was applied to
-    desired: Mapped[str] = mapped_column(sa.String(8), default="run")
+    desired: Mapped[str] = mapped_column(sa.String(8), default="run")  #: run | pause | cancel
+    priority: Mapped[int] = mapped_column(default=3)  #: 1 is served first, 5 last
+    turn: Mapped[int | None]  #: its place in the fair order of its priority (app.store.turns)
+    owner_id: Mapped[str | None] = mapped_column(sa.String(40), index=True)  #: the API key that asked for it
+    extended: Mapped[Json | None]  #: {trials, max_wall_s} that took the place of those in `spec`
+    paused_at: Mapped[datetime | None]
+    paused_s: Mapped[float] = mapped_column(default=0.0)  #: seconds it was paused or at an end, all together
     error: Mapped[Json | None]
     slice: Mapped[int] = mapped_column(default=0)
     finisher: Mapped[str | None]  #: the token of the runner that ends the search
@@ -215,6 +221,7 @@ class Runner(Base):
     search_id: Mapped[str] = mapped_column(sa.ForeignKey("search.id", ondelete="CASCADE"), primary_key=True)
     slot: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     token: Mapped[str]
+    starts: Mapped[int] = mapped_column(default=1)  #: how often it was begun since anything came of it
     seen_at: Mapped[datetime] = mapped_column(default=now)
 
 

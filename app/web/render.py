@@ -55,6 +55,7 @@ def _environment() -> Environment:
         pretty=lambda value: json.dumps(value, indent=2),
         quality_verdict=quality_verdict,
         title_of=title_of,
+        trials=view.trials_of,
         verdict=verdict,
         warnings=warnings,
     )

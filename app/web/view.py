@@ -304,6 +304,12 @@ def moment(text: str | None, now: datetime | None = None) -> str:
     return f"{round(age / 3600)} h ago" if age < 86400 else f"{at:%Y-%m-%d %H:%M}"
 
 
+def trials_of(search: Mapping[str, Any]) -> int:
+    """Return how many trials a search was asked for, by its request or later."""
+    asked = {**(search["request"].get("search") or {}), **(search["extended"] or {})}
+    return int(asked.get("trials") or 60)
+
+
 def brief(value: Any) -> str:
     """Return a declared value, floats shortened."""
     if isinstance(value, float):

@@ -43,6 +43,7 @@ def check(rig: Rig, search_id: str) -> None:
     assert rig.candidates(search_id)[0].verification == "verified"
 
 
+@pytest.mark.fault(73)
 @pytest.mark.slow
 def test_search_when_its_worker_is_killed_and_restarted_then_finished_with_every_trial_once(
     tmp_path: Path, files: Path, picture: dict[str, Any]
@@ -69,6 +70,7 @@ def test_search_when_its_worker_is_killed_and_restarted_then_finished_with_every
         rig.database.dispose()
 
 
+@pytest.mark.fault(73)
 @pytest.mark.slow
 @pytest.mark.postgres
 def test_search_when_its_worker_is_killed_for_good_then_another_worker_finishes_it(

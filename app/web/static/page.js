@@ -15,6 +15,26 @@ document.addEventListener("click", async (event) => {
   }
 });
 
+// A small form that steers something: its numbers go to the API as JSON.
+async function steer(form) {
+  const body = {};
+  for (const [name, value] of new FormData(form)) body[name] = Number(value);
+  try {
+    await call("POST", form.dataset.steer, body);
+    location.reload();
+  } catch (error) {
+    show(document.getElementById("problem"), error);
+  }
+}
+document.addEventListener("submit", (event) => {
+  if (!event.target.dataset.steer) return;
+  event.preventDefault();
+  steer(event.target);
+});
+document.addEventListener("change", (event) => {
+  if ("submit" in event.target.dataset) steer(event.target.form);
+});
+
 function upload(zone, file) {
   const bar = zone.querySelector("progress");
   const box = zone.querySelector(".problem");

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from app.domain.lifecycle import Outcome
 from app.store import events, runner
 from app.store.engine import Database
-from app.store.tables import Search, Worker, now
+from app.store.tables import Search
 
 Json = dict[str, Any]
 
@@ -104,7 +103,7 @@ def test_search_when_the_wish_is_cancel_then_begin_ends_it(database: Database, s
     with database.writing() as session:
         session.get_one(Search, search_id).desired = "cancel"
     with database.writing() as session:
-        assert runner.is_cancelled(session, search_id)
+        assert runner.wish(session, search_id) == "cancel"
         assert runner.begin(session, search_id) is None
     with database.reading() as session:
         assert session.get_one(Search, search_id).state == "cancelled"
@@ -136,18 +135,21 @@ def test_candidate_when_put_and_exported_twice_then_one_row_and_one_file_per_kin
     assert kinds == ["candidate", "export", "export"]
 
 
-def test_worker_when_silent_then_named_to_others_but_not_to_itself(database: Database, search_id: str) -> None:
+def test_worker_when_it_beats_then_others_see_its_sign_and_when_it_leaves_none(
+    database: Database, search_id: str
+) -> None:
     me, other = f"me-{search_id}", f"other-{search_id}"
     for who in (me, other):
         with database.writing() as session:
             runner.beat(session, who, "host", 1)
-    with database.writing() as session:
-        session.get_one(Worker, other).last_seen = now() - timedelta(seconds=40)
-        session.get_one(Worker, me).last_seen = now() - timedelta(seconds=40)
     with database.reading() as session:
-        silent = runner.silent_workers(session, 30.0, me)
-        assert other in silent and me not in silent
+        before = runner.others(session, me)
+        assert other in before and me not in before
     with database.writing() as session:
         runner.beat(session, other, "host", 2)
     with database.reading() as session:
-        assert other not in runner.silent_workers(session, 30.0, me)
+        assert runner.others(session, me)[other] > before[other]
+    with database.writing() as session:
+        runner.leave(session, other)
+    with database.reading() as session:
+        assert other not in runner.others(session, me)
