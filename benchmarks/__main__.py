@@ -19,6 +19,7 @@ SUITES = {
     "search": search.run,
     "trials": trials.run,
 }
+PAGES = {"papers": papers.write_page, "search": search.write_page}
 QUICK = {"latency": latency.run_quick, "search": search.run_quick}
 
 
@@ -27,22 +28,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("names", nargs="*", choices=[*SUITES, []], help="which (default: all)")
     parser.add_argument("--quick", action="store_true", help="a small version, where a benchmark has one")
-    parser.add_argument("--only", action="append", metavar="NETWORK/BUDGET/STRATEGY", help="search: some of its cells")
+    parser.add_argument("--only", action="append", metavar="PATTERN", help="search, papers: some of the cells")
     parser.add_argument("--workers", type=int, default=2, help="search: how many processes")
-    parser.add_argument("--fresh", action="store_true", help="search: measure again what is published")
+    parser.add_argument("--fresh", action="store_true", help="search, papers: measure again what is published")
     parser.add_argument(
-        "--page", action="store_true", help="search: write docs/search.md from the cells there are, and publish them"
+        "--page",
+        action="store_true",
+        help="search, papers: write the page in docs/ and publish its cells",
     )
     asked = parser.parse_args()
+    wanted = [name for name in asked.names or ("search",) if name in PAGES]
     if asked.page:
-        search.write_page()
+        for name in wanted:
+            PAGES[name]()
         return
     if (asked.only or asked.fresh) and not asked.quick:
-        search.run(asked.only or (), workers=asked.workers, fresh=asked.fresh)
+        _some(asked, wanted)
         return
     chosen = {**SUITES, **QUICK} if asked.quick else SUITES
     for name in asked.names or SUITES:
         chosen[name]()
+
+
+def _some(asked: argparse.Namespace, names: list[str]) -> None:
+    """Measure the cells that match, of the benchmarks that have patterns for theirs."""
+    if "papers" in names:
+        papers.run(asked.only or (), fresh=asked.fresh)
+    if "search" in names:
+        search.run(asked.only or (), workers=asked.workers, fresh=asked.fresh)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from app.domain.cost import count
 from app.domain.space import SearchSpace, is_legal
 from benchmarks import random_networks as drawn
 from benchmarks.cells import cell
-from benchmarks.search.judge import Claim
+from benchmarks.claims import Claim
 from worker.search.descent import Descent
 from worker.search.sensitivity import SensitivityTable
 from worker.search.solver import Solver

@@ -22,7 +22,7 @@ Measure = Callable[[], dict[str, Any]]
 
 def cell(name: str, measure: Measure, code: str = "") -> dict[str, Any]:
     """Return the stored result of a cell, or measure and store it; one of another `code` version is measured again."""
-    found = _stored(name, code)
+    found = stored(name, code)
     if found is not None:
         return found
     about = {"python": platform.python_version(), "machine": platform.processor() or platform.machine()}
@@ -55,8 +55,8 @@ def fill(cells: Mapping[str, Measure], title: str, code: str = "") -> dict[str, 
     return found
 
 
-def _stored(name: str, code: str) -> dict[str, Any] | None:
-    """Return a cell's result if there is one of this code."""
+def stored(name: str, code: str) -> dict[str, Any] | None:
+    """Return a cell's result if there is one of this code ("": of any)."""
     file = RESULTS / f"{name}.json"
     if not file.exists():
         return None

@@ -14,9 +14,9 @@ from app.domain.budget import Limit, resolve
 from app.store import query
 from app.store.tables import Evaluation, Fleet, Search
 from benchmarks.budgets import DEVICE
+from benchmarks.claims import Claim
 from benchmarks.networks import network
 from benchmarks.search import service
-from benchmarks.search.judge import Claim
 
 NAMES, SHARE, TRIALS = ("lenet5bn_mnist", "resnet8_cifar10"), 0.2, 60
 OTHER = dataclasses.replace(

@@ -14,9 +14,9 @@ from app.domain.budget import Limit, resolve
 from app.domain.cost import count
 from app.domain.space import build_space, widest
 from benchmarks.budgets import DEVICE
+from benchmarks.claims import Claim
 from benchmarks.graph import DEPTHS, ResNet, archive
 from benchmarks.networks import pictures
-from benchmarks.search.judge import Claim
 from worker.job import MAX_PROBES
 from worker.job import pictures as looked_at
 from worker.search.evaluate import Evaluator, EvaluatorOptions, open_evaluator, open_network

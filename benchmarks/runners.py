@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.claims import Claim
 from benchmarks.search import service
-from benchmarks.search.judge import Claim
 
 NAME, ROUNDS, LEAST = "resnet8_cifar10", 3, 1.5
 

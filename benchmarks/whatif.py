@@ -22,8 +22,8 @@ from app.store import blobs, known
 from app.store.tables import Model, Search, Trial
 from app.whatif import facts
 from benchmarks.budgets import DEVICE
+from benchmarks.claims import Claim
 from benchmarks.graph import ResNet, archive
-from benchmarks.search.judge import Claim
 from worker.search.evaluate import open_network
 
 DEPTH, TRIALS, PREDICTED, CALLS = 56, 1000, 60, 200

@@ -8,50 +8,74 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
 from app.domain import methods
-from app.domain.budget import Budget
-from app.domain.space import build_space
-from benchmarks.budgets import same_everywhere
+from benchmarks.cells import Measure
+from benchmarks.claims import Claim
 from benchmarks.papers import lenet
-from benchmarks.papers.subjects import error, trained, wrong
-from worker.methods.protocol import Subject
+from benchmarks.papers.kind import Found, Kind, Rows
+from benchmarks.papers.subjects import error, prepared, trained, wrong
 from worker.search.evaluate import Evaluator, open_evaluator
 
+CODE = "rq 1"
+ABOUT = """
+LeNet-5 on MNIST, weights and activations of every layer at equal bits, as in table 1 of the paper (RQ; it trains on all
+60,000 pictures, here 55,000 train and 5,000 decide). It starts from the network that a search hands over at these bits
+without training. Controls: straight-through training for as many steps, the search's network as it is, the float
+network, and the float network trained further for as many steps.
+"""
+FLOAT = "float"
+STRAIGHT = "straight"
 BITS = (8, 4, 2)
+ORDER = (4, 2, 8)
+"""What is measured first tells most."""
+PAPER_FLOAT = 0.64
 PAPER = {8: 0.55, 4: 0.58, 2: 0.76}
 ACCEPTED = {8: 0.75, 4: 0.80, 2: 1.0}
 NEAR_FLOAT = 0.15
-HOW = methods.Training(epochs=10, rows=55_000, batch=64, rate=2e-3, labels=0.5, shift=2)
+HOW = methods.Training(epochs=3, rows=55_000, batch=64, rate=2e-3, labels=0.5, shift=2)
+
+
+def parts() -> dict[str, Measure]:
+    """Return one part per width, the controls behind them."""
+    own = {str(bits): partial(measure, bits) for bits in ORDER}
+    controls = {f"{bits}-{STRAIGHT}": partial(straight, bits) for bits in ORDER}
+    return {**own, FLOAT: control, **controls}
 
 
 def measure(bits: int) -> dict[str, Any]:
-    """Return test errors in per cent, and how long training took."""
+    """Return test errors in per cent of relaxed quantization and of its start, and how long training took."""
     torch.set_num_threads(1)
-    owner = open_evaluator(lenet.opened(), lenet.data(), lenet.DEVICE)
-    assignment = same_everywhere(owner.graph, bits, bits, 1.0)
-    network = owner.compress(assignment)
-    space = build_space(owner.graph, lenet.DEVICE)
-    subject = Subject(network, owner.folded, owner.graph, lenet.DEVICE, Budget({}), owner.rows, owner.compressor, space)
-    errors, seconds = {}, {}
-    for method in (methods.RelaxedQuantization(HOW), methods.StraightThrough(HOW)):
-        started = time.perf_counter()
-        errors[method.name] = error(owner, trained(subject, method))
-        seconds[method.name] = time.perf_counter() - started
-    further = lenet.trained(copy.deepcopy(_unfolded()), HOW.epochs, HOW.rate)
+    owner, subject = prepared(lenet.case(), bits)
+    started = time.perf_counter()
+    found = error(owner, trained(subject, methods.RelaxedQuantization(HOW), f"lenet {bits}"))
     return {
         "bits": bits,
-        "error": errors[methods.RelaxedQuantization.name],
-        "straight": errors[methods.StraightThrough.name],
-        "search": error(owner, network),
+        "error": found,
+        "search": error(owner, subject.network),
         "float": error(owner, None),
-        "float_control": wrong(owner, (_answers(further, owner),)),
-        "seconds": seconds,
+        "seconds": time.perf_counter() - started,
     }
+
+
+def straight(bits: int) -> dict[str, Any]:
+    """Return the test error in per cent of straight-through training."""
+    torch.set_num_threads(1)
+    owner, subject = prepared(lenet.case(), bits)
+    return {"bits": bits, "error": error(owner, trained(subject, methods.StraightThrough(HOW), f"lenet {bits}"))}
+
+
+def control() -> dict[str, Any]:
+    """Return the float network's test error in per cent, as it is and trained on for as many steps."""
+    torch.set_num_threads(1)
+    owner = open_evaluator(lenet.opened(), lenet.data(), lenet.DEVICE)
+    further = lenet.trained(_unfolded(), HOW.epochs, HOW.rate)
+    return {"float": error(owner, None), "trained": wrong(owner, (_answers(further, owner),))}
 
 
 def _unfolded() -> torch.nn.Module:
@@ -67,16 +91,45 @@ def _answers(net: torch.nn.Module, owner: Evaluator) -> torch.Tensor:
         return torch.cat([net(*batch) for batch in owner.pictures("holdout").batches(500)])
 
 
-def claims(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
-    """Return what is claimed of the parts that were measured."""
-    said = [
-        (f"{item['bits']} bits: {item['error']:.2f} % error, at most {ACCEPTED[item['bits']]} accepted",
-         item["error"] <= ACCEPTED[item["bits"]])
-        for item in found
-    ]  # fmt: skip
-    said += [
-        (f"4 bits within {NEAR_FLOAT} points of float: {item['error'] - item['float']:+.2f}",
-         item["error"] - item["float"] <= NEAR_FLOAT)
-        for item in found if item["bits"] == 4
-    ]  # fmt: skip
-    return said
+def rows(found: Found) -> Rows:
+    """Return test errors beside the paper's."""
+    table = [["bits, weights and activations", "test error", "accepted", "paper", "straight-through", "search alone"]]
+    for bits, item in _by_bits(found):
+        beside = found.get(f"{bits}-{STRAIGHT}")
+        figures = [_percent(value) for value in (item["error"], ACCEPTED[bits], PAPER[bits])]
+        other = "-" if beside is None else _percent(beside["error"])
+        table.append([str(bits), *figures, other, _percent(item["search"])])
+    if FLOAT in found:
+        names = {"float, as it is": "float", "float, trained on": "trained"}
+        table += [[name, _percent(found[FLOAT][key]), "", _percent(PAPER_FLOAT), "", ""] for name, key in names.items()]
+    return table
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2f} %"
+
+
+def claims(found: Found) -> list[Claim]:
+    """Return what is claimed, measured or not."""
+    measured = dict(_by_bits(found))
+    said = [_accepted(bits, measured.get(bits)) for bits in BITS]
+    worse = measured[4]["error"] - measured[4]["float"] if 4 in measured else None
+    holds = None if worse is None else worse <= NEAR_FLOAT + 1e-9
+    figures = "-" if worse is None else f"{worse:+.2f} points"
+    return [*said, Claim(f"RQ, LeNet-5 at 4 bits: within {NEAR_FLOAT} points of float", holds, figures)]
+
+
+def _accepted(bits: int, item: Mapping[str, Any] | None) -> Claim:
+    text = f"RQ, LeNet-5 at {bits} bits: at most {ACCEPTED[bits]:.2f} % test error"
+    if item is None:
+        return Claim(text, None, "-")
+    aim = "reached" if item["error"] <= PAPER[bits] + 1e-9 else "not reached"
+    figures = f"{item['error']:.2f} %; the paper's {PAPER[bits]:.2f} % {aim}"
+    return Claim(text, item["error"] <= ACCEPTED[bits] + 1e-9, figures)
+
+
+def _by_bits(found: Found) -> list[tuple[int, Mapping[str, Any]]]:
+    return [(bits, found[str(bits)]) for bits in BITS if str(bits) in found]
+
+
+KIND = Kind("rq-lenet", "Relaxed quantization (Louizos et al. 2019)", ABOUT, CODE, parts, rows, claims)

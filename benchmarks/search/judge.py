@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from benchmarks.claims import Claim
 from benchmarks.search.plan import BUDGETS, FRONTS, SEEDS, STRATEGIES, Target
 
 HOLDOUT = 10_000
@@ -124,15 +125,6 @@ def standing(
         return "first", None
     closest = min((paired(ours, item) for item in rivals), key=lambda item: item.mean)
     return closest.standing, closest
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One thing claimed: does it hold (None: not measured yet), and the figures."""
-
-    text: str
-    holds: bool | None
-    figures: str
 
 
 def ranking_claims(cells: Sequence[Json], networks: Sequence[str]) -> list[Claim]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.cells import cell
-from benchmarks.search.judge import Claim
+from benchmarks.claims import Claim
 from benchmarks.search.store import stored
 
 CELLS = {

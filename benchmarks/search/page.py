@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import RESULTS
+from benchmarks.charts import Axes, Line, chart
+from benchmarks.claims import judged, table
 from benchmarks.networks import NETWORKS
+from benchmarks.published import DOCS
 from benchmarks.search import judge, report
-from benchmarks.search.charts import Axes, Line, chart
 from benchmarks.search.plan import BUDGETS, STRATEGIES
 
-DOCS = RESULTS.parents[1] / "docs"
+COMMAND = "python -m benchmarks search"
 RULES = """
 Every strategy has 200 evaluations of different assignments. An evaluation repairs the network as a trial of the
 service does ("sequential", on 256 calibration pictures) and compares it with the float network on 512 evaluation
@@ -44,27 +45,13 @@ Written by `python -m benchmarks search --page` from what `python -m benchmarks 
 def write(found: Sequence[dict[str, Any]], folder: Path = DOCS) -> None:
     """Write the page and its plots."""
     parts = [HEAD, RULES]
-    parts += ["## What is claimed\n", *_claims(report.all_claims(found))]
+    parts += ["## What is claimed\n", *judged(report.all_claims(found), COMMAND)]
     for network in reversed(NETWORKS):
         rows = report.accuracy_rows(found, network)
         if rows:
             parts += [f"## {network}\n", "Hold-out accuracy in points (in brackets the seeds' standard deviation).\n"]
             parts += [table(rows), *_plots(found, network, folder)]
     (folder / "search.md").write_text("\n".join(parts))
-
-
-def _claims(found: Sequence[judge.Claim]) -> list[str]:
-    """Return the table of what was measured, and how many claims were not."""
-    rows = [[item.text, report.VERDICTS[item.holds], item.figures] for item in found if item.holds is not None]
-    left = len(found) - len(rows)
-    said = [f"Not measured yet: {left} of {len(found)} claims; `python -m benchmarks search` goes on from here.\n"]
-    return [table([["claim", "verdict", "figures"], *rows]), *(said if left else [])]
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table, the first row its header."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:], ""])
 
 
 def _plots(found: Sequence[dict[str, Any]], network: str, folder: Path) -> list[str]:

@@ -8,12 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.claims import VERDICTS, Claim
 from benchmarks.networks import NETWORKS
 from benchmarks.search import judge, others
-from benchmarks.search.judge import Claim, Series
+from benchmarks.search.judge import Series
 from benchmarks.search.plan import BUDGETS, STRATEGIES
-
-VERDICTS = {True: "holds", False: "MISSES", None: "not measured"}
 
 
 def show(found: Sequence[dict[str, Any]]) -> list[Claim]:

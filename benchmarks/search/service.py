@@ -25,8 +25,8 @@ from app.store.migrate import upgrade
 from app.store.tables import Dataset, Model, Search
 from benchmarks.budgets import DEVICE
 from benchmarks.cells import SHARED
+from benchmarks.claims import Claim
 from benchmarks.networks import NETWORKS, arrays, network
-from benchmarks.search.judge import Claim
 from worker.job import Site
 from worker.runner import Runner
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.candidate import Measurement
+from benchmarks import published as published_file
 from benchmarks.cells import RESULTS
 from worker.cache import MEASUREMENT_VERSION
 
 FILE = RESULTS / "evaluations.sqlite"
-PUBLISHED = RESULTS.parents[1] / "docs" / "search-cells.jsonl"
+PUBLISHED = published_file.DOCS / "search-cells.jsonl"
 """What docs/search.md was printed from: a checkout without results of its own goes on from there."""
 BUSY_S = 60.0
 ALIKE = {6: 5}
@@ -59,13 +60,10 @@ def stored(name: str) -> dict[str, Any] | None:
 @cache
 def published() -> dict[str, dict[str, Any]]:
     """Return the published results by cell name, without those of another measurement."""
-    if not PUBLISHED.exists():
-        return {}
-    rows = [json.loads(line) for line in PUBLISHED.read_text().splitlines()]
-    return {row["name"]: row["result"] for row in rows if row["result"].get("code", code_version()) == code_version()}
+    found = published_file.read(PUBLISHED)
+    return {name: item for name, item in found.items() if item.get("code", code_version()) == code_version()}
 
 
 def publish(results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write results into the file of published ones, a line each, in the order of their names."""
-    lines = [json.dumps({"name": name, "result": results[name]}, sort_keys=True) for name in sorted(results)]
-    PUBLISHED.write_text("".join(f"{line}\n" for line in lines))
+    """Write results into the file of published ones."""
+    published_file.write(PUBLISHED, results)

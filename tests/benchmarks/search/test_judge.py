@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.search import charts, fronts, judge
+from benchmarks import charts
+from benchmarks.search import fronts, judge
 from benchmarks.search.judge import Series
 from benchmarks.search.plan import BUDGETS, STRATEGIES, cells
 
