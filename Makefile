@@ -8,7 +8,7 @@ THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 # processes that share the test suite
 WORKERS ?= 2
 
-.PHONY: help install demo serve test check e2e bench docs format fuzz clean
+.PHONY: help install demo serve test check e2e bench docs format fuzz schema clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -46,9 +46,14 @@ bench: $(STAMP) ## benchmarks; one JSON result per cell under benchmarks/results
 fuzz: $(STAMP) ## 10,000 mutated files per reader, and a tally of the problems they end in
 	$(THREADS) $(BIN)/python -m tests.fuzz $(FUZZ)
 
+schema: $(STAMP) ## 10,000 requests generated from the OpenAPI document: no fault, no answer that is not in it
+	$(THREADS) $(BIN)/python -m tests.schema $(SCHEMA)
+
 docs: $(STAMP) ## print the pages that are made from the code
 	$(BIN)/python -m worker.graph.ops > docs/operators.md.new
 	@mv docs/operators.md.new docs/operators.md
+	$(BIN)/python -m app.api.openapi > docs/openapi.json.new
+	@mv docs/openapi.json.new docs/openapi.json
 	$(THREADS) $(BIN)/python -m tests.zoo > docs/networks.md.new
 	@mv docs/networks.md.new docs/networks.md
 

@@ -20,7 +20,7 @@ from starlette.routing import Match
 
 from app import actions, queue
 from app.actions import Service
-from app.api import admin, agents, calibrations, devices, fleets, resources, searches, steering
+from app.api import admin, agents, calibrations, devices, fleets, openapi, resources, searches, steering
 from app.api.answers import answer
 from app.api.auth import Attempts, ensure_admin_key
 from app.api.device_schema import Json, checked_profile
@@ -67,6 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(sa.exc.OperationalError, _busy)
     app.add_exception_handler(Exception, _fault)
+    openapi.install(app)
     app.add_middleware(Guard, settings=chosen, attempts=app.state.attempts)
     return app
 
