@@ -51,9 +51,9 @@ def claims(found: dict[str, Any]) -> list[Claim]:
 def _network(name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="tightfit-fleet-") as folder:
         shared, apart = Path(folder) / "shared", Path(folder) / "apart"
-        first = service.queued(shared, name, trials=TRIALS, warm_start=True)
+        first = service.queued(shared, service.Asked(name, options={"trials": TRIALS, "warm_start": True}))
         second = _beside(shared, first, name)
-        alone = service.queued(apart, name, trials=TRIALS)
+        alone = service.queued(apart, service.Asked(name, options={"trials": TRIALS}))
         _on_other(apart, alone, name)
         return {
             key: _run(where, search)

@@ -27,14 +27,14 @@ Case = tuple[Opened, dict[Role, RoleData], DeviceProfile]
 MOST = 15_000
 
 
-def training_rows(name: str) -> Case:
-    """Return a reference network with `MOST` of its training pictures as calibration rows, and the search's device."""
+def training_rows(name: str, most: int = MOST) -> Case:
+    """Return a reference network with `most` of its training pictures as calibration rows, and the search's device."""
     mean, std = json.loads((SHARED / "models" / f"{name}.json").read_text())["norm"]
     loaded = arrays_of(NETWORKS[name], ("train",))
     spec = DatasetSpec("NHWC", 1 / 255, tuple(mean), tuple(std))
     dataset = Dataset({"x": loaded["x_train"]}, loaded["y_train"].astype(np.int64), spec)
     opened = network(name)
-    rows = role_data(dataset, opened.graph.inputs, np.arange(MOST))
+    rows = role_data(dataset, opened.graph.inputs, np.arange(most))
     return opened, {**pictures(name), "calibration": rows}, DEVICE
 
 

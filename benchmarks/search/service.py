@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from app.store.tables import Dataset, Model, Search
 from benchmarks.budgets import DEVICE
 from benchmarks.cells import SHARED
 from benchmarks.claims import Claim
-from benchmarks.networks import NETWORKS, arrays, network
+from benchmarks.networks import NETWORKS, arrays, arrays_of, network
 from worker.job import Site
 from worker.runner import Runner
 
@@ -34,6 +36,7 @@ NAME, RATIO, TRIALS, ROWS = "lenet5bn_mnist", 1 / 16, 40, 4000
 KILL_AT = 15
 WAIT_S = 600.0
 DRIVE = "import sys; from benchmarks.search.service import drive; drive(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
+Arrays = tuple[Any, Any]
 THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -41,7 +44,7 @@ def measure() -> dict[str, Any]:
     """Run one search twice, and once more with a kill in between; compare fronts and finished trials."""
     with tempfile.TemporaryDirectory(prefix="tightfit-same-") as name:
         folders = [Path(name) / key for key in ("first", "second", "killed")]
-        searches = [queued(folder) for folder in folders]
+        searches = [queued(folder, Asked()) for folder in folders]
         start = time.perf_counter()
         drive(str(folders[0]), searches[0])
         seconds = time.perf_counter() - start
@@ -72,33 +75,71 @@ def claims(found: dict[str, Any]) -> list[Claim]:
     ]
 
 
-def queued(folder: Path, name: str = NAME, **options: Any) -> str:
-    """Make a database with a queued search of a network in a folder; return the search's id."""
+@dataclass(frozen=True)
+class Asked:
+    """What a search is asked: its network, a share of the BOPs with 8 bits everywhere, methods, options of the search,
+    and rows by role (none: validation pictures for all)."""
+
+    name: str = NAME
+    ratio: float = RATIO
+    methods: tuple[Any, ...] = ()
+    rows: Mapping[str, Arrays] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def by_role(name: str) -> dict[str, Arrays]:
+    """Return training pictures for calibration, validation pictures for decisions and test pictures as hold-out."""
+    loaded = arrays_of(NETWORKS[name], ("train", "val", "test"))
+    splits = {"calibration": "train", "evaluation": "val", "holdout": "test"}
+    return {role: (loaded[f"x_{split}"], loaded[f"y_{split}"]) for role, split in splits.items()}
+
+
+def queued(folder: Path, asked: Asked) -> str:
+    """Make a database with a queued search in a folder; return the search's id."""
     folder.mkdir(parents=True)
     upgrade(_url(folder))
     database, store = connect(_url(folder)), Blobs(folder / "blobs")
-    loaded, graph = arrays(NETWORKS[name]), network(name).graph
-    mean, std = json.loads((SHARED / "models" / f"{name}.json").read_text())["norm"]
-    np.savez(folder / "x.npz", x=loaded["x_val"][:ROWS], y=loaded["y_val"][:ROWS].astype(np.int64))
-    files = [store.put_file(SHARED / "models" / f"{name}.onnx"), store.put_file(folder / "x.npz")]
-    spec = {"layout": "NHWC", "scale": 1 / 255, "mean": mean, "std": std, "role": "all", "split_seed": 0}
-    model = Model(id=ids.new_id("model"), name=name, format="onnx", blob_sha=files[0][0], bytes=files[0][1])
-    model.state, model.graph = "ready", graph.to_json()
-    data = Dataset(id=ids.new_id("dataset"), name=name, blob_sha=files[1][0], bytes=files[1][1], spec=spec)
-    data.state = "ready"
-    row = Search(id=ids.new_id("search"), name=name, model_id=model.id, dataset={"all": data.id})
-    limits = resolve((Limit("bops", relative=RATIO),), graph, DEVICE).limits
+    graph, name = network(asked.name).graph, asked.name
+    loaded = arrays(NETWORKS[name])
+    given = asked.rows or {"all": (loaded["x_val"][:ROWS], loaded["y_val"][:ROWS])}
+    model = Model(id=ids.new_id("model"), name=name, format="onnx", state="ready", graph=graph.to_json())
+    model.blob_sha, model.bytes = store.put_file(SHARED / "models" / f"{name}.onnx")
+    data = {role: _dataset(store, folder / f"{role}.npz", name, role, pair) for role, pair in given.items()}
+    row = Search(id=ids.new_id("search"), name=name, model_id=model.id)
+    row.dataset = {role: item.id for role, item in data.items()}
+    limits = resolve((Limit("bops", relative=asked.ratio),), graph, DEVICE).limits
     row.device_id, row.device, row.limits = DEVICE.name, DEVICE.to_json(), dict(limits)
-    row.spec = {"search": {"trials": TRIALS, "seed": 0, **options}, "space": {}, "export_top": 1}
+    search = {"trials": TRIALS, "seed": 0, **asked.options}
+    row.spec = {"search": search, "space": {}, "export_top": 1, "methods": list(asked.methods)}
     with database.writing() as session:
-        for sha256, size in files:
-            blobs.record(session, sha256, size)
-        session.add_all([model, data])
+        for item in (model, *data.values()):
+            blobs.record(session, item.blob_sha, item.bytes)
+        session.add_all([model, *data.values()])
         session.flush()
         session.add(row)
-    search = row.id
+    found = row.id
     database.dispose()
-    return search
+    return found
+
+
+def _dataset(store: Blobs, file: Path, name: str, role: str, pair: Arrays) -> Dataset:
+    """Return the record of a file with pictures and labels."""
+    mean, std = json.loads((SHARED / "models" / f"{name}.json").read_text())["norm"]
+    np.savez(file, x=pair[0], y=pair[1].astype(np.int64))
+    spec = {"layout": "NHWC", "scale": 1 / 255, "mean": mean, "std": std, "role": role, "split_seed": 0}
+    data = Dataset(id=ids.new_id("dataset"), name=f"{name}-{role}", spec=spec, state="ready")
+    data.blob_sha, data.bytes = store.put_file(file)
+    return data
+
+
+def best(folder: Path, search: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (metrics and verification of the first candidate, the baseline's record) of a finished search."""
+    database, _ = opened(folder)
+    with database.reading() as session:
+        first = query.candidates(session, search)[0]
+        found = {"metrics": first.metrics, "verification": first.verification}, session.get_one(Search, search).baseline
+    database.dispose()
+    return found[0], found[1] or {}
 
 
 def drive(folder: str, search: str, slot: int = 0) -> None:
