@@ -20,6 +20,7 @@ from app.commands import (
     models,
     schedules,
     searches,
+    service,
 )
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ app.add_typer(schedules.app, name="schedule")
 app.add_typer(keys.app, name="key")
 app.command("agent")(agent.agent)
 apply.register(app)
+service.register(app)
 
 DataDir = Annotated[Path | None, typer.Option(help="Data folder (env TIGHTFIT_DATA_DIR).")]
 

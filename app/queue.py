@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -82,6 +83,33 @@ def holders(client: DBOSClient) -> set[str]:
     """Return the ids of the workers that hold unfinished work."""
     pending = client.list_workflows(status="PENDING", load_input=False, load_output=False)
     return {item.executor_id for item in pending if item.executor_id is not None}
+
+
+def is_waiting_or_running(client: DBOSClient, search_id: str) -> bool:
+    """Tell whether a slice of a search is on the queue or in a worker's hands."""
+    found = client.list_workflows(
+        status=["ENQUEUED", "PENDING", "DELAYED"], workflow_id_prefix=f"{search_id}-r", limit=1, load_input=False,
+        load_output=False,
+    )  # fmt: skip
+    return bool(found)
+
+
+def dead(client: DBOSClient) -> list[tuple[str, str]]:
+    """Return (workflow, id of what it was about) of all that was given up after too many deaths of its workers."""
+    status = "MAX_RECOVERY_ATTEMPTS_EXCEEDED"
+    found = client.list_workflows(status=status, load_input=False, load_output=False)
+    return [(item.name, item.workflow_id.split("-")[0]) for item in found]
+
+
+def depths(client: DBOSClient) -> dict[str, tuple[int, float]]:
+    """Return how much waits on each queue, and for how long the oldest of it has (seconds)."""
+    found = dict.fromkeys((CONTROL, TRIALS), (0, 0.0))
+    for item in client.list_workflows(status="ENQUEUED", queues_only=True, load_input=False, load_output=False):
+        if item.queue_name in found:
+            count, oldest = found[item.queue_name]
+            age_s = max(0.0, time.time() - (item.created_at or 0) / 1e3)
+            found[item.queue_name] = (count + 1, max(oldest, age_s))
+    return found
 
 
 def put_schedule(client: DBOSClient, schedule_id: str, cron: str, timezone: str) -> None:

@@ -17,15 +17,17 @@ import threading
 import time
 from collections.abc import Mapping
 
-from app import queue
+from app import mending, queue
 from app.settings import Settings
 from app.store.engine import Database, connect
 from app.store.migrate import upgrade
 from app.store.runner import beat, leave, others
+from app.store.sweep import sweep
 from worker import jobs
 from worker.engine import default_executor_id, launch
 
 BEAT_S = 5.0
+MEND_S, SWEEP_S, FIRST_SWEEP_S = 60.0, 3600.0, 300.0
 log = logging.getLogger("tightfit.worker")
 
 
@@ -76,6 +78,7 @@ class Watch:
     def __init__(self, database: Database, settings: Settings, executor_id: str, parent: int | None) -> None:
         self._database, self._settings, self._executor_id, self._parent = database, settings, executor_id, parent
         self._silence = Silence(settings.worker_silence_s)
+        self._mend_at, self._sweep_at = time.monotonic() + MEND_S, time.monotonic() + FIRST_SWEEP_S
 
     def run(self, stopping: threading.Event) -> None:
         """Beat until told to stop, or until the supervisor `parent`, where there is one, is gone.
@@ -86,6 +89,7 @@ class Watch:
         while not stopping.wait(every_s) and self._parent in (None, os.getppid()):
             try:
                 self._beat()
+                self._keep_house()
             except Exception:  # a database that is away for a while must not end the worker
                 log.exception("heartbeat failed")
 
@@ -99,6 +103,17 @@ class Watch:
         silent = self._silence.of(signs, time.monotonic())
         if silent and (moved := queue.adopt(jobs.context().client, silent)):
             log.warning("workers %s are silent: moved %s", silent, moved)
+
+    def _keep_house(self) -> None:
+        """Mend once a minute, sweep once an hour."""
+        at = time.monotonic()
+        if at >= self._mend_at:
+            self._mend_at = at + MEND_S
+            if mended := mending.mend(jobs.context().service):
+                log.warning("mended %s", mended)
+        if at >= self._sweep_at:
+            self._sweep_at = at + SWEEP_S
+            log.info("swept: %s", sweep(self._database, jobs.context().site.blobs, self._settings.data_dir))
 
     def give_back(self) -> None:
         """Put this worker's unfinished work back on its queues, as no attempt; a killed worker's is found later."""

@@ -27,6 +27,8 @@ from worker.sandbox import Child, ChildDied, ChildRefused, Limits
 Json = dict[str, Any]
 log = logging.getLogger("tightfit.worker")
 INSPECT_S = 300.0
+MAX_DEATHS = 3
+"""Of workers at one inspection or export; searches count their own (worker.runner)."""
 Upload = TypeVar("Upload", Model, Dataset)
 
 
@@ -61,7 +63,7 @@ def context() -> Context:
     return _context
 
 
-@DBOS.workflow(name=queue.INSPECT_MODEL)
+@DBOS.workflow(name=queue.INSPECT_MODEL, max_recovery_attempts=MAX_DEATHS)
 def inspect_model(model_id: str) -> None:
     """Read an uploaded network in a sandboxed child; store its picture or why it was rejected."""
 
@@ -71,7 +73,7 @@ def inspect_model(model_id: str) -> None:
     _inspect(Model, model_id, "inspect", store)
 
 
-@DBOS.workflow(name=queue.INSPECT_DATASET)
+@DBOS.workflow(name=queue.INSPECT_DATASET, max_recovery_attempts=MAX_DEATHS)
 def inspect_dataset(dataset_id: str) -> None:
     """Read an uploaded dataset in a sandboxed child; store its record or why it was rejected."""
 
@@ -140,7 +142,7 @@ def run_search(search_id: str, slot: str = "0") -> None:
             queue.enqueue_slice(here.client, session, search_id, int(slot))
 
 
-@DBOS.workflow(name=queue.EXPORT_CANDIDATE)
+@DBOS.workflow(name=queue.EXPORT_CANDIDATE, max_recovery_attempts=MAX_DEATHS)
 def export_one(candidate_id: str, opset: str = "") -> None:
     """Export and verify one candidate on request, at its search's ONNX opset unless another is named."""
     here = context()

@@ -40,6 +40,11 @@ def slots(session: Session, search_id: str) -> frozenset[int]:
     return frozenset(session.scalars(sa.select(Runner.slot).where(Runner.search_id == search_id)))
 
 
+def clear(session: Session, search_id: str, slot: int) -> None:
+    """Forget who works at a slot."""
+    session.execute(sa.delete(Runner).where(Runner.search_id == search_id, Runner.slot == slot))
+
+
 def progressed(session: Session, search_id: str, token: str) -> None:
     """Note that something came of a runner's work: earlier deaths of its slot no longer count."""
     session.execute(sa.update(Runner).where(Runner.search_id == search_id, Runner.token == token).values(starts=1))

@@ -30,18 +30,14 @@ MISSING: dict[int, str] = {
     65: "search spaces too large: refused, not tried",
     71: "webhooks: none",
     72: "cron with a DST gap: not tried",
-    75: "to be marked",
     77: "to be marked",
     79: "to be marked",
-    80: "to be marked",
     81: "to be marked",
-    82: "to be marked",
     84: "to be marked",
     86: "to be marked",
     87: "a client that never reads: not tried",
     88: "to be marked",
     89: "to be marked",
-    90: "to be marked",
 }
 """Rows that no test proves yet."""
 
