@@ -10,7 +10,7 @@ from dbos import DBOSClient
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.checking import check_datasets, check_measurable, check_names, ready, searchable, settled
+from app.checking import check_datasets, check_measurable, check_names, check_quota, ready, searchable, settled
 from app.domain import drift, ids, turns
 from app.domain.budget import Budget, Limit, Reach, reach, resolve
 from app.domain.demand import demand_of
@@ -20,6 +20,7 @@ from app.domain.graph import ModelGraph
 from app.domain.lifecycle import ModelState, SearchState
 from app.domain.opsets import DEFAULT, OpsetTooLow, check_opset, widths_of
 from app.domain.space import Assignment, BitRule, SearchSpace, SpaceSpec, build_space
+from app.domain.wallclock import is_same_hour_again
 from app.problems import Problem, field_error
 from app.settings import Settings
 from app.store import blobs, devices, events, query, timings
@@ -145,9 +146,10 @@ def create_search(
 
     Raises Problem: not-found, model-not-ready, dataset-not-ready, invalid-dataset, invalid-search-space,
     search-space-too-large, invalid-limits, invalid-budget, budget-unreachable, device-not-measurable,
-    metric-not-measurable, opset-too-low.
+    metric-not-measurable, opset-too-low, quota-exceeded.
     """
     with service.database.writing() as session:
+        check_quota("live_searches", query.live_count(session), service.settings.max_live_searches)
         model = searchable(session, request["model_id"])
         graph = ModelGraph.from_json(model.graph or {})
         check_datasets(session, request["dataset"], graph)
@@ -295,10 +297,15 @@ def ensure_schedules(service: Service) -> None:
 
 
 def fire_schedule(service: Service, schedule_id: str) -> str | None:
-    """Create the search of a schedule unless its last one still runs; return the search's id."""
+    """Create the search of a schedule unless its last one still runs; return the search's id.
+
+    An hour that comes twice, as clocks are set back, fires once.
+    """
     with service.database.reading() as session:
         row = session.get(Schedule, schedule_id)
         if row is None or not row.enabled:
+            return None
+        if row.last_fired_at is not None and is_same_hour_again(row.last_fired_at, now(), row.timezone):
             return None
         # Not `last_search_id`: a kill between the search and the note of it must not fire a second one.
         running = query.live_searches(session, Search.schedule_id, schedule_id)

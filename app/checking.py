@@ -40,6 +40,13 @@ def searchable(session: Session, key: str) -> Model:
     return row
 
 
+def check_quota(what: str, used: int, limit: int, more: int = 1) -> None:
+    """Raise Problem quota-exceeded where `more` would be beyond a limit."""
+    if used + more > limit:
+        told = {"quota": what, "used": used, "limit": limit}
+        raise Problem("quota-exceeded", f"{what}: {used} of {limit} are used, {more} more are asked for", extra=told)
+
+
 def check_ready(row: Model | Dataset, slug: str) -> None:
     """Raise Problem `slug` for an upload that is still being read or was rejected."""
     if row.state != ModelState.ready:

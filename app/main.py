@@ -24,6 +24,7 @@ from app.api import admin, agents, calibrations, devices, fleets, openapi, resou
 from app.api.answers import answer
 from app.api.auth import Attempts, ensure_admin_key
 from app.api.device_schema import Json, checked_profile
+from app.api.flights import Flights, Streams
 from app.api.guard import Guard
 from app.problems import Problem, field_error
 from app.settings import Settings
@@ -48,6 +49,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = chosen
     app.state.stopping = threading.Event()
+    app.state.flights = Flights()
+    app.state.streams = Streams(chosen.streams_per_key, chosen.streams)
     app.state.attempts = Attempts(chosen.failed_logins_per_minute)
     for router in (
         resources.router,

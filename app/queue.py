@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -134,6 +136,10 @@ def check_cron(cron: str, timezone: str) -> None:
     """Raise ValueError for a cron expression (5 fields, or 6 with seconds first) or time zone that is not valid."""
     if not croniter.is_valid(cron, second_at_beginning=True):
         raise ValueError(f"{cron!r} is no cron expression")
+    fires = croniter(cron, datetime(2026, 1, 1), second_at_beginning=True)
+    times = [fires.get_next(datetime) for _ in range(5)]
+    if any(later - earlier < timedelta(minutes=1) for earlier, later in pairwise(times)):
+        raise ValueError(f"{cron!r} fires more than once a minute")
     try:
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:

@@ -32,10 +32,16 @@ class Settings(BaseSettings):
     max_layers: int = Field(default=2_000, ge=1)
 
     idempotency_s: float = Field(default=86_400.0, gt=0)
+    idempotency_wait_s: float = Field(default=10.0, gt=0)  # for the first request under the same key
     session_s: float = Field(default=7 * 86_400.0, gt=0)
     event_poll_s: float = Field(default=0.5, gt=0)
     event_ping_s: float = Field(default=15.0, gt=0)
     event_stream_s: float = Field(default=600.0, gt=0)
+    event_write_s: float = Field(default=30.0, gt=0)  # a client that reads nothing for so long is left
+    streams_per_key: int = Field(default=8, ge=1)
+    streams: int = Field(default=64, ge=1)
+    max_stored_bytes: int = Field(default=0, ge=0)  # of uploads and artefacts together; 0: no quota
+    max_live_searches: int = Field(default=1_000, ge=1)
     child_memory_bytes: int = Field(default=8192 * MIB, ge=512 * MIB)
     trial_s: float = Field(default=600.0, gt=0)
     slice_s: float = Field(default=300.0, gt=0)

@@ -13,6 +13,7 @@ import time
 from collections import defaultdict, deque
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from fastapi import Request
@@ -22,6 +23,7 @@ from app.domain import ids
 from app.problems import Problem
 from app.store.tables import ApiKey, now
 
+MAX_ADDRESSES = 10_000
 COOKIE = "tightfit_session"
 SCOPES = ("models:write", "searches:write", "artefacts:read", "admin")
 _ALPHABET = string.ascii_letters + string.digits
@@ -86,7 +88,10 @@ class Attempts:
         self._failed: dict[str, deque[float]] = defaultdict(deque)
 
     def failed(self, address: str) -> None:
-        """Note a failure."""
+        """Note a failure; addresses that have rested for a minute are forgotten."""
+        if len(self._failed) > MAX_ADDRESSES:
+            for known in [key for key in self._failed if not self.is_blocked(key) and not self._failed[key]]:
+                del self._failed[known]
         self._failed[address].append(time.monotonic())
 
     def is_blocked(self, address: str) -> bool:
@@ -130,17 +135,22 @@ def check_session(request: Request, service: Service, cookie: str) -> Key:
     key_id, _, until = body.partition(".")
     if not same(signature, _sign(service, body)) or not until.isdigit() or int(until) < time.time():
         raise Problem("unauthenticated", "the session has ended; log in again")
-    if request.method not in ("GET", "HEAD") and request.headers.get("sec-fetch-site") not in (
-        None,
-        "same-origin",
-        "none",
-    ):
+    if request.method not in ("GET", "HEAD") and not from_here(request):
         raise Problem("cross-site-request", "a form of another site can't act here")
     with service.database.reading() as session:
         row = session.get(ApiKey, key_id)
     if row is None or not _is_valid(row):
         raise Problem("unauthenticated", "the session has ended; log in again")
     return Key(row.id, tuple(row.scopes))
+
+
+def from_here(request: Request) -> bool:
+    """Tell whether a page of this service, or no page at all, made a request; `Origin` speaks for older browsers."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site in ("same-origin", "none")
+    origin = request.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
 
 
 def require(key: Key, scope: str) -> None:

@@ -218,7 +218,7 @@ def idempotent(request: Request, who: auth.Key, fingerprint: bytes, act: Callabl
     """Run `act` once per Idempotency-Key: a repeated request gets the first answer, another body is refused.
 
     What `act` writes and the answer are kept in one transaction, so a kill leaves both or neither. The same request at
-    the same instant waits for the first one's transaction.
+    the same instant waits for the first one's transaction, but not for ever: then it raises request-in-progress.
     """
     name = request.headers.get("idempotency-key")
     if name is None:
@@ -227,8 +227,12 @@ def idempotent(request: Request, who: auth.Key, fingerprint: bytes, act: Callabl
         raise Problem("invalid-request", "Idempotency-Key has 1 to 64 visible ASCII characters")
     here, digest = service(request), hashlib.sha256(fingerprint).hexdigest()
     place = (who.id, f"{request.method} {request.url.path}", name)
-    with here.database.joining() as session:
-        row = idempotency.reserve(session, place, digest, here.settings.idempotency_s)
+    wait_s = here.settings.idempotency_wait_s
+    with request.app.state.flights.entering(place, wait_s), here.database.joining() as session:
+        try:
+            row = idempotency.reserve(session, place, digest, here.settings.idempotency_s, wait_s)
+        except idempotency.StillHeld as held:
+            raise Problem("request-in-progress", "the first request under this key is still under way") from held
         if row is not None:
             return _replayed(row, digest)
         mine = session.get_one(Idempotency, place)

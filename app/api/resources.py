@@ -33,7 +33,7 @@ from app.api.uploads import receive
 from app.checking import check_ready
 from app.problems import Problem, field_error
 from app.store import query
-from app.store.tables import Dataset, Model
+from app.store.tables import Blob, Dataset, Model
 
 router = APIRouter(prefix="/v1")
 Cascade = Literal["cancel"] | None
@@ -72,6 +72,12 @@ def listing(service: Service, table: Any, paging: tuple[int, str | None], **equa
     return rows, size, rows[-1].id if rows else None
 
 
+def is_stored(service: Service, sha256: str) -> bool:
+    """Tell whether a file with these bytes was recorded before."""
+    with service.database.reading() as session:
+        return session.get(Blob, sha256) is not None
+
+
 def accepted(content: Json, location: str, status: int = 202) -> JSONResponse:
     """Return an answer with its Location."""
     return JSONResponse(content, status, {"Location": location})
@@ -89,8 +95,9 @@ async def create_model(
         raise Problem("unrecognised-format", f"declared as {format!r}, but the content is {found!r}")
 
     def act() -> JSONResponse:
+        known = is_stored(service, sha256)
         row = actions.create_model(service, name, found, sha256, size)
-        return accepted(shapes.model(row), f"/v1/models/{row.id}")
+        return accepted({**shapes.model(row), "deduplicated": known}, f"/v1/models/{row.id}")
 
     return await run_in_threadpool(idempotent, request, key, f"{name}|{sha256}".encode(), act)
 
@@ -170,8 +177,9 @@ async def create_dataset(request: Request, service: ServiceDep, key: KeyDep, nam
     fingerprint = f"{name}|{json.dumps(spec, sort_keys=True)}|{sha256}".encode()
 
     def act() -> JSONResponse:
+        known = is_stored(service, sha256)
         row = actions.create_dataset(service, name, spec, sha256, size)
-        return accepted(shapes.dataset(row), f"/v1/datasets/{row.id}")
+        return accepted({**shapes.dataset(row), "deduplicated": known}, f"/v1/datasets/{row.id}")
 
     return await run_in_threadpool(idempotent, request, key, fingerprint, act)
 

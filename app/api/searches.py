@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from app import actions
@@ -18,6 +18,7 @@ from app.api import shapes
 from app.api.auth import require
 from app.api.conditional import shown, stored_file
 from app.api.deps import Filter, Json, KeyDep, PagingDep, ServiceDep, Since, body, idempotent, optional_body, paged
+from app.api.flights import EventStream
 from app.api.resources import accepted, listing, one
 from app.api.schemas import ExportAgainIn, SearchIn, WhatIfIn
 from app.domain import pareto
@@ -224,8 +225,8 @@ async def stream(id: str, request: Request, service: ServiceDep, key: KeyDep, af
     text = request.headers.get("last-event-id", "")
     seen = int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_SEQ_DIGITS else 0
     start = seen if after is None else after
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_events(request, service, id, start), media_type="text/event-stream", headers=headers)
+    leave = request.app.state.streams.enter(key.id)
+    return EventStream(_events(request, service, id, start), leave, service.settings.event_write_s)
 
 
 async def _events(request: Request, service: Service, id: str, seq: int) -> AsyncIterator[str]:

@@ -8,9 +8,11 @@ from pathlib import Path
 from fastapi import Request
 
 from app.actions import Service
+from app.checking import check_quota
 from app.domain.formats import HEAD_BYTES, TAIL_BYTES, FormatRefused, Kind, sniff
 from app.domain.zip_laws import Entry, directory
 from app.problems import Problem
+from app.store import query
 from app.store.blobs import BlobWriter
 
 
@@ -31,6 +33,9 @@ def _length(request: Request, service: Service) -> int:
     declared = int(text)
     if declared > service.settings.max_upload_bytes:
         raise Problem("upload-too-large", f"{declared} bytes; at most {service.settings.max_upload_bytes}")
+    if service.settings.max_stored_bytes:
+        with service.database.reading() as session:
+            check_quota("stored_bytes", query.stored_bytes(session), service.settings.max_stored_bytes, declared)
     if service.blobs.free_bytes() - declared < service.settings.disk_floor_bytes:
         raise Problem("insufficient-storage", "the disk is nearly full")
     return declared

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.store.tables import Artefact, Candidate, Device, Schedule, Search, Trial, Worker
+from app.store.tables import Artefact, Blob, Candidate, Device, Schedule, Search, Trial, Worker
 
 MAX_DEVICE_KEY = 80
 LIVE = ("queued", "running", "pausing", "paused", "cancelling")
@@ -71,6 +71,16 @@ def trials(session: Session, search_id: str, after: int = -1, limit: int = 200) 
 def members(session: Session, fleet_id: str) -> Sequence[Search]:
     """Return the searches of a fleet by place."""
     return session.scalars(sa.select(Search).where(Search.fleet_id == fleet_id).order_by(Search.place)).all()
+
+
+def live_count(session: Session) -> int:
+    """Return how many searches are unfinished."""
+    return session.scalar(sa.select(sa.func.count()).select_from(Search).where(Search.state.in_(LIVE))) or 0
+
+
+def stored_bytes(session: Session) -> int:
+    """Return the bytes of all stored files."""
+    return int(session.scalar(sa.select(sa.func.coalesce(sa.func.sum(Blob.bytes), 0))) or 0)
 
 
 def live_searches(session: Session, column: Any, value: str) -> list[str]:

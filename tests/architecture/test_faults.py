@@ -19,23 +19,14 @@ NOT_APPLICABLE: dict[int, str] = {}
 
 MISSING: dict[int, str] = {
     23: "owners: every key sees everything",
-    24: "failed keys: counted, not tried",
-    25: "forms of other sites: refused, not tried",
-    28: "a repeated request under way: waited for without end",
-    30: "quotas: none",
-    53: "the same bytes twice: the answer does not say so",
-    55: "a full disk: refused, not tried",
     56: "two parts at one offset: no resumable uploads",
     57: "abandoned uploads: no resumable uploads",
-    65: "search spaces too large: refused, not tried",
     71: "webhooks: none",
-    72: "cron with a DST gap: not tried",
     77: "to be marked",
     79: "to be marked",
     81: "to be marked",
     84: "to be marked",
     86: "to be marked",
-    87: "a client that never reads: not tried",
     88: "to be marked",
     89: "to be marked",
 }

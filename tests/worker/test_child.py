@@ -133,6 +133,7 @@ def test_inspect_when_a_pickle_is_sent_then_refused_and_nothing_runs(child: Chil
     assert not marker.exists()
 
 
+@pytest.mark.fault(65)
 def test_inspect_when_there_is_no_layer_then_nothing_to_compress(child: Child, tmp_path: Path) -> None:
     (tmp_path / "bare.pt2").write_bytes(exported(NoLayers()))
     assert refused(child, "inspect", {"path": str(tmp_path / "bare.pt2")}).slug == "nothing-to-compress"
