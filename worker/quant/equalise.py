@@ -29,19 +29,19 @@ _LAYERS = (*CONVOLUTIONS, nn.Linear)
 
 def equalised(module: fx.GraphModule) -> fx.GraphModule | None:
     """Return a copy with equalised weights that computes the same function, or None where no two layers can be."""
-    nodes = list(_pairs(module))
+    nodes = list(pairs(module))
     if not nodes:
         return None
     found = copy.deepcopy(module)
-    pairs = [(module_of(found, one), module_of(found, other)) for one, other in nodes]
+    layers = [(module_of(found, one), module_of(found, other)) for one, other in nodes]
     with torch.no_grad():
         for _ in range(ROUNDS):
-            if max([_equalise(one, other) for one, other in pairs]) < SETTLED:
+            if max([_equalise(one, other) for one, other in layers]) < SETTLED:
                 break
     return found
 
 
-def _pairs(module: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
+def pairs(module: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Return (layer, next layer) wherever nothing but homogeneous functions lies between them, and nothing else reads
     what lies there."""
     for node in weighted_layers(module):

@@ -288,14 +288,14 @@ def open_evaluator(
     everywhere.
     """
     runs_on = processor() if runs_on is None else runs_on
-    found = _evaluator_of(network, data, device, options, runs_on)
+    found = evaluator_of(network, data, device, options, runs_on)
     if all(layer.kind in device.per_channel_weights for layer in network.graph.layers):
         return found
     variants = list(_variants(network.folded))
     losses = [_loss_at_8_bits(found)] if variants else []
     for folded, steps in variants:
         changed = replace(network, folded=folded, slicer=Slicer(folded, network.slicer.plan))
-        other = _evaluator_of(changed, data, device, options, runs_on)
+        other = evaluator_of(changed, data, device, options, runs_on)
         other.original = network.folded
         other.is_equalised, other.is_absorbed = "equalised" in steps, "absorbed" in steps
         losses.append(_loss_at_8_bits(other))
@@ -313,13 +313,14 @@ def _variants(folded: fx.GraphModule) -> Iterator[tuple[fx.GraphModule, tuple[st
         yield lower, ("absorbed",) if scaled is None else ("equalised", "absorbed")
 
 
-def _evaluator_of(
+def evaluator_of(
     network: Opened,
     data: Mapping[Role, RoleData],
     device: DeviceProfile,
     options: EvaluatorOptions,
     runs_on: torch.device,
 ) -> Evaluator:
+    """Return an evaluator of the network as it is, whatever the device."""
     inputs = data["calibration"].head(options.calibration).inputs
     reference = FloatReference(network.folded, network.slicer.plan, inputs)
     compressor = Compressor(network.slicer, network.graph, reference, device, options.fast)
