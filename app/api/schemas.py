@@ -15,7 +15,15 @@ from pydantic import (
     model_validator,
 )
 
-from app.domain.methods import BiasCorrection, JointPruning, LearnedThresholds, RelaxedQuantization, Start, Training
+from app.domain.methods import (
+    BiasCorrection,
+    JointPruning,
+    LearnedThresholds,
+    RelaxedQuantization,
+    RelaxedRounding,
+    Start,
+    Training,
+)
 from app.domain.metrics import MetricName
 from app.domain.opsets import DEFAULT, LOWEST
 from app.domain.turns import FIRST, LAST
@@ -239,8 +247,24 @@ class BiasCorrectionIn(Strict):
     rows: Annotated[int, Field(ge=1, le=10_000_000)] = BiasCorrection.rows
 
 
+class RelaxedRoundingIn(Strict):
+    """Weights below 8 bits are rounded anew, each layer for its own outputs."""
+
+    name: Literal["relaxed-rounding"]
+    steps: Annotated[int, Field(ge=1, le=100_000)] = RelaxedRounding.steps
+    rate: Annotated[FiniteFloat, Field(gt=0, le=1)] = RelaxedRounding.rate
+    noise: Annotated[FiniteFloat, Field(ge=0.05, le=1)] = RelaxedRounding.noise
+    rows: Annotated[int, Field(ge=1, le=10_000_000)] = RelaxedRounding.rows
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = RelaxedRounding.seed
+
+
 MethodIn = Annotated[
-    StraightThroughIn | RelaxedQuantizationIn | LearnedThresholdsIn | JointPruningIn | BiasCorrectionIn,
+    StraightThroughIn
+    | RelaxedQuantizationIn
+    | LearnedThresholdsIn
+    | JointPruningIn
+    | BiasCorrectionIn
+    | RelaxedRoundingIn,
     Field(discriminator="name"),
 ]
 

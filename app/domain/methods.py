@@ -118,9 +118,34 @@ class BiasCorrection:
     rows: int = 2048
 
 
-Method = StraightThrough | RelaxedQuantization | LearnedThresholds | JointPruning | BiasCorrection
+@dataclass(frozen=True)
+class RelaxedRounding:
+    """Weights below 8 bits are rounded anew from the float network, each layer for its own outputs on calibration rows.
+
+    Weights, scales and noise of a layer are learned in `steps` steps of Adam at `rate` (in quantization steps) through
+    the relaxed rounding, `noise` at first, from at most `rows` rows. No labels, no training of the network.
+    """
+
+    name: ClassVar[str] = "relaxed-rounding"
+    paper: ClassVar[str] = RelaxedQuantization.paper
+    steps: int = 1500
+    rate: float = 0.02
+    noise: float = 1 / 3
+    rows: int = 2048
+    seed: int = 0
+
+
+Method = StraightThrough | RelaxedQuantization | LearnedThresholds | JointPruning | BiasCorrection | RelaxedRounding
 METHODS: Mapping[str, type[Method]] = {
-    kind.name: kind for kind in (StraightThrough, RelaxedQuantization, LearnedThresholds, JointPruning, BiasCorrection)
+    kind.name: kind
+    for kind in (
+        StraightThrough,
+        RelaxedQuantization,
+        LearnedThresholds,
+        JointPruning,
+        BiasCorrection,
+        RelaxedRounding,
+    )
 }
 
 

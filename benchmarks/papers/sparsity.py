@@ -33,7 +33,7 @@ PARTS = {"lenet": 1 / 20, "resnet8_cifar10": 1 / 5}
 WORSE = {"lenet": 0.2, "resnet8_cifar10": 1.5}
 BITS = 8
 HOW = {
-    "lenet": methods.Training(epochs=3, rows=55_000, batch=64, rate=2e-3, labels=0.5, shift=2),
+    "lenet": methods.Training(epochs=3, rows=30_000, batch=64, rate=2e-3, labels=0.5, shift=2),
     "resnet8_cifar10": methods.Training(epochs=4, rows=15_000, batch=64, rate=3e-3, labels=0.3, shift=3, mirror=True),
 }
 

@@ -18,6 +18,23 @@ from worker.quant.rebias import biases_of, matched, rebiased
 from worker.quant.reference import fitting
 
 
+def loss_behind(subject: Subject, network: CompressedNetwork, batches: Sequence[Sequence[Tensor]]) -> float:
+    """Return the mean divergence of a network's answers from the float network's. Raises LossNotFinite."""
+    total, count = 0.0, 0
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                answers, wanted = (several(net(*batch)) for net in (network.forward, subject.folded))
+                parts = zip(answers, wanted, subject.graph.outputs, strict=True)
+                total += len(batch[0]) * sum(float(divergence(*part)) for part in parts)
+                count += len(batch[0])
+    except ArithmeticError as error:  # a value on no grid
+        raise LossNotFinite(str(error)) from error
+    if not total < float("inf"):
+        raise LossNotFinite(f"the loss is {total} in epoch 1")
+    return total / max(1, count)
+
+
 class BiasStage:
     """Bias correction as a stage of a search, in one epoch (see `worker.methods.protocol.Stage`)."""
 
@@ -38,12 +55,7 @@ class BiasStage:
         size = fitting(subject.folded, max(1, len(self._rows)))
         batches = list(zip(*(item.split(size) for item in self._rows.inputs), strict=True))
         made, note = self._corrected(corrector, batches)
-        try:
-            loss = self._loss(made, batches)
-        except ArithmeticError as error:  # a value on no grid
-            raise LossNotFinite(str(error)) from error
-        if not loss < float("inf"):
-            raise LossNotFinite(f"the loss is {loss} behind the correction")
+        loss = loss_behind(subject, made, batches)
         self._made = made
         return Epoch(1, 1, loss, time.perf_counter() - started, note)
 
@@ -63,16 +75,6 @@ class BiasStage:
         why = "; ".join(f"{name}: {reason}" for name, reason in found.left.items())
         biases = {**found.biases, **measured}
         return rebiased(subject.network, subject.graph, biases), f"{note} ({why})" if why else note
-
-    def _loss(self, network: CompressedNetwork, batches: Sequence[Sequence[Tensor]]) -> float:
-        total, count = 0.0, 0
-        with torch.no_grad():
-            for batch in batches:
-                answers, wanted = (several(net(*batch)) for net in (network.forward, self._subject.folded))
-                parts = zip(answers, wanted, self._subject.graph.outputs, strict=True)
-                total += len(batch[0]) * sum(float(divergence(*part)) for part in parts)
-                count += len(batch[0])
-        return total / max(1, count)
 
     def state(self) -> bytes:
         """Return the corrected biases."""

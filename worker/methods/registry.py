@@ -10,6 +10,7 @@ from worker.methods.corrected import BiasStage
 from worker.methods.joint import JointStage
 from worker.methods.protocol import Stage, Subject
 from worker.methods.quantized import relaxed, straight_through
+from worker.methods.rounded import RoundingStage
 from worker.methods.thresholded import ThresholdStage
 
 PREPARE: Mapping[str, Callable[[Subject, Any], Stage]] = {
@@ -18,6 +19,7 @@ PREPARE: Mapping[str, Callable[[Subject, Any], Stage]] = {
     domain.LearnedThresholds.name: ThresholdStage,
     domain.JointPruning.name: JointStage,
     domain.BiasCorrection.name: BiasStage,
+    domain.RelaxedRounding.name: RoundingStage,
 }
 
 

@@ -9,7 +9,8 @@ Layers are handled in execution order, each on what the already compressed ones 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import copy
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,12 +31,14 @@ from worker.quant.integer import Codes
 from worker.quant.layer import QuantizedLayer, is_float
 from worker.quant.network import CompressedNetwork
 from worker.quant.reference import FloatReference, LayerReference
-from worker.quant.rounding import Scales, round_to_outputs
+from worker.quant.rounding import Rounded, Scales, round_to_outputs
 from worker.quant.simulation import Simulation
 from worker.quant.walk import Value, Walk
 
 Repair = Literal["sequential", "fast", "none"]
 Kept = Mapping[str, tuple[int, ...]]
+Rounder = Callable[[Tensor, Tensor, int, Tensor, Scales], Rounded]
+"""Rounds weights [o, d] below 8 bits by scales [o], bits and input Gram matrix [d, d], as `round_to_outputs` does."""
 REPAIRS: tuple[Repair, ...] = ("sequential", "fast")
 MAX_FEEDBACK = 2304
 FAST_PICTURES = 128
@@ -72,6 +75,7 @@ class Compressor:
         self.device = device
         self.rules = GridRules.of(device)
         self.fast_pictures = fast_pictures
+        self.rounder: Rounder = round_to_outputs
 
     def compress(
         self, assignment: Assignment, repair: Repair = "sequential", kept: Kept | None = None
@@ -82,6 +86,12 @@ class Compressor:
         job = self.job(assignment, repair) if kept is None else Job(self, assignment, dict(kept), repair)
         Simulation(job, before=job.before).advance(Walk(self.looked_at(repair)))
         return CompressedNetwork(job.module, job.layers, job.grids, self.graph.input_shape, assignment, job.kept)
+
+    def rounding_by(self, rounder: Rounder) -> Compressor:
+        """Return one that differs in how it rounds weights below 8 bits."""
+        other = copy.copy(self)
+        other.rounder = rounder
+        return other
 
     def job(self, assignment: Assignment, repair: Repair) -> Job:
         """Return the pass that compresses an assignment, ahead of its first layer."""
@@ -187,7 +197,7 @@ class Job:
         per_channel, powers = self._per_channel(layer), self.owner.rules.powers
         scale = weight_scales(flat, bits, per_channel, self.owner.rules).expand(len(flat)).contiguous()
         if gram is not None and weight.dim() == 2 and bits < 8 and weight.shape[1] <= MAX_FEEDBACK:
-            found = round_to_outputs(weight, scale, bits, gram, Scales(per_channel, powers))
+            found = self.owner.rounder(weight, scale, bits, gram, Scales(per_channel, powers))
             integers, scale = found.integers, found.scale
         else:
             integers = round_weight(flat, scale, bits)

@@ -23,8 +23,18 @@ METHODS: tuple[domain.Method, ...] = (
     domain.RelaxedQuantization(SHORT),
     domain.JointPruning(SHORT, structure_rate=0.1),
     domain.JointPruning(SHORT, start="float", joint=0.7, structure_rate=0.1),
+    domain.LearnedThresholds(SHORT, density=0.3),
+    domain.RelaxedRounding(steps=60, rows=256),
 )
-every = pytest.mark.parametrize("method", METHODS, ids=["straight", "relaxed", "djpq", "djpq-float"])
+every = pytest.mark.parametrize(
+    "method", METHODS, ids=["straight", "relaxed", "djpq", "djpq-float", "thresholds", "rounding"]
+)
+
+
+def epochs(method: domain.Method) -> int:
+    """Return how many epochs a method has: those of its training, or one."""
+    training: domain.Training | None = getattr(method, "training", None)
+    return 1 if training is None else training.epochs
 
 
 def limited() -> Subject:
@@ -48,12 +58,12 @@ def whole(method: domain.Method) -> Stage:
 @every
 def test_stage_when_resumed_from_each_epoch_then_the_bytes_of_an_unbroken_run(method: domain.Method) -> None:
     unbroken, state = whole(method), None
-    for number in range(SHORT.epochs):
+    for number in range(epochs(method)):
         stage = made(method)
         if state is not None:
             stage.restore(state)
         found = stage.fit()
-        assert (found.number, found.of) == (number + 1, SHORT.epochs)
+        assert (found.number, found.of) == (number + 1, epochs(method))
         state = stage.state()
     assert state == unbroken.state()
     assert stage.done
