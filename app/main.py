@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse, Response
+from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
@@ -26,6 +27,7 @@ from app.api.auth import Attempts, ensure_admin_key
 from app.api.device_schema import Json, checked_profile
 from app.api.flights import Flights, Streams
 from app.api.guard import Guard
+from app.api.timed import Timed
 from app.problems import Problem, field_error
 from app.settings import Settings
 from app.store.blobs import Blobs
@@ -44,10 +46,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version("tightfit"),
         lifespan=_lifespan,
         redirect_slashes=False,
+        telemetry={"auto_configure": True} if chosen.otel else {"tracing": False, "metrics": False, "logs": False},
         docs_url=None,  # its page would fetch scripts from elsewhere; /openapi.json is served
         redoc_url=None,
     )
     app.state.settings = chosen
+    app.state.registry = CollectorRegistry()
     app.state.stopping = threading.Event()
     app.state.flights = Flights()
     app.state.streams = Streams(chosen.streams_per_key, chosen.streams)
@@ -71,6 +75,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(sa.exc.OperationalError, _busy)
     app.add_exception_handler(Exception, _fault)
     openapi.install(app)
+    app.add_middleware(Timed, registry=app.state.registry)
     app.add_middleware(Guard, settings=chosen, attempts=app.state.attempts)
     return app
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     allowed_hosts: str = ""  # names that the Host header may have, comma-separated; none: any
     upload_bytes_per_s: int = Field(default=8192, ge=0)  # slower bodies are refused
     upload_window_s: float = Field(default=30.0, gt=0)
+    otel: bool = False  #: OpenTelemetry's exporters, as the OTEL_... variables set them up
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     failed_logins_per_minute: int = Field(default=10, ge=1)
 
     @model_validator(mode="after")

@@ -127,9 +127,11 @@ def server_of(application: FastAPI, settings: Settings) -> uvicorn.Server:
 
 def serve(settings: Settings, workers: int = 1) -> int:
     """Run the service until a signal stops it; return the exit code."""
+    from app import logs
     from app.main import create_app
     from app.store.migrate import upgrade
 
+    logs.configure(settings)
     upgrade(settings.database_url)
     application = create_app(settings)
     team = Workers(settings, workers)

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Mapping
 
-from app import mending, queue
+from app import logs, mending, queue
 from app.settings import Settings
 from app.store.engine import Database, connect
 from app.store.migrate import upgrade
@@ -38,8 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--concurrency", type=int, default=1, help="searches at a time")
     parser.add_argument("--supervised", action="store_true", help="end when the parent process is gone")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     settings = Settings()
+    logs.configure(settings)
     upgrade(settings.database_url)
     database = connect(settings.database_url)
     jobs.install(settings, database)

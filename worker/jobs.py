@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from dbos import DBOS, DBOSClient
 
-from app import actions, fleets, queue
+from app import actions, fleets, logs, queue
 from app.domain.lifecycle import ModelState
 from app.settings import Settings
 from app.store import runner as rows
@@ -123,7 +123,8 @@ def run_search(search_id: str, slot: str = "0") -> None:
     runner = Runner(here.site, search_id, int(slot))
     here.running.add(runner)
     try:
-        end = runner.run()
+        with logs.bind(search_id=search_id, slot=slot):
+            end = runner.run()
     except LostTrial as lost:
         log.warning("lease-lost: search %s, %s is another worker's now", search_id, lost)
         return

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from app import logs
 from app.domain.candidate import Measurement
 from app.domain.space import Assignment
 from app.store import evaluations, runners, turns
@@ -29,6 +31,7 @@ from worker.wishes import Wishes
 Json = dict[str, Any]
 End = Literal["finished", "again"]
 
+log = logging.getLogger("tightfit.worker")
 REPAIR = "sequential"
 PROBE_REPAIR = "fast"
 PROBE_BATCH = 8
@@ -293,7 +296,9 @@ class Runner:
             if attempt is None:
                 self._refresh(loop)
                 continue
-            result = self._attempt(job, plan) if attempt <= rows.MAX_ATTEMPTS else poisoned(attempt)
+            with logs.bind(trial=plan.idx):
+                result = self._attempt(job, plan) if attempt <= rows.MAX_ATTEMPTS else poisoned(attempt)
+                _logged(result)
             self._finish(job, loop, plan, result)
             self._failures.note((result.get("failure") or {}).get("kind"))
 
@@ -455,3 +460,11 @@ class Runner:
     def _is_cancelled(self) -> bool:
         self.crew.beat()
         return self._wishes.end_now
+
+
+def _logged(result: Json) -> None:
+    failure, seconds = result.get("failure"), round(result["seconds"], 3)
+    if failure is None:
+        log.info("trial done", extra={"seconds": seconds})
+    else:
+        log.warning("trial failed", extra={"seconds": seconds, "class": failure["kind"]})

@@ -9,7 +9,7 @@ from importlib.metadata import version
 import sqlalchemy as sa
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.concurrency import run_in_threadpool
 
 from app import actions, editing
@@ -20,10 +20,11 @@ from app.api.conditional import check_match, shown
 from app.api.deps import Json, KeyDep, PagingDep, ServiceDep, body, idempotent, paged
 from app.api.resources import accepted, listing, one
 from app.api.schemas import KeyIn, ScheduleChangeIn, ScheduleIn
+from app.metrics import Tables
 from app.problems import PROBLEMS, Problem
 from app.store import query
 from app.store.migrate import revisions
-from app.store.tables import ApiKey, Model, Schedule, Search, now
+from app.store.tables import ApiKey, Schedule, now
 
 router = APIRouter()
 
@@ -148,19 +149,12 @@ def alive(service: Service, last_seen: object) -> bool:
 
 
 @router.get("/metrics", tags=["health"])
-def metrics(service: ServiceDep) -> Response:
-    """Prometheus metrics read from the tables."""
-    registry = CollectorRegistry()
-    with service.database.reading() as session:
-        for name, table in (("searches", Search), ("models", Model)):
-            gauge = Gauge(f"tightfit_{name}", f"{name} by state", ["state"], registry=registry)
-            for state, number in query.counts(session, table).items():
-                gauge.labels(state).set(number)
-        workers = Gauge("tightfit_workers", "workers heard of lately", registry=registry)
-        workers.set(sum(alive(service, row.last_seen) for row in query.workers(session)))
-    free = Gauge("tightfit_disk_free_bytes", "free bytes of the blob folder", registry=registry)
-    free.set(service.blobs.free_bytes())
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+def metrics(request: Request, service: ServiceDep) -> Response:
+    """Prometheus metrics: read from the tables, and how long this process's requests took."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Tables(service))
+    told = generate_latest(registry) + generate_latest(request.app.state.registry)
+    return Response(told, media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/problems/{slug}", tags=["problems"])
