@@ -8,7 +8,7 @@ THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 # processes that share the test suite
 WORKERS ?= 2
 
-.PHONY: help install demo serve test check e2e bench docs format fuzz schema clean
+.PHONY: help install demo serve test check e2e bench docs format chaos fuzz schema clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -42,6 +42,9 @@ e2e: $(STAMP) ## the dashboard in a real headless Chromium
 
 bench: $(STAMP) ## benchmarks; one JSON result per cell under benchmarks/results
 	$(BIN)/python -m benchmarks
+
+chaos: $(STAMP) ## kill workers, service and trial children at random (minutes; goes on where it was stopped)
+	$(THREADS) $(BIN)/python -m tests.reliability.chaos $(CHAOS)
 
 fuzz: $(STAMP) ## 10,000 mutated files per reader, and a tally of the problems they end in
 	$(THREADS) $(BIN)/python -m tests.fuzz $(FUZZ)

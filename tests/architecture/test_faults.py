@@ -22,12 +22,9 @@ MISSING: dict[int, str] = {
     56: "two parts at one offset: no resumable uploads",
     57: "abandoned uploads: no resumable uploads",
     71: "webhooks: none",
-    77: "to be marked",
     79: "to be marked",
     81: "to be marked",
     84: "to be marked",
-    86: "to be marked",
-    88: "to be marked",
     89: "to be marked",
 }
 """Rows that no test proves yet."""

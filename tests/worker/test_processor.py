@@ -70,6 +70,7 @@ def test_keys_when_the_processors_kind_differs_then_measurements_are_not_shared(
     assert provenance(dataclasses.replace(job, processor=ELSEWHERE))["processor"] == ELSEWHERE
 
 
+@pytest.mark.fault(86)
 def test_run_when_begun_on_a_processor_that_is_not_here_then_failed_by_name(rig: Rig) -> None:
     key = begun_elsewhere(rig)
     assert job_of(rig, key).processor == ELSEWHERE

@@ -106,6 +106,7 @@ def test_call_when_refused_then_the_child_lives_on(child: Child) -> None:
     assert child.call("ping", {}, START_S) == {"pong": True}
 
 
+@pytest.mark.fault(77)
 @pytest.mark.parametrize("method", ["allocate", "allocate_tensor"])
 def test_call_when_memory_runs_out_then_out_of_memory(method: str) -> None:
     process = Child(Limits(memory_bytes=4 << 30), HOSTILE)
@@ -116,6 +117,7 @@ def test_call_when_killed_by_the_kernel_then_out_of_memory(child: Child) -> None
     assert died(child, "kill_self", {}).kind == "out-of-memory"
 
 
+@pytest.mark.fault(77)
 def test_call_when_the_child_segfaults_then_crashed_with_the_signal(child: Child) -> None:
     death = died(child, "segfault", {})
     assert (death.kind, "SIGSEGV" in death.detail) == ("crashed", True)
@@ -126,6 +128,7 @@ def test_call_when_the_child_exits_then_crashed_with_the_code(child: Child) -> N
     assert (death.kind, "exit code 7" in death.detail) == ("crashed", True)
 
 
+@pytest.mark.fault(77)
 def test_call_when_the_deadline_passes_then_timed_out_and_soon(child: Child) -> None:
     child.call("ping", {}, START_S)
     start = time.monotonic()
@@ -148,6 +151,7 @@ def test_call_when_cpu_time_is_spent_then_limit() -> None:
     assert died(process, "spin", {}).kind == "limit"
 
 
+@pytest.mark.fault(77)
 def test_call_when_a_file_grows_too_large_then_limit() -> None:
     process = Child(Limits(file_bytes=4 << 20), HOSTILE)
     assert died(process, "fill_file", {"mebibytes": 8}).kind == "limit"
@@ -190,6 +194,7 @@ def test_call_when_the_child_is_gone_then_died_again_not_another_error(child: Ch
         child.call("ping", {}, START_S)
 
 
+@pytest.mark.fault(77)
 def test_close_when_a_grandchild_runs_then_it_ends_too(child: Child) -> None:
     pid = child.call("grandchild", {}, START_S)["pid"]
     assert is_running(pid)
