@@ -22,10 +22,8 @@ MISSING: dict[int, str] = {
     56: "two parts at one offset: no resumable uploads",
     57: "abandoned uploads: no resumable uploads",
     71: "webhooks: none",
-    79: "to be marked",
-    81: "to be marked",
-    84: "to be marked",
-    89: "to be marked",
+    81: "a full disk: refused well, but a search does not pause by itself",
+    89: "workers of another version: not tried",
 }
 """Rows that no test proves yet."""
 
