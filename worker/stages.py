@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.cost import count
-from app.domain.methods import TRAINED, JointPruning, Method, to_json, wall_s
+from app.domain.methods import TRAINED, ChannelGating, JointPruning, Method, to_json, wall_s
 from app.domain.metrics import badness
 from app.domain.space import Assignment, is_legal
 from app.store import blobs, events
@@ -181,9 +181,11 @@ class Stages:
                 return Fitted(tuple(losses), time.monotonic() - started, Assignment.from_json(found["assignment"]))
 
     def _check_timed(self, method: Method) -> None:
-        """Raise Failed where a method chooses channels and bits whose latency would have to be measured."""
+        """Raise Failed where a method makes a network whose latency would have to be measured."""
         if isinstance(method, JointPruning) and self._job.demand is not None:
             raise Failed("it chooses channels and bits anew, and this search keeps to latencies that were measured")
+        if isinstance(method, ChannelGating) and self._job.demand is not None:
+            raise Failed("its gates take time of their own, and this search keeps to latencies that were measured")
 
     def _epoch(self, params: Json) -> Json:
         """Train one epoch, again where the child died of it. Raises Failed."""

@@ -17,6 +17,7 @@ from pydantic import (
 
 from app.domain.methods import (
     BiasCorrection,
+    ChannelGating,
     JointPruning,
     LearnedThresholds,
     RelaxedQuantization,
@@ -238,6 +239,20 @@ class LearnedThresholdsIn(Strict):
     keep: Annotated[int, Field(ge=1, le=1024)] | None = None
 
 
+class ChannelGatingIn(Strict):
+    """Gates that decide per input which filters run (see `app.domain.methods.ChannelGating`)."""
+
+    name: Literal["channel-gating"]
+    training: TrainingIn = TrainingIn()
+    macs: Annotated[FiniteFloat, Field(gt=0, lt=1)] = ChannelGating.macs
+    block: Annotated[int, Field(ge=1, le=1024)] = ChannelGating.block
+    gamma: Annotated[FiniteFloat, Field(ge=0, le=100)] = ChannelGating.gamma
+    alone: Annotated[FiniteFloat, Field(ge=0, le=1)] = ChannelGating.alone
+    settled: Annotated[FiniteFloat, Field(ge=0, le=1)] = ChannelGating.settled
+    gate_rate: Annotated[FiniteFloat, Field(gt=0, le=1)] = ChannelGating.gate_rate
+    rare: Annotated[FiniteFloat, Field(ge=0, lt=0.5)] = ChannelGating.rare
+
+
 class BiasCorrectionIn(Strict):
     """Mean errors of replaced weights are taken out of the biases."""
 
@@ -263,6 +278,7 @@ MethodIn = Annotated[
     | RelaxedQuantizationIn
     | LearnedThresholdsIn
     | JointPruningIn
+    | ChannelGatingIn
     | BiasCorrectionIn
     | RelaxedRoundingIn,
     Field(discriminator="name"),

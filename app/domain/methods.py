@@ -103,6 +103,29 @@ class JointPruning:
 
 
 @dataclass(frozen=True)
+class ChannelGating:
+    """Small networks that look at the input and decide which filters of a layer run.
+
+    Groups that one layer makes and others read get gates, one per `block` filters. They are steered to leave a share
+    `macs` of the network's multiply-accumulates in the mean. The first share `alone` of the epochs trains gates at
+    `gate_rate` with the weights frozen, the last share `settled` trains without the gates' noise. `gamma` weighs the
+    batch-shaping loss, which fades over the first half; without it gates hardly hang on the input. Gates that are on
+    for fewer than a share `rare` of the calibration rows go with their filters, those off for fewer go alone.
+    """
+
+    name: ClassVar[str] = "channel-gating"
+    paper: ClassVar[str] = "Bejnordi et al. 2020, Batch-Shaping for Learning Conditional Channel Gated Networks"
+    training: Training = Training()
+    macs: float = 0.6
+    block: int = 8
+    gamma: float = 0.75
+    alone: float = 0.2
+    settled: float = 0.2
+    gate_rate: float = 1e-2
+    rare: float = 0.01
+
+
+@dataclass(frozen=True)
 class BiasCorrection:
     """Mean errors of replaced weights are taken out of the biases. Nothing is trained.
 
@@ -135,7 +158,15 @@ class RelaxedRounding:
     seed: int = 0
 
 
-Method = StraightThrough | RelaxedQuantization | LearnedThresholds | JointPruning | BiasCorrection | RelaxedRounding
+Method = (
+    StraightThrough
+    | RelaxedQuantization
+    | LearnedThresholds
+    | JointPruning
+    | ChannelGating
+    | BiasCorrection
+    | RelaxedRounding
+)
 METHODS: Mapping[str, type[Method]] = {
     kind.name: kind
     for kind in (
@@ -143,6 +174,7 @@ METHODS: Mapping[str, type[Method]] = {
         RelaxedQuantization,
         LearnedThresholds,
         JointPruning,
+        ChannelGating,
         BiasCorrection,
         RelaxedRounding,
     )

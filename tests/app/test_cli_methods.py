@@ -12,6 +12,7 @@ from app.commands.limits import parse_methods
 from app.domain.methods import (
     METHODS,
     BiasCorrection,
+    ChannelGating,
     JointPruning,
     RelaxedQuantization,
     Training,
@@ -64,6 +65,8 @@ def test_request_when_only_named_then_the_domain_s_defaults(name: str) -> None:
         {"name": "djpq", "start": "middle"},
         {"name": "djpq", "joint": 1.5},
         {"name": "djpq", "threshold": 0.0},
+        {"name": "channel-gating", "macs": 1.0},
+        {"name": "channel-gating", "block": 0},
         {"name": "bias-correction", "mode": "guessed"},
         {"name": "bias-correction", "training": {"epochs": 1}},
     ],
@@ -77,6 +80,12 @@ def test_methods_when_a_parameter_is_a_word_then_as_it_is() -> None:
     (found,) = parse_methods(["djpq:epochs=10,gamma=0.0001,start=float"])
     assert found == {"name": "djpq", "training": {"epochs": 10}, "gamma": 0.0001, "start": "float"}
     assert method_of(found) == JointPruning(Training(epochs=10), start="float", gamma=0.0001)
+
+
+def test_methods_when_gates_are_asked_for_then_what_the_domain_reads() -> None:
+    (found,) = parse_methods(["channel-gating:epochs=3,macs=0.5,block=4"])
+    asked = TypeAdapter(MethodIn).validate_python(found).model_dump()
+    assert method_of(asked) == ChannelGating(Training(epochs=3), macs=0.5, block=4)
 
 
 def test_methods_when_one_trains_nothing_then_no_training_is_said() -> None:

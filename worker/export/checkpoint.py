@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from app.domain.space import FLOAT_BITS, Assignment
 from worker.export.archive import CheckpointRefused, Tensors, read_archive, write_archive
+from worker.export.gates_json import check_places, gate_record, gate_tensors, read_gates
 from worker.export.graph_json import decode, encode, other_tensors
 from worker.export.packing import is_sparser, pack, pack_sparse, unpack, unpack_sparse
 from worker.graph.extents import inputs_of
@@ -24,7 +25,7 @@ from worker.quant.grids import ActivationGrid
 from worker.quant.layer import QuantizedLayer
 from worker.quant.network import CompressedNetwork
 
-FORMAT, VERSION = "tightfit-checkpoint", 3
+FORMAT, VERSION, GATED = "tightfit-checkpoint", 3, 4
 _EXTRA = re.compile(r"\.(weight|bias|running_mean|running_var|value|index)\Z")
 
 
@@ -56,11 +57,13 @@ class CompressedModule(nn.Module):
 
 def load(path: str | Path, mode: Mode = "fake-quantized") -> nn.Module:
     """Return the network in a checkpoint file, ready to run. Raises CheckpointRefused for an unsound file and
-    ValueError for a mode that there is not."""
+    ValueError for a mode that there is not, or that a network with gates has not."""
     if mode not in get_args(Mode):
         raise ValueError(f"mode {mode!r} is none of {get_args(Mode)}")
     data = Path(path).read_bytes()
     network, manifest = read_checkpoint(data)
+    if network.gates and mode == "dequantized":
+        raise ValueError("a network with channel gates answers in mode 'fake-quantized' alone")
     return CompressedModule(network, manifest, mode).eval()
 
 
@@ -69,9 +72,10 @@ def write_checkpoint(net: CompressedNetwork, manifest: Mapping[str, Any]) -> byt
     tensors: Tensors = {name: tensor.numpy() for name, tensor in other_tensors(net.module).items()}
     for layer in net.layers.values():
         tensors.update(_layer_tensors(layer))
-    graph = {
+    tensors.update(gate_tensors(net.gates))
+    graph: dict[str, Any] = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": GATED if net.gates else VERSION,
         "input_shape": list(net.input_shape),
         "nodes": encode(net.module),
         "layers": {layer.name: _layer_record(layer) for layer in net.layers.values()},
@@ -79,14 +83,16 @@ def write_checkpoint(net: CompressedNetwork, manifest: Mapping[str, Any]) -> byt
         "kept": {group: [int(index) for index in kept] for group, kept in net.kept.items()},
         "assignment": net.assignment.to_json(),
     }
+    if net.gates:
+        graph["gates"] = {site: gate_record(gate) for site, gate in net.gates.items()}
     return write_archive(tensors, graph, manifest)
 
 
 def read_checkpoint(data: bytes) -> tuple[CompressedNetwork, dict[str, Any]]:
     """Return the network and its manifest. Raises CheckpointRefused for anything but a sound checkpoint."""
     tensors, graph, manifest = read_archive(data)
-    if graph.get("format") != FORMAT or graph.get("version") != VERSION:
-        raise CheckpointRefused(f"not a {FORMAT} of version {VERSION}", "unrecognised-format")
+    if graph.get("format") != FORMAT or graph.get("version") != (GATED if "gates" in graph else VERSION):
+        raise CheckpointRefused(f"not a {FORMAT} of version {VERSION}, or {GATED} with gates", "unrecognised-format")
     try:
         return _network(tensors, graph), manifest
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
@@ -98,6 +104,7 @@ def read_checkpoint(data: bytes) -> tuple[CompressedNetwork, dict[str, Any]]:
 def _network(tensors: Tensors, graph: Mapping[str, Any]) -> CompressedNetwork:
     left = dict(tensors)
     layers = {name: _layer(name, record, left) for name, record in graph["layers"].items()}
+    gates = read_gates(graph.get("gates", {}), left)
     floats = {name: torch.from_numpy(left.pop(name).copy()) for name in list(left) if _EXTRA.search(name)}
     if left:
         raise CheckpointRefused(f"tensors {sorted(left)[:4]} belong to nothing in the graph", "invalid-tensor")
@@ -111,7 +118,9 @@ def _network(tensors: Tensors, graph: Mapping[str, Any]) -> CompressedNetwork:
         input_shape=tuple(int(extent) for extent in graph["input_shape"]),
         assignment=Assignment.from_json(graph["assignment"]),
         kept={group: tuple(int(index) for index in kept) for group, kept in graph["kept"].items()},
+        gates=gates,
     )
+    check_places(gates, network.module)
     network.forward(*(item.example() for item in inputs_of(network.module)))  # shapes that don't fit each other raise
     return network
 

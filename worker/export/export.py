@@ -81,13 +81,13 @@ def export_all(request: ExportRequest, folder: Path) -> ExportResult:
     """Write and verify all artefacts of one candidate; files appear in `folder` (made if absent).
 
     Equal requests give the same bytes, but for the report's measured times. Raises OpsetTooLow where the files' opset
-    can't hold the network.
+    can't hold the network. A network with channel gates has no pruned float files: they could not hold the gates.
     """
     net = request.network
     manifest = enriched_manifest(request.manifest, request.graph, net.assignment, request.device, request.budget)
     rows = table(request.budget, manifest["costs"], {}, request.device)
     manifest["budget"] = [row.to_json() for row in with_measured(rows, request.measured)]
-    pruned = write_pruned(net, request.pruned, request.opset)
+    pruned = None if net.gates else write_pruned(net, request.pruned, request.opset)
     onnx = write_qdq(net, guards_pairs(request.device), request.opset)
     files = Files(onnx, write_checkpoint(net, manifest), write_float(request.folded, request.opset), pruned)
     subject = Subject(
@@ -97,7 +97,7 @@ def export_all(request: ExportRequest, folder: Path) -> ExportResult:
     document = {**report_json(report, manifest, request.graph, request.device), **(request.told or {})}
     text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {"onnx": files.onnx, "checkpoint": files.checkpoint, **pruned.contents}
+    contents = {"onnx": files.onnx, "checkpoint": files.checkpoint, **({} if pruned is None else pruned.contents)}
     contents["config"] = config_yaml(request.recipe, contents)
     contents |= {"report": text, "report-html": render(document)}
     return ExportResult(tuple(_written(folder, kind, content) for kind, content in contents.items()), report)

@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 
 from app.domain.opsets import DEFAULT, check_opset
 from app.domain.space import FLOAT_BITS
+from worker.export.onnx_gates import GateWriter
 from worker.export.packing import pack, packed_bytes
 from worker.export.saturation import may_saturate
 from worker.graph.operands import operands
@@ -62,6 +63,7 @@ class QdqWriter(OnnxWriter):
         self._by_name = {node.name: node for node in net.module.graph.nodes}
         self._shared: dict[str, str] = {}
         self._grids: dict[str, tuple[str, str]] = {}
+        self._gates = GateWriter(self, net.gates)
 
     def emit(self, op_type: str, inputs: Sequence[str], name: str, *, output: int = 0, **attributes: Any) -> str:
         """Add a node without a name of its own: in a small network the names would outweigh the weights."""
@@ -156,14 +158,20 @@ class QdqWriter(OnnxWriter):
 
     def produced(self, node: str, value: str) -> str:
         """Quantize at a site; behind one, repeat the site's grid (exact, and what lets pooling and flatten fuse)."""
+        found = self._quantized(node, value)
+        self._gates.decide(node, found, self.rank(self._by_name[node]))
+        return found
+
+    def _quantized(self, node: str, value: str) -> str:
         site = self._sites.of.get(node)
         grid = self._grid(site)
         if site is None or grid is None:
-            return value
+            return self._gates.masked(node, value)
         scale, zero = self._grid_constants(site, grid)
         codes = self.emit("QuantizeLinear", [value, scale, zero], f"{node}.codes")
         if node == site:
             codes = self._clip(node, codes, self._bounds(node, grid))
+            codes = self._gates.masked(node, codes, zero)
         return self.emit("DequantizeLinear", [codes, scale, zero], f"{node}.dq")
 
     def input_grid(self, layer: str) -> ActivationGrid | None:

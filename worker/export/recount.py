@@ -63,18 +63,19 @@ class LayerCount:
 @dataclass(frozen=True)
 class Recount:
     """All layers in execution order; `tensor_bytes` is what the file's tensors really take, `table_bytes` what its
-    embedding tables take."""
+    embedding tables take, `gate_bytes` what its channel gates do. MACs and BOPs are those of all filters."""
 
     layers: tuple[LayerCount, ...]
     tensor_bytes: int
     table_bytes: int = 0
+    gate_bytes: int = 0
 
     def totals(self) -> dict[str, int]:
         """Return macs, bops and weight_bytes of the whole network at batch 1."""
         return {
             "macs": sum(layer.macs for layer in self.layers),
             "bops": sum(layer.bops for layer in self.layers),
-            "weight_bytes": self.table_bytes + sum(layer.weight_bytes for layer in self.layers),
+            "weight_bytes": self.table_bytes + self.gate_bytes + sum(layer.weight_bytes for layer in self.layers),
         }
 
 
@@ -97,7 +98,9 @@ def recount(checkpoint: bytes, device: DeviceProfile) -> Recount:
             macs = math.prod(shape) * positions[node.name]
             held = (*_bytes(name, tensors, math.prod(shape), bits, device), _zeros(network.layers[name]))
             rows.append(LayerCount(name, shape, bits, read, macs, macs * bits * read, *held))
-    return Recount(tuple(rows), sum(tensor.nbytes for tensor in tensors.values()), _table_bytes(module))
+    taken = {name: tensor.nbytes for name, tensor in tensors.items()}
+    gates = sum(size for name, size in taken.items() if ".gate." in name)
+    return Recount(tuple(rows), sum(taken.values()), _table_bytes(module), gates)
 
 
 def needless(found: Recount, network: CompressedNetwork) -> list[str]:

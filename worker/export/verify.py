@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ from worker.export.second_opinion import Opinion, second_opinion
 from worker.graph.read import read_network
 from worker.hardware import host
 from worker.hardware.measure import Latency, fed, measure, open_session
+from worker.methods.gated_hard import spread_of
+from worker.methods.gated_network import GatedCosts
 from worker.quant.network import CompressedNetwork
 from worker.quant.walk import run
 from worker.search.metrics import is_scores, joined, labels_of
@@ -86,7 +88,8 @@ class VerificationReport:
     `costs` holds every metric: macs, bops and weight_bytes counted from the checkpoint's tensors, the rest modelled;
     `pruned` is, by kind of file, the agreement of the output that follows the pruned float network least; `latency`
     what this machine measured (milliseconds, one thread), with `ratio` = float time / compressed time; `second` what
-    another runtime makes of the ONNX file, where one is installed.
+    another runtime makes of the ONNX file, where one is installed; `gating` what gates leave of the MACs
+    over evaluation rows.
     """
 
     failures: list[dict[str, str]] = field(default_factory=list)
@@ -104,6 +107,7 @@ class VerificationReport:
     latency: dict[str, Latency] = field(default_factory=dict)
     operators: dict[str, int] = field(default_factory=dict)
     opset: int | None = None
+    gating: dict[str, float] | None = None
     second: Opinion | None = None
     file_bytes: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -139,6 +143,7 @@ class VerificationReport:
             "latency_ratio": self.ratio,
             "operators": self.operators,
             "opset": self.opset,
+            "gating": self.gating,
             "second_opinion": self.second and self.second.to_json(),
             "file_bytes": self.file_bytes,
             "host": host.describe(),
@@ -161,6 +166,7 @@ def verify(subject: Subject, files: Files) -> VerificationReport:
         "pruned-pt2": lambda: _compare_pruned_pt2(report, subject, files.pruned, pruned),
         "encodings": lambda: _check_encodings(report, subject, files.pruned),
         "recount": lambda: _count(report, subject, files),
+        "gates": lambda: _tell_gates(report, subject),
         "latency": lambda: _time(report, subject, files),
     }
     for code, step in steps.items():
@@ -316,13 +322,27 @@ def _count(report: VerificationReport, subject: Subject, files: Files) -> None:
         _fail(report, "channel-multiple", violation)
     for violation in rule_violations(subject.network, subject.device):
         _fail(report, "grid-rules", violation)
+    own = {"weight_bytes": sum(gate.bytes for gate in subject.network.gates.values())}
     for metric, value in report.recount.totals().items():
-        if value != modelled.value(metric):
-            _fail(
-                report, "recount", f"{metric}: {value} counted from the tensors, {modelled.value(metric):.0f} reported"
-            )
+        wanted = modelled.value(metric) + own.get(metric, 0)
+        if value != wanted:
+            _fail(report, "recount", f"{metric}: {value} counted from the tensors, {wanted:.0f} reported")
     for text in needless(report.recount, subject.network):
         _fail(report, "recount", text)
+
+
+def _tell_gates(report: VerificationReport, subject: Subject) -> None:
+    """Say what the gates leave of the MACs over the evaluation rows, and that the file skips nothing of it."""
+    if not subject.network.gates:
+        return
+    costs = GatedCosts.of(subject.graph, subject.network)
+    found = spread_of(subject.network, costs, subject.evaluation)
+    report.gating = {"dense": float(costs.dense), **asdict(found)}
+    shares = [f"{100 * value / costs.dense:.1f} %" for value in (found.mean, found.p95, found.largest)]
+    report.notes.append(
+        f"gates leave {shares[0]} of the MACs in the mean, {shares[1]} at the 95th percentile, {shares[2]} at most; "
+        "the ONNX file computes all of them and puts zeros where a gate is off"
+    )
 
 
 def _time(report: VerificationReport, subject: Subject, files: Files) -> None:

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.domain.graph import ModelGraph
+from worker.quant.gates import ALWAYS_ON, pooled
 
 HIDDEN = 16
 TEMPERATURE = 2 / 3
 START = 2.5
 """The last layer's bias at first: sigmoid(2.5) = 92 % of the filters are on."""
-ALWAYS_ON = -1
 
 
 class FilterGate(nn.Module):
@@ -55,9 +55,7 @@ class FilterGate(nn.Module):
 
     def logits(self, x: Tensor, axis: int = 1) -> Tensor:
         """Return pi [n, gates] for a block's input with its channels along `axis`."""
-        others = [dim for dim in range(1, x.dim()) if dim != axis % x.dim()]
-        pooled = x.mean(others) if others else x
-        found: Tensor = self.excite(F.relu(self.norm(self.squeeze(pooled))))
+        found: Tensor = self.excite(F.relu(self.norm(self.squeeze(pooled(x, axis)))))
         return found
 
     def decide(self, logits: Tensor) -> Tensor:

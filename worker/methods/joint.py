@@ -127,7 +127,7 @@ def _rates(method: domain.JointPruning) -> Rates:
 
 
 def _joint_network(subject: Subject, method: domain.JointPruning) -> JointNetwork:
-    start = subject.network
+    start = replace(subject.network, gates={})  # channels are chosen anew: gates of those before go
     if method.start == "float":
         start = subject.compressor.compress(widest_start(subject))
     how = JointSetting(math.log(method.threshold), subject.powers)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from app.domain import methods as domain
+from worker.methods.channel_gating import GatingStage
 from worker.methods.corrected import BiasStage
 from worker.methods.joint import JointStage
 from worker.methods.protocol import Stage, Subject
@@ -18,6 +19,7 @@ PREPARE: Mapping[str, Callable[[Subject, Any], Stage]] = {
     domain.RelaxedQuantization.name: relaxed,
     domain.LearnedThresholds.name: ThresholdStage,
     domain.JointPruning.name: JointStage,
+    domain.ChannelGating.name: GatingStage,
     domain.BiasCorrection.name: BiasStage,
     domain.RelaxedRounding.name: RoundingStage,
 }

@@ -15,7 +15,8 @@ from app.domain.methods import method_of
 from app.domain.space import Assignment, SearchSpace
 from worker.export.checkpoint import write_checkpoint
 from worker.methods import NETWORK, STATE, registry
-from worker.methods.protocol import LossNotFinite, NothingLegal, Stage, Subject
+from worker.methods.protocol import Epoch, LossNotFinite, NothingLegal, Stage, Subject
+from worker.quant.network import CompressedNetwork
 from worker.search.evaluate import Evaluator
 
 Json = dict[str, Any]
@@ -69,10 +70,38 @@ def opened(evaluator: Evaluator, params: Json) -> Serving:
         evaluator.compressor,
         SearchSpace.from_json(params["space"]),
     )
-    stage, folder = registry.prepare(subject, method_of(params["method"])), Path(params["folder"])
+    folder = Path(params["folder"])
+    try:
+        stage = registry.prepare(subject, method_of(params["method"]))
+    except tuple(FAILURES) as error:
+        return Serving(key_of(params), _Unfit(error), folder)
     with suppress(FileNotFoundError, ValueError):  # a damaged state: from the start
         stage.restore((folder / STATE).read_bytes())
     return Serving(key_of(params), stage, folder)
+
+
+class _Unfit:
+    """A stage that could not even begin: its first epoch says why."""
+
+    done = False
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def fit(self) -> Epoch:
+        """Raise what kept it from beginning."""
+        raise self._error
+
+    def state(self) -> bytes:
+        """Return nothing: there is no state."""
+        return b""
+
+    def restore(self, state: bytes) -> None:
+        """Take nothing."""
+
+    def finish(self) -> CompressedNetwork:
+        """Raise what kept it from beginning."""
+        raise self._error
 
 
 def _put(path: Path, content: bytes) -> None:

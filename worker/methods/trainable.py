@@ -20,6 +20,7 @@ from worker.graph.operands import last_uses, operands
 from worker.graph.ops.parametric import CONVOLUTIONS
 from worker.graph.sites import quantizer_sites
 from worker.quant.compressor import bias_on_grid
+from worker.quant.gates import readers
 from worker.quant.grids import ActivationGrid
 from worker.quant.layer import QuantizedLayer, is_float
 from worker.quant.network import CompressedNetwork
@@ -70,7 +71,7 @@ class TrainableNetwork(nn.Module):
     """A compressed network with a method's quantizers, whose dequantised weights become the master weights.
 
     `hard` returns it as it is stored. In training mode quantizers may draw noise; in evaluation mode the outputs are
-    those of the hard network but for the order of sums and the rounding of biases.
+    those of the hard network but for the order of sums and the rounding of biases. Stored gates stay as they are.
     """
 
     def __init__(self, start: CompressedNetwork, quantizers: Quantizers) -> None:
@@ -82,6 +83,8 @@ class TrainableNetwork(nn.Module):
         self._leaves: dict[str, nn.Module] = {}
         self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
         self.weight_quantizers, self.sites = nn.ModuleDict(), nn.ModuleDict()
+        self._reads = readers(start.gates)
+        self._masks: dict[str, Tensor] = {}
         of = quantizer_sites(start.module).of
         self._inputs = {node.name: of.get(operands(node)[0].name) for node in self._nodes if node.op == "call_module"}
         for node in self._nodes:
@@ -133,6 +136,7 @@ class TrainableNetwork(nn.Module):
         """Return the outputs for a batch of normalised inputs."""
         values: dict[str, Any] = {}
         given = iter(inputs)
+        self._masks = {}
         for node in self._nodes:
             value = self._value(node, values, given)
             values[node.name] = value if node.op == "get_attr" else self._behind(node.name, value)
@@ -175,10 +179,16 @@ class TrainableNetwork(nn.Module):
     def _behind(self, name: str, value: Tensor) -> Tensor:
         """Return a node's value as later nodes read it."""
         site = self.site(name)
-        if site is None:
-            return value
-        found: Tensor = site(value)
+        found: Tensor = value if site is None else site(value)
+        if name in self._masks:
+            found = self._start.gates[name].apply(found, self._masks[name])
+        for gated in self._reads.get(name, ()):
+            self._masks[gated] = self._mask(gated, found)
         return found
+
+    def _mask(self, site: str, value: Tensor) -> Tensor:
+        """Return which filters run [n, filters] behind a gated site, by the value that its gate reads."""
+        return self._start.gates[site].mask(value)
 
     def hard(self) -> CompressedNetwork:
         """Return the network as it is stored: integers, scales, biases on the accumulator's grid, activation grids."""

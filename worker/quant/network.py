@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from app.domain.space import Assignment
+from worker.quant.gates import StoredGate
 from worker.quant.grids import ActivationGrid
 from worker.quant.layer import QuantizedLayer
 from worker.quant.simulation import Simulation
@@ -22,7 +23,8 @@ class CompressedNetwork:
     """A sliced network whose weights are dequantised integers, with the grids of its activations.
 
     `module` is the canonical graph; `grids` maps quantizer sites (node names) to grids; sites without an entry stay
-    float. `input_shape` is without the batch.
+    float. `input_shape` is without the batch. `gates` by site say which filters of a group run for which input: the
+    others are zeros behind the site's quantizer.
     """
 
     module: fx.GraphModule
@@ -31,6 +33,7 @@ class CompressedNetwork:
     input_shape: tuple[int, ...]
     assignment: Assignment
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    gates: Mapping[str, StoredGate] = field(default_factory=dict)
 
     def forward(self, *inputs: Value) -> Any:
         """Return the simulation's outputs for a batch of normalised inputs: a tensor, or a tuple of several."""
@@ -45,14 +48,20 @@ class CompressedNetwork:
         return self if device.type == "cpu" else replace(self, module=moved(self.module, device))
 
     def follow(self, *inputs: Value, seen: AfterNode | None = None) -> Any:
-        """Run a batch; `seen(site, value)` is shown what stands behind each quantizer and hands it on."""
+        """Run a batch; `seen(site, value)` is shown what stands behind each quantizer or gate and hands it on."""
         walk = Walk(inputs)
         self._simulation.advance(walk, seen)
         return walk.outputs(self.module)
 
+    def masks(self, *inputs: Value) -> dict[str, Tensor]:
+        """Return by gated site which filters run [n, filters] for a batch, as truth values."""
+        walk = Walk(inputs)
+        self._simulation.advance(walk)
+        return walk.masks
+
     @functools.cached_property
     def _simulation(self) -> Simulation:
-        return Simulation(self)
+        return Simulation(self, gates=self.gates)
 
     def input_scale(self, site: str) -> float | None:
         """Return the scale of the grid a layer reads from, or None where it is float."""

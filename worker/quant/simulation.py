@@ -15,6 +15,7 @@ from worker.graph.operands import last_uses, operands
 from worker.graph.ops.parametric import CONVOLUTIONS
 from worker.graph.ops.table import module_of
 from worker.graph.sites import quantizer_sites
+from worker.quant.gates import StoredGate, readers
 from worker.quant.grids import ActivationGrid
 from worker.quant.integer import MAX_BITS, Codes, Kernel, Quantized, encode, integer_kernels
 from worker.quant.walk import AfterNode, BeforeLayer, Value, Walk, real
@@ -33,14 +34,22 @@ class Simulation:
 
     `before(node, value)` is called on the first walk ahead of each leaf module with what it reads. It may change the
     module and the layers of the network: how a node is computed is made up only then.
+
+    `gates` by site put zeros behind its quantizer where they are off.
     """
 
     def __init__(
-        self, net: Quantized, start: int = 0, stop: int | None = None, before: BeforeLayer | None = None
+        self,
+        net: Quantized,
+        start: int = 0,
+        stop: int | None = None,
+        before: BeforeLayer | None = None,
+        gates: Mapping[str, StoredGate] = {},
     ) -> None:
         nodes = [node for node in net.module.graph.nodes if node.op != "output"]
         self._stop = len(nodes) if stop is None else min(stop, len(nodes))
         self._net, self._before = net, before
+        self._gates, self._read = gates, readers(gates)
         self._sites = quantizer_sites(net.module)
         self._heads = {site.id: site.head for site in self._sites.sites}
         self._kernels: dict[str, Kernel] = {}
@@ -64,9 +73,13 @@ class Simulation:
                 if index == len(self._steps):
                     self._steps.append(self._prepared(node, values))
                 value = self._steps[index](values)
-                if seen is not None and node.name in self._net.grids:
+                if node.name in walk.masks:
+                    value = self._gates[node.name].apply(value, walk.masks[node.name])
+                if seen is not None and (node.name in self._net.grids or node.name in walk.masks):
                     value = seen(node.name, real(value))
                 values[node.name] = value
+                for site in self._read.get(node.name, ()):
+                    walk.masks[site] = self._gates[site].mask(real(value))
                 for item in gone:
                     del values[item]
         walk.step = max(walk.step, self._stop)

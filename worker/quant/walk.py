@@ -24,16 +24,18 @@ AfterNode = Callable[[str, Tensor], Tensor]
 class Walk:
     """A run of a canonical graph that stands ahead of a node: `values` holds what later nodes read.
 
-    Nothing writes to a value once it is kept, so forks share them.
+    Nothing writes to a value once it is kept, so forks share them. `masks` holds what gates have decided so far, by the
+    site that they act on [n, filters].
     """
 
     inputs: tuple[Value, ...]
     step: int = 0
     values: dict[str, Any] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
 
     def fork(self) -> Walk:
         """Return a walk that goes on from here by itself."""
-        return Walk(self.inputs, self.step, dict(self.values))
+        return Walk(self.inputs, self.step, dict(self.values), dict(self.masks))
 
     def advance(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.domain.methods import StraightThrough, Training, to_json
+from app.domain.methods import ChannelGating, StraightThrough, Training, to_json
 from tests.worker.methods.digit_subject import rows, space
 from tests.worker.quant.digits import assignment, fresh, trained
 from worker.export.checkpoint import read_checkpoint
@@ -62,6 +62,13 @@ def test_epoch_when_the_loss_is_not_finite_then_named_and_nothing_stored(tmp_pat
     found = serve.opened(owner, params(tmp_path)).epoch(last=False)
     assert found["failure"]["kind"] == "loss-not-finite"
     assert not [*tmp_path.iterdir()]
+
+
+def test_opened_when_a_method_can_not_begin_then_its_first_epoch_says_why(owner: Evaluator, tmp_path: Path) -> None:
+    asked = {**params(tmp_path), "method": to_json(ChannelGating(block=64))}
+    found = serve.opened(owner, asked).epoch(last=False)
+    assert found["failure"]["kind"] == "nothing-legal"
+    assert "blocks of 64" in found["failure"]["detail"]
 
 
 def test_key_when_anything_but_the_last_differs_then_another_one(tmp_path: Path) -> None:

@@ -24,10 +24,11 @@ METHODS: tuple[domain.Method, ...] = (
     domain.JointPruning(SHORT, structure_rate=0.1),
     domain.JointPruning(SHORT, start="float", joint=0.7, structure_rate=0.1),
     domain.LearnedThresholds(SHORT, density=0.3),
+    domain.ChannelGating(SHORT, block=2, gate_rate=0.1),
     domain.RelaxedRounding(steps=60, rows=256),
 )
 every = pytest.mark.parametrize(
-    "method", METHODS, ids=["straight", "relaxed", "djpq", "djpq-float", "thresholds", "rounding"]
+    "method", METHODS, ids=["straight", "relaxed", "djpq", "djpq-float", "thresholds", "gating", "rounding"]
 )
 
 
@@ -37,15 +38,17 @@ def epochs(method: domain.Method) -> int:
     return 1 if training is None else training.epochs
 
 
-def limited() -> Subject:
-    """Return a subject under a budget that it keeps with some room left."""
+def limited(method: domain.Method | None = None) -> Subject:
+    """Return a subject under a budget that it keeps with some room left: for gates' own weights where a method has
+    any, since they stay float."""
     item = subject(bits=4)
     costs = count(item.graph, item.network.assignment, device())
-    return replace(item, budget=Budget({"bops": 1.1 * costs.bops, "weight_bytes": 1.1 * costs.weight_bytes}))
+    own = 2000 if isinstance(method, domain.ChannelGating) else 0
+    return replace(item, budget=Budget({"bops": 1.1 * costs.bops, "weight_bytes": 1.1 * costs.weight_bytes + own}))
 
 
 def made(method: domain.Method, item: Subject | None = None) -> Stage:
-    return registry.prepare(limited() if item is None else item, method)
+    return registry.prepare(limited(method) if item is None else item, method)
 
 
 def whole(method: domain.Method) -> Stage:
@@ -112,7 +115,7 @@ def test_restore_when_the_state_is_damaged_then_refused(method: domain.Method) -
 
 @every
 def test_finish_when_called_then_the_candidate_s_network_is_untouched(method: domain.Method) -> None:
-    item = limited()
+    item = limited(method)
     before = item.network.forward(item.rows.inputs[0][:16])
     stage = made(method, item)
     stage.fit()
