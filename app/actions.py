@@ -152,7 +152,7 @@ def create_search(
         check_quota("live_searches", query.live_count(session), service.settings.max_live_searches)
         model = searchable(session, request["model_id"])
         graph = ModelGraph.from_json(model.graph or {})
-        check_datasets(session, request["dataset"], graph)
+        check_datasets(session, request["dataset"] or {}, graph)
         request = settled(session, request, graph)
         device = _device(session, request["device_id"])
         profile = DeviceProfile.from_json(device.profile)
@@ -162,7 +162,7 @@ def create_search(
             id=ids.new_id("search"),
             name=request["name"],
             model_id=model.id,
-            dataset=request["dataset"],
+            dataset=request["dataset"] or {},
             device_id=device.id,
             device=device.profile,
             spec=request,
@@ -193,7 +193,7 @@ def preflight(service: Service, request: Json) -> Json:
     with service.database.reading() as session:
         model = searchable(session, request["model_id"])
         graph = ModelGraph.from_json(model.graph or {})
-        check_datasets(session, request["dataset"], graph)
+        check_datasets(session, request["dataset"] or {}, graph)
         request = settled(session, request, graph)
         device = _device(session, request["device_id"])
         profile = DeviceProfile.from_json(device.profile)

@@ -54,7 +54,13 @@ def check_ready(row: Model | Dataset, slug: str) -> None:
 
 
 def check_datasets(session: Session, roles: Mapping[str, str], graph: ModelGraph) -> None:
-    """Raise Problem for datasets that are not all there, not read, too few rows, or not what the network takes."""
+    """Raise Problem for datasets that are not all there, not read, too few rows, or not what the network takes.
+
+    No roles at all: inputs will be drawn, which ids can't be.
+    """
+    if not roles:
+        _check_drawable(graph)
+        return
     if set(roles) not in ({"all"}, {"calibration", "evaluation", "holdout"}):
         detail = "give one dataset for `all`, or three for calibration, evaluation and holdout"
         raise Problem("calibration-required", detail, [field_error("/dataset", detail)])
@@ -71,13 +77,21 @@ def check_datasets(session: Session, roles: Mapping[str, str], graph: ModelGraph
             raise Problem("invalid-dataset", detail, [field_error(f"/dataset/{role}", detail, "labels")])
 
 
+def _check_drawable(graph: ModelGraph) -> None:
+    """Raise Problem calibration-required for a network whose inputs can't be drawn."""
+    ids = [port.label or port.name for port in graph.inputs if port.is_integer]
+    if ids:
+        detail = f"{ids} are ids, which can't be drawn: give data"
+        raise Problem("calibration-required", detail, [field_error("/dataset", detail)])
+
+
 def settled(session: Session, request: Json, graph: ModelGraph) -> Json:
     """Return the request with the metric it leaves to the data: accuracy where labels fit an output, else KL.
 
     Raises Problem metric-not-measurable for a metric that data or network don't allow, and invalid-budget for a quality
     whose bounds are not for its metric.
     """
-    labels = _labels(session, request["dataset"])
+    labels = _labels(session, request["dataset"] or {})
     defaults = {default_metric(graph.outputs, known) for known in labels.values()}
     metric = request.get("metric") or ("accuracy" if defaults == {"accuracy"} else "kl")
     quality = request.get("quality") or {}
@@ -101,7 +115,9 @@ def settled(session: Session, request: Json, graph: ModelGraph) -> Json:
 
 
 def _labels(session: Session, roles: Mapping[str, str]) -> dict[str, Labels | None]:
-    """Return what is known of the labels that quality is counted by, by role."""
+    """Return what is known of the labels that quality is counted by, by role; without data there are none."""
+    if not roles:
+        return {"all": None}
     counted = ("all",) if "all" in roles else ("evaluation", "holdout")
     return {role: Labels.of(session.get_one(Dataset, roles[role]).info or {}) for role in counted}
 

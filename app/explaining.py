@@ -40,7 +40,7 @@ def cautions_of(service: Service, search: Search, assignment: Json | None = None
     with service.database.reading() as session:
         stale = timings.accuracy(session, search.device).verdict == "stale"
         model = session.get(Model, search.model_id)
-    noted = (search.baseline or {}).get("warnings") or []
+    noted = [*((search.baseline or {}).get("warnings") or []), *([] if search.dataset else ["no-data"])]
     if model is None or not model.graph:
         return cautions(stale, (), noted)
     graph, device = ModelGraph.from_json(model.graph), DeviceProfile.from_json(search.device)

@@ -78,7 +78,9 @@ PROBLEMS: dict[str, Kind] = {
     "too-many-tensors": Kind(422, "Too many tensors", "A safetensors file names more than 20,000 tensors."),
     "duplicate-tensor": Kind(422, "Duplicate tensor", "A safetensors file names the same tensor twice."),
     "dataset-too-large": Kind(422, "Dataset too large", "The dataset expands to more than the cap."),
-    "calibration-required": Kind(422, "Calibration required", "A role has no dataset."),
+    "calibration-required": Kind(
+        422, "Calibration required", "A role has no dataset, or a search without data has inputs that are ids."
+    ),
     "invalid-device-profile": Kind(422, "Invalid device profile", "The profile has illegal or missing fields."),
     "device-not-measurable": Kind(
         422,

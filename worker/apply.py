@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("config", type=Path)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--data", action="append", required=True)
+    parser.add_argument("--data", action="append", default=[])
     parser.add_argument("--out", type=Path, default=Path())
     parser.add_argument("--opset", type=int, choices=range(LOWEST, DEFAULT + 1))
     parser.add_argument("--force", action="store_true")

@@ -317,9 +317,12 @@ def _dataset(params: Params) -> Dataset:
 
 
 def _roles(datasets: Params, network: Opened) -> dict[Role, RoleData]:
-    """Return the three roles from one dataset split by its seed, or from three datasets."""
+    """Return the three roles from one dataset split by its seed, from three datasets, or drawn where there are none."""
     from worker.data import check_against, role_data, split
+    from worker.synthetic import synthetic
 
+    if not datasets:
+        return synthetic(network.folded)
     inputs, classes = network.graph.inputs, network.graph.classes
     found: dict[Role, RoleData] = {}
     for role, item in datasets.items():

@@ -385,6 +385,7 @@ def _manifest(job: Job, metrics: Json, feasible: bool) -> Json:
     return {
         "search_id": job.search_id,
         "request": job.spec,
+        **({} if job.opening["datasets"] else {"no_data": True}),
         "names": job.names,
         "metric": job.metric,
         "metrics": metrics,

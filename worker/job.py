@@ -30,6 +30,9 @@ from worker.search.rows import Goal, Settings, Stop
 
 Json = dict[str, Any]
 MAX_PROBES = 240
+NO_DATA = "synthetic 1"
+"""What stands for the data of searches without any, in the key of shared measurements; the number is that of
+`worker.synthetic`: other inputs, other measurements."""
 MAX_DETAIL, MAX_ERROR = 4000, 500
 
 
@@ -164,7 +167,11 @@ def load_job(site: Site, search_id: str) -> Job:
         }
         processor = (search.provenance or {}).get("processor") or here(site.limits)
         opening["processor"] = processor
-        data_key = json.dumps([[role, d.blob_sha, d.spec] for role, d in sorted(datasets.items())], sort_keys=True)
+        data_key = (
+            NO_DATA
+            if not datasets
+            else json.dumps([[role, d.blob_sha, d.spec] for role, d in sorted(datasets.items())], sort_keys=True)
+        )
         names: Json = {
             "model": model.name,
             "model_sha256": model.blob_sha,
@@ -198,7 +205,8 @@ def load_job(site: Site, search_id: str) -> Job:
 def _judged_by(spec: Json, graph: ModelGraph, datasets: Mapping[str, Dataset]) -> tuple[str, int | None]:
     """Return a search's metric (its data's default where its request is older than metrics are), and how many classes
     the labels tell apart, where they fit an output."""
-    labels = Labels.of((datasets.get("all") or datasets["evaluation"]).info or {})
+    judging = datasets.get("all") or datasets.get("evaluation")
+    labels = None if judging is None else Labels.of(judging.info or {})
     fits = labels is not None and labelled(graph.outputs, labels) is not None
     return spec.get("metric") or default_metric(graph.outputs, labels), labels.classes if labels and fits else None
 

@@ -304,11 +304,11 @@ _OPTIONAL = ("agent", "metric", "quality", "methods", "export", "priority")
 
 
 class SearchIn(Strict):
-    """The body of POST /v1/searches."""
+    """The body of POST /v1/searches. `dataset` null: there are no data, and the search draws inputs itself."""
 
     name: Name
     model_id: Ident
-    dataset: dict[Literal["all", "calibration", "evaluation", "holdout"], Ident]
+    dataset: dict[Literal["all", "calibration", "evaluation", "holdout"], Ident] | None
     device_id: DeviceRef
     limits: list[LimitIn]
     agent: Ident | None = None

@@ -19,7 +19,10 @@ class Inputs:
     """The files that the candidate came from."""
 
     model: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The network it came from.")]
-    data: Annotated[list[str], typer.Option(help="Its dataset: FILE, or ROLE=FILE for each of several.")]
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Its dataset: FILE, or ROLE=FILE for each of several; none where the search had none."),
+    ] = None
     weights: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="The weights' file, of a weights version.")
     ] = None
@@ -40,7 +43,7 @@ def apply(
     Exit codes: 0 as delivered, 3 verified but other bytes, 1 refused or not verified.
     """
     command = [sys.executable, "-m", "worker.apply", str(config), "--model", str(inputs.model), "--out", str(out)]
-    for item in inputs.data:
+    for item in inputs.data or ():
         command += ["--data", item]
     command += ["--weights", str(inputs.weights)] if inputs.weights is not None else []
     command += ["--opset", str(opset)] if opset is not None else []

@@ -41,6 +41,9 @@ class Request:
     name: Annotated[str | None, typer.Option(help="Name of the search.")] = None
     model: Annotated[str | None, typer.Option(help="Id or name of the model.")] = None
     data: Annotated[str | None, typer.Option(help="Id or name of the dataset.")] = None
+    no_data: Annotated[
+        bool, typer.Option("--no-data", help="There are no data: go by inputs drawn from the network's BatchNorms.")
+    ] = False
     device: Annotated[str | None, typer.Option(help="Id or name of the device profile.")] = None
     limit: Annotated[
         list[str] | None,
@@ -219,6 +222,9 @@ def read_request(request: Request) -> _Names:
     data = request.data or body.pop("data", None) or body.pop("dataset", None)
     for key in ("model", "model_id", "device", "device_id", "data", "dataset"):
         body.pop(key, None)
+    if data and request.no_data:
+        raise typer.BadParameter("--no-data and data: name one of them")
+    data = data or request.no_data
     for option, value in (("--model", model), ("--data", data), ("--device", device)):
         if not value:
             raise typer.BadParameter(f"{option} is missing; name it as an option or in the file")
@@ -289,13 +295,16 @@ def parse_quality(request: Request) -> dict[str, Any]:
 def resolve(client: Client, names: _Names) -> dict[str, Any]:
     """Return the body of POST /v1/searches: names looked up, ids in their place (of a device, its revision)."""
     data = names.data if isinstance(names.data, Mapping) else {"all": names.data}
+    roles = {role: str(name) for role, name in data.items()}
     device = client.find("devices", names.device)
     agent = names.rest.get("agent")
     return {
         **names.rest,
         **({"agent": client.find("agents", agent)["id"]} if agent else {}),
         "model_id": client.find("models", names.model)["id"],
-        "dataset": {role: client.find("datasets", str(name))["id"] for role, name in data.items()},
+        "dataset": None
+        if names.data is True
+        else {k: client.find("datasets", name)["id"] for k, name in roles.items()},
         "device_id": f"{device['name']}@{device['revision']}",
     }
 

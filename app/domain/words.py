@@ -106,6 +106,8 @@ def quality_verdict(judged: Mapping[str, Any]) -> str:
 WARNINGS = {
     "profile-stale": "What was measured with this device profile lies far from what it says.",
     "latency-fallback": "Some operations' times are guesses: the host runs them, or none like them was measured.",
+    "no-data": "No data were given: every figure is likeness to the float network on inputs that were drawn from its "
+    "BatchNorms. How right its answers are on real data, nobody has measured.",
     "baseline-is-guessing": "The float network is no better than guessing on these labels: are they the right ones, "
     "in the order of the network's classes?",
 }

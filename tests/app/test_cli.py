@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -186,6 +187,15 @@ def test_summary_when_a_search_has_ended_then_says_what_trials_ran_on_and_what_t
     assert "trials ran on cuda:0 NVIDIA L4" in text
     assert "no better than guessing on these labels" in text
     assert "hold-out mIoU 60.00 %, asked for ≥ 50.00 %: kept" in text
+
+
+def test_request_when_there_are_no_data_then_said_so_and_not_beside_data() -> None:
+    request = Request(model="a", device="d", limit=["bops<=1/16"], no_data=True)
+    assert read_request(request).data is True
+    with pytest.raises(typer.BadParameter, match="name one of them"):
+        read_request(dataclasses.replace(request, data="c"))
+    with pytest.raises(typer.BadParameter, match="--data is missing"):
+        read_request(dataclasses.replace(request, no_data=False))
 
 
 def test_request_when_the_file_is_a_list_then_is_wrong_usage(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ class Rig:
         Its best is exported, unless `export_top` says 0, and polished only where `polish` says so: either takes longer
         than the trials do.
         """
+        roles = options.pop("dataset", {"all": self.dataset_id})
         ending: dict[str, Any] = {
             "polish": bool(options.pop("polish", False)),
             "export_top": int(options.pop("export_top", 1)),
@@ -57,7 +58,7 @@ class Rig:
             ending["export"] = {"opset": options.pop("opset")}
         spec = {"search": {"trials": trials, "seed": seed, **options}, "space": {}, **ending}
         row = Search(
-            id=ids.new_id("search"), name="digits", model_id=self.model_id, dataset={"all": self.dataset_id},
+            id=ids.new_id("search"), name="digits", model_id=self.model_id, dataset=roles,
             device_id=DEVICE.name, device=DEVICE.to_json(), spec=spec,
             limits=dict(resolve(limits, self.graph, DEVICE).limits),
         )  # fmt: skip

@@ -23,6 +23,7 @@ from app.store.query import artefacts
 from app.store.tables import Artefact, Candidate, Search, Trial
 from tests.reliability.rig import Rig, build
 from worker.export.audit import opset_of
+from worker.export.report_view import repair_steps
 from worker.finish import POLISHED
 from worker.job import LostTrial, Site, load_job
 from worker.processor import here
@@ -395,3 +396,15 @@ def test_run_when_the_budget_is_impossible_then_the_least_violating_candidate_as
     assert [candidate.feasible for candidate in found] == [False]
     done = [trial.costs["bops"] for trial in rig.trials(search) if trial.kind != "baseline" and trial.costs]
     assert found[0].costs["bops"] == min(done)
+
+
+def test_run_when_there_are_no_data_then_judged_on_drawn_inputs_and_the_record_says_so(rig: Rig) -> None:
+    search = rig.add_search(4, dataset={})
+    assert load_job(site(rig), search).metric == "kl"
+    assert Runner(site(rig), search).run() == "finished"
+    (best, *_) = rig.candidates(search)
+    assert (best.verification, best.metrics["metric"], best.metrics["holdout_pictures"]) == ("verified", "kl", 64)
+    assert "accuracy" not in best.metrics["holdout"]
+    report = report_of(rig, best)
+    assert report["manifest"]["no_data"] is True and report["manifest"]["provenance"]["datasets"] == {}
+    assert repair_steps(report)[0]["name"] == "no_data"

@@ -297,6 +297,7 @@ def _span(item: Json) -> str:
 
 
 CONDITIONS = {
+    "no_data": "No data were given: calibrated and compared with the float network on inputs from its BatchNorms.",
     "equalised": "Cross-layer equalisation: the device has one weight scale per tensor.",
     "absorbed": "High biases absorbed: what channels never fall below lies in the next layers' biases.",
 }
@@ -348,6 +349,7 @@ def provenance(document: Json) -> list[tuple[str, str]]:
         "Weights (SHA-256)": held.get("weights_sha256"),
         "Device profile (SHA-256)": held.get("device_sha256"),
         "Measurements' context": held.get("context"),
+        "Data": "none were given" if manifest.get("no_data") else None,
         **{f"Data, {role} (SHA-256)": sha for role, sha in sorted((held.get("datasets") or {}).items())},
         "Verified on": _machine(machine),
         "Versions": _versions(manifest.get("versions") or {}),

@@ -504,3 +504,18 @@ def test_search_when_a_host_runs_some_of_its_layers_then_accepted_with_a_warning
         assert answer["fallback_operations"] == ["head"]
     plain = post(client, request_body).json()
     assert (plain["warnings"], plain["fallback_operations"]) == ([], [])
+
+
+def test_search_when_there_are_no_data_then_queued_with_a_warning_and_no_metric_that_needs_labels(
+    client: TestClient, request_body: Json
+) -> None:
+    asked = {key: value for key, value in request_body.items() if key not in ("metric", "quality")} | {"dataset": None}
+    answer = post(client, asked)
+    assert answer.status_code == 202
+    found = answer.json()
+    assert (found["dataset"], found["metric"]) == ({}, "kl")
+    assert "no-data" in found["warnings"]
+    refused = post(client, {**asked, "metric": "accuracy"})
+    assert refused.json()["type"] == "/problems/metric-not-measurable"
+    missing = post(client, {key: value for key, value in asked.items() if key != "dataset"})
+    assert missing.status_code == 422

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import torch
@@ -43,3 +44,29 @@ def test_analytic_when_compared_with_local_then_nearly_the_same_biases() -> None
         plain = given.folded.get_submodule(name).get_parameter("bias").detach()
         moved = local[name] - plain
         assert float((analytic[name] - local[name]).square().sum()) < 0.25 * float(moved.square().sum())
+
+
+def test_low_rank_when_given_as_weights_then_every_way_leaves_less_squared_error_and_local_no_mean_error() -> None:
+    given = subject(keep=1.0)
+    folded, x = given.folded, rows().inputs[0]
+    module = copy.deepcopy(folded)
+    for name in ("left", "last"):
+        weight = module.get_submodule(name).get_parameter("weight")
+        u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+        weight.data = (u[:, :3] * s[:3] @ v[:3]).reshape(weight.shape)
+    corrector = BiasCorrector(folded, replace(given.network, module=module, kept={}))
+    ways = {
+        "analytic": corrector.analytic(input_moments(folded, rows())).biases,
+        "local": corrector.local([(x,)]).biases,
+    }
+    seen: dict[str, Tensor] = {}
+    run(folded, x, before=lambda node, source: seen.setdefault(node.name, source.clone()))
+    for name in ("left", "last"):
+        old, new = (item.get_submodule(name) for item in (folded, module))
+        error = new(seen[name]) - old(seen[name])
+        plain = float(error.square().mean())
+        for way, biases in ways.items():
+            moved = (biases[name].float() - old.get_parameter("bias")).reshape(1, -1, 1, 1)
+            assert float((error + moved).square().mean()) < (0.95 if way == "analytic" else 0.9) * plain
+            if way == "local":
+                assert float((error + moved).mean((0, 2, 3)).abs().max()) < 1e-5
