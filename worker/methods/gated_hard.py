@@ -43,11 +43,12 @@ STEPS = 8
 def tidied(network: CompressedNetwork, subject: Subject, method: domain.ChannelGating) -> CompressedNetwork:
     """Return a trained network with its gates shifted and tidied. Raises NothingLegal where a limit has no room."""
     rows = subject.rows.head(ROWS)
-    shifted = at_share(network, subject.graph, rows, method.macs)
+    most = method.macs * GatedCosts.of(subject.graph, network).dense
+    shifted = at_most(network, subject.graph, rows, most)
     seen = Seen.of(shifted, rows)
     found = {site: tidy(_rates(gate, seen.rates[site]), method.rare) for site, gate in shifted.gates.items()}
     small = without(shifted, subject, _legal(shifted, subject, found, seen), seen)
-    small = at_share(small, subject.graph, rows, method.macs) if small.gates else small
+    small = at_most(small, subject.graph, rows, most) if small.gates else small
     _check(small, subject, rows)
     return small
 
@@ -84,14 +85,14 @@ def _assignment(network: CompressedNetwork, found: Mapping[str, Tidy]) -> Assign
     return replace(network.assignment, keep={**network.assignment.keep, **keep})
 
 
-def at_share(network: CompressedNetwork, graph: ModelGraph, rows: RoleData, share: float) -> CompressedNetwork:
-    """Return a network whose gates, by one shift of all logits, leave at most a share of its MACs in the mean."""
+def at_most(network: CompressedNetwork, graph: ModelGraph, rows: RoleData, most: float) -> CompressedNetwork:
+    """Return a network whose gates, by one shift of all logits, leave at most so many MACs in the mean over rows."""
     costs = GatedCosts.of(graph, network)
     low, high = -FARTHEST, FARTHEST
     for _ in range(STEPS):
         middle = (low + high) / 2
         spread = spread_of(shifted_by(network, middle), costs, rows)
-        low, high = (low, middle) if spread.mean > share * costs.dense else (middle, high)
+        low, high = (low, middle) if spread.mean > most else (middle, high)
     return shifted_by(network, low)
 
 

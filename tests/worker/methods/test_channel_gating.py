@@ -21,7 +21,7 @@ from worker.export.onnx_qdq import write_qdq
 from worker.export.recount import recount
 from worker.export.verify import run_onnx
 from worker.methods import registry
-from worker.methods.gated_hard import Seen, at_share, shifted_by, spread_of, without
+from worker.methods.gated_hard import Seen, at_most, shifted_by, spread_of, without
 from worker.methods.gated_network import GatedCosts, GatedNetwork, places
 from worker.methods.gating import Tidy
 from worker.methods.protocol import NothingLegal
@@ -36,7 +36,8 @@ def gated(block: int = 2) -> CompressedNetwork:
     for site in network.places:
         torch.nn.init.normal_(network.gate(site).excite.weight, std=3.0)
         torch.nn.init.zeros_(network.gate(site).excite.bias)
-    return at_share(network.eval().hard(), trained().graph, rows().head(256), 0.7)
+    made = network.eval().hard()
+    return at_most(made, trained().graph, rows().head(256), 0.7 * GatedCosts.of(trained().graph, made).dense)
 
 
 def pictures() -> torch.Tensor:
@@ -173,8 +174,8 @@ def test_stage_when_steered_then_gates_near_the_share_and_still_hanging_on_the_i
     assert abs(float(note.split()[0]) - 70) < 6
     network = stage.finish()
     found = spread_of(network, GatedCosts.of(item.graph, network), rows().head(512))
-    assert found.mean <= 0.705 * GatedCosts.of(item.graph, item.network).dense
-    assert network.gates
+    whole = GatedCosts.of(item.graph, item.network).dense
+    assert network.gates and 0.66 * whole < found.mean <= 0.705 * whole
 
 
 def test_export_when_gated_then_verified_without_pruned_files(tmp_path: Path) -> None:

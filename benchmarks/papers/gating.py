@@ -1,0 +1,145 @@
+"""Channel gates with batch-shaping (Bejnordi et al. 2020) beside static pruning to the same MACs.
+
+All start from the network of 8 bits and train for the same steps. Static: every inner group narrowed evenly by the
+search's compressor. Control: nothing gated, nothing pruned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from app.domain import methods
+from benchmarks.budgets import same_everywhere
+from benchmarks.cells import Measure
+from benchmarks.claims import Claim
+from benchmarks.papers.kind import Found, Kind, Rows
+from benchmarks.papers.subjects import error, prepared, trained, training_rows
+from worker.export.onnx_qdq import write_qdq
+from worker.hardware.measure import measure as timed
+from worker.methods.gated_hard import spread_of
+from worker.methods.gated_network import GatedCosts
+from worker.methods.gating import gateable
+from worker.methods.protocol import Subject
+from worker.quant.network import CompressedNetwork
+from worker.search.evaluate import Evaluator
+
+CODE = "gating 1"
+ABOUT = """
+ResNet-8 on CIFAR-10 at 8 bits, gates at its three inner groups, steered to 60 % of the MACs in the mean (the paper
+gates ResNets of 20 layers and more, for hundreds of epochs; it has no figures for this network). Static: the same
+groups narrowed evenly by the search's compressor, trained for as many steps. Control: trained for as many steps,
+nothing gated or pruned. MACs of gated networks are those over the test pictures, the gates' own among them. The ONNX
+file computes every filter and puts zeros where one is off: nothing is skipped, and the time it takes is beside that
+of the file without gates.
+"""
+NAME, BITS = "resnet8_cifar10", 8
+SHARE, STATIC = 0.6, 0.57
+HOW = methods.Training(epochs=5, rows=15_000, batch=64, rate=3e-3, labels=0.3, shift=3, mirror=True)
+GATES = methods.ChannelGating(HOW, macs=SHARE, block=1, gamma=20.0)
+
+
+def parts() -> dict[str, Measure]:
+    """Return one part per network."""
+    found: dict[str, Measure] = {"gated": partial(gated, GATES), "unshaped": partial(gated, replace(GATES, gamma=0.0))}
+    return {**found, "static": static, "control": partial(plain, 1.0)}
+
+
+def gated(method: methods.ChannelGating) -> dict[str, Any]:
+    """Return a gated network's test error in per cent, its MACs, its gates' spread over pictures, and latencies."""
+    owner, subject = _prepared()
+    network, pictures = trained(subject, method, NAME), owner.pictures("holdout")
+    costs = GatedCosts.of(owner.graph, network)
+    whole, found = GatedCosts.of(owner.graph, subject.network).dense, spread_of(network, costs, pictures)
+    return {
+        "error": error(owner, network),
+        "validation_error": error(owner, network, "full"),
+        "macs": {"mean": found.mean / whole, "p95": found.p95 / whole, "largest": found.largest / whole},
+        **_spread(owner, network),
+        "latency_ms": _latencies(owner, network),
+    }
+
+
+def _spread(owner: Evaluator, network: CompressedNetwork) -> dict[str, Any]:
+    """Return how many gates there are, and the mean over them of their variance over test pictures."""
+    batches = [network.masks(*inputs) for inputs in owner.pictures("holdout").batches(512)]
+    variances = []
+    for site, gate in network.gates.items():
+        on = torch.cat([batch[site] for batch in batches]).double()
+        first = [gate.owner.index(index) for index in range(len(gate.excite_bias))]
+        variances.append(on[:, first].var(0))
+    count = sum(len(item) for item in variances)
+    return {"gates": count, "variance": float(torch.cat(variances).mean()) if count else 0.0}
+
+
+def _latencies(owner: Evaluator, network: CompressedNetwork) -> dict[str, float]:
+    row = [item.numpy() for item in owner.pictures("holdout").head(1).inputs]
+    files = {"masked": write_qdq(network), "ungated": write_qdq(replace(network, gates={}))}
+    return {name: found.min_ms for name, found in timed(files, row).items()}
+
+
+def static() -> dict[str, Any]:
+    """Return what pruning the gated groups alone to about the same MACs gives."""
+    return plain(STATIC)
+
+
+def plain(keep: float) -> dict[str, Any]:
+    """Return the test error of a network of some inner channels, trained straight through, and its share of MACs."""
+    owner, subject = _prepared()
+    whole = GatedCosts.of(owner.graph, subject.network).dense
+    asked, channels = same_everywhere(owner.graph, BITS, BITS), owner.graph.group
+    inner = {group: round(keep * channels[group].channels) for group in gateable(owner.graph)}
+    network = owner.compress(replace(asked, keep={**asked.keep, **inner}))
+    made = trained(replace(subject, network=network), methods.StraightThrough(HOW), f"{NAME} {keep}")
+    share = GatedCosts.of(owner.graph, made).dense / whole
+    return {
+        "error": error(owner, made),
+        "validation_error": error(owner, made, "full"),
+        "macs": {"mean": share, "p95": share, "largest": share},
+    }
+
+
+def _prepared() -> tuple[Evaluator, Subject]:
+    torch.set_num_threads(1)
+    return prepared(training_rows(NAME), BITS)
+
+
+def rows(found: Found) -> Rows:
+    """Return test errors, MACs and spreads."""
+    table = [["network", "test error", "MACs, mean", "95th percentile", "gates", "variance", "masked, ungated ms"]]
+    for name, item in found.items():
+        macs = [f"{100 * item['macs'][key]:.1f} %" for key in ("mean", "p95")]
+        rest = ["-", "-", "-"]
+        if "gates" in item:
+            times = ", ".join(f"{item['latency_ms'][key]:.3f}" for key in ("masked", "ungated"))
+            rest = [str(item["gates"]), f"{item['variance']:.3f}", times]
+        table.append([name, f"{item['error']:.2f} %", *macs, *rest])
+    return table
+
+
+def claims(found: Found) -> list[Claim]:
+    """Return what is claimed, measured or not."""
+    texts = (
+        "Gating: at most the static network's error at no more MACs in the mean",
+        "Gating: gates differ by input more with batch-shaping than without",
+    )
+    said = []
+    one, other = found.get("gated"), found.get("static")
+    if one is None or other is None:
+        said.append(Claim(texts[0], None, "-"))
+    else:
+        ahead, more = other["error"] - one["error"], one["macs"]["mean"] - other["macs"]["mean"]
+        said.append(Claim(texts[0], ahead >= 0 and more <= 0.005, f"{ahead:+.2f} points, {100 * more:+.1f} % MACs"))
+    bare = found.get("unshaped")
+    if one is None or bare is None:
+        said.append(Claim(texts[1], None, "-"))
+    else:
+        figures = f"{one['variance']:.3f} against {bare['variance']:.3f}"
+        said.append(Claim(texts[1], one["variance"] > bare["variance"], figures))
+    return said
+
+
+KIND = Kind("gating", "Channel gating with batch-shaping (Bejnordi et al. 2020)", ABOUT, CODE, parts, rows, claims)

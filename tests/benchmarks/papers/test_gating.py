@@ -1,0 +1,28 @@
+"""The part of channel gates: what is claimed, of what was measured and of what was not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.papers import gating
+
+
+def found(error: float, mean: float, variance: float | None = None) -> dict[str, Any]:
+    item: dict[str, Any] = {"error": error, "macs": {"mean": mean, "p95": mean, "largest": mean}}
+    if variance is not None:
+        item |= {"gates": 4, "variance": variance, "latency_ms": {"masked": 2.0, "ungated": 1.5}}
+    return item
+
+
+def test_claims_when_nothing_is_measured_then_open() -> None:
+    assert [claim.holds for claim in gating.claims({})] == [None, None]
+    assert len(gating.rows({})) == 1
+
+
+def test_claims_when_measured_then_judged_by_error_at_equal_macs_and_by_spread() -> None:
+    good = {"gated": found(25.0, 0.6, 0.2), "static": found(25.5, 0.6), "unshaped": found(26.0, 0.6, 0.1)}
+    assert [claim.holds for claim in gating.claims(good)] == [True, True]
+    bad = {**good, "gated": found(25.0, 0.65, 0.05)}
+    assert [claim.holds for claim in gating.claims(bad)] == [False, False]
+    assert gating.rows(good)[1] == ["gated", "25.00 %", "60.0 %", "60.0 %", "4", "0.200", "2.000, 1.500"]
+    assert gating.rows(good)[2][4:] == ["-", "-", "-"]
