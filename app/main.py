@@ -21,7 +21,7 @@ from starlette.routing import Match
 
 from app import actions, queue
 from app.actions import Service
-from app.api import admin, agents, calibrations, devices, fleets, openapi, resources, searches, steering
+from app.api import admin, agents, calibrations, devices, fleets, openapi, resources, searches, steering, tus
 from app.api.answers import answer
 from app.api.auth import Attempts, ensure_admin_key
 from app.api.device_schema import Json, checked_profile
@@ -61,6 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         devices.router,
         searches.router,
         steering.router,
+        tus.router,
         fleets.router,
         agents.router,
         calibrations.router,

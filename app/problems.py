@@ -33,6 +33,12 @@ PROBLEMS: dict[str, Kind] = {
     "upload-too-slow": Kind(408, "Upload too slow", "A body that comes at less than 8 KiB per second over 30 seconds."),
     "length-required": Kind(411, "Length required", "An upload needs a Content-Length."),
     "upload-too-large": Kind(413, "Upload too large", "The file is larger than the service accepts."),
+    "offset-conflict": Kind(
+        409, "Offset conflict", "The part begins elsewhere than the upload ends, or another comes in."
+    ),
+    "checksum-mismatch": Kind(460, "Checksum mismatch", "The part is not the one that Upload-Checksum names."),
+    "upload-expired": Kind(410, "Upload expired", "A resumable upload is finished within 24 hours."),
+    "unsupported-tus-version": Kind(412, "Unsupported tus version", "Resumable uploads speak tus 1.0.0."),
     "incomplete-upload": Kind(400, "Incomplete upload", "The connection ended before the declared length."),
     "insufficient-storage": Kind(507, "Insufficient storage", "The disk is nearly full; reads and cancels still work."),
     "digest-mismatch": Kind(422, "Digest mismatch", "The bytes are not those the digest header names."),

@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     worker_silence_s: float = Field(default=30.0, gt=0)
     allowed_hosts: str = ""  # names that the Host header may have, comma-separated; none: any
     upload_bytes_per_s: int = Field(default=8192, ge=0)  # slower bodies are refused
+    upload_keep_s: float = Field(default=86_400.0, gt=0)  # resumable uploads that were not finished are dropped
     upload_window_s: float = Field(default=30.0, gt=0)
     otel: bool = False  #: OpenTelemetry's exporters, as the OTEL_... variables set them up
     log_format: Literal["console", "json"] = "console"

@@ -39,6 +39,7 @@ BODIES: dict[str, type[BaseModel]] = {
 
 OPTIONAL = frozenset({"POST /v1/candidates/{id}/export"})
 UPLOADS = ("POST /v1/models", "POST /v1/models/{id}/weights", "POST /v1/datasets")
+PART = "PATCH /v1/uploads/{id}"
 OPEN = ("/healthz", "/readyz", "/metrics", "/problems/{slug}", "/v1/agents:enrol")
 MEDIA = {
     "GET /v1/searches/{id}/events": "text/event-stream",
@@ -48,6 +49,13 @@ MEDIA = {
     "GET /metrics": "text/plain",
     "GET /problems/{slug}": "text/plain",
 }
+TUS = {
+    "POST": {"Tus-Resumable": "1.0.0", "Upload-Length": "Bytes.", "Upload-Metadata": "kind, name, spec, model_id."},
+    "HEAD": {"Tus-Resumable": "1.0.0"},
+    "PATCH": {"Tus-Resumable": "1.0.0", "Upload-Offset": "Bytes.", "Upload-Checksum": "sha1 or sha256, base64."},
+    "DELETE": {"Tus-Resumable": "1.0.0"},
+}
+"""Headers of resumable uploads."""
 ALWAYS = (400, 404, 405, 408, 421, 422, 429, 431, 500, 503)
 MATCHED = ("/v1/models/{id}", "/v1/datasets/{id}", "/v1/schedules/{id}")
 MORE: dict[str, tuple[int, ...]] = {
@@ -130,15 +138,18 @@ def _complete(name: str, path: str, operation: Json) -> None:
         responses.setdefault(str(status), _refusal(status))
     if path not in OPEN:
         operation["security"] = [{"key": []}]
-    if name in UPLOADS:
+    if name in (*UPLOADS, PART):
+        media = "application/offset+octet-stream" if name == PART else "application/octet-stream"
         body = {"schema": {"type": "string", "format": "binary"}}
-        operation["requestBody"] = {"required": True, "content": {"application/octet-stream": body}}
+        operation["requestBody"] = {"required": True, "content": {media: body}}
     _conditions(name, method, path, operation)
 
 
 def _conditions(name: str, method: str, path: str, operation: Json) -> None:
     """Tell the headers that an operation reads, and the answers that come of them."""
     responses = operation["responses"]
+    for header, description in (TUS.get(method, {}) if path.startswith("/v1/uploads") else {}).items():
+        _header(operation, header, description)
     if path in MATCHED and method in ("PATCH", "DELETE"):
         _header(operation, "If-Match", "The ETag that was seen, or `*` for any state.")
     if method == "GET" and path.startswith("/v1/") and path.endswith(("{id}", "/content", "{item}")):
@@ -163,6 +174,8 @@ def _refusals(name: str, method: str, path: str) -> list[int]:
         found += [409]
     if path in MATCHED and method != "GET":
         found += [412, 428]
+    if path.startswith("/v1/uploads"):
+        found += [409, 410, 412, 413, 415, 460, 507]
     if path.startswith(("/v1/agents", "/v1/measurements", "/v1/devices/{name}/calibrations")):
         found += [410]
     return found
@@ -170,7 +183,8 @@ def _refusals(name: str, method: str, path: str) -> list[int]:
 
 def _refusal(status: int) -> Json:
     schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": HTTPStatus(status).phrase, "content": {"application/problem+json": {"schema": schema}}}
+    phrase = "Checksum mismatch" if status == 460 else HTTPStatus(status).phrase
+    return {"description": phrase, "content": {"application/problem+json": {"schema": schema}}}
 
 
 def _header(operation: Json, name: str, description: str) -> None:

@@ -21,7 +21,7 @@ async def receive(request: Request, service: Service, what: Kind) -> tuple[str, 
     declared = _length(request, service)
     with service.blobs.writer() as writer:
         head = await _drain(request, writer, declared)
-        found = _format(head, writer, what)
+        found = format_of(head, writer, what)
         _check_digest(request, writer.sha256)
         return writer.commit(), declared, found
 
@@ -31,6 +31,12 @@ def _length(request: Request, service: Service) -> int:
     if text is None or not text.isdigit():
         raise Problem("length-required", "an upload needs a Content-Length")
     declared = int(text)
+    check_room(service, declared)
+    return declared
+
+
+def check_room(service: Service, declared: int) -> None:
+    """Raise Problem upload-too-large, quota-exceeded or insufficient-storage for a file of so many bytes."""
     if declared > service.settings.max_upload_bytes:
         raise Problem("upload-too-large", f"{declared} bytes; at most {service.settings.max_upload_bytes}")
     if service.settings.max_stored_bytes:
@@ -38,7 +44,6 @@ def _length(request: Request, service: Service) -> int:
             check_quota("stored_bytes", query.stored_bytes(session), service.settings.max_stored_bytes, declared)
     if service.blobs.free_bytes() - declared < service.settings.disk_floor_bytes:
         raise Problem("insufficient-storage", "the disk is nearly full")
-    return declared
 
 
 async def _drain(request: Request, writer: BlobWriter, declared: int) -> bytes:
@@ -54,7 +59,8 @@ async def _drain(request: Request, writer: BlobWriter, declared: int) -> bytes:
     return head
 
 
-def _format(head: bytes, writer: BlobWriter, what: Kind) -> str:
+def format_of(head: bytes, writer: BlobWriter, what: Kind) -> str:
+    """Return the format of what was written, by content. Raises Problem by the name of what it is instead."""
     path = writer.peek()
     try:
         return sniff(head, writer.bytes, what, lambda: _entries(path), _tail(path))

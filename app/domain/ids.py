@@ -22,6 +22,7 @@ PREFIXES = {
     "agent": "agt",
     "measuring": "msr",
     "calibration": "cal",
+    "upload": "upl",
 }
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32

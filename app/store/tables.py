@@ -325,6 +325,21 @@ class Event(Base):
     at: Mapped[datetime] = mapped_column(default=now)
 
 
+class Upload(Base):
+    """An upload in parts: how many of its bytes are on disk, and what it becomes once all of them are."""
+
+    __tablename__ = "upload"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    key_id: Mapped[str] = mapped_column(sa.String(40))
+    length: Mapped[int]
+    offset: Mapped[int] = mapped_column(default=0)
+    wish: Mapped[Json]
+    state: Mapped[str] = mapped_column(sa.String(16), default="open")  #: open | done | expired
+    location: Mapped[str | None]  #: the address of what it became
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
 class Worker(Base):
     """A worker process and when it was last heard of."""
 

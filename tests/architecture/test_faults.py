@@ -19,8 +19,6 @@ NOT_APPLICABLE: dict[int, str] = {}
 
 MISSING: dict[int, str] = {
     23: "owners: every key sees everything",
-    56: "two parts at one offset: no resumable uploads",
-    57: "abandoned uploads: no resumable uploads",
     71: "webhooks: none",
     81: "a full disk: refused well, but a search does not pause by itself",
     89: "workers of another version: not tried",
