@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import allocation, budgets, export, graph, large, latency, measured, odd, papers, search, trials
+from benchmarks import (
+    allocation,
+    budgets,
+    export,
+    graph,
+    large,
+    latency,
+    measured,
+    odd,
+    papers,
+    search,
+    service,
+    trials,
+)
 
 SUITES = {
     "allocation": allocation.run,
@@ -17,6 +30,7 @@ SUITES = {
     "odd": odd.run,
     "papers": papers.run,
     "search": search.run,
+    "service": service.run,
     "trials": trials.run,
 }
 PAGES = {"papers": papers.write_page, "search": search.write_page}
