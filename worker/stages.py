@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.cost import count
-from app.domain.methods import TRAINED, ChannelGating, JointPruning, Method, to_json, wall_s
+from app.domain.methods import TRAINED, ChannelGating, JointPruning, LearnedThresholds, Method, to_json, wall_s
 from app.domain.metrics import badness
 from app.domain.space import Assignment, is_legal
 from app.store import blobs, events
@@ -157,7 +157,7 @@ class Stages:
 
     def _fitted(self, row: TrialRow, repair: str, method: Method, folder: Path) -> Fitted:
         """Train until the last epoch, or the last that the wall time leaves room for. Raises Failed."""
-        self._check_timed(method)
+        method = self._timed(method)
         losses: list[float] = []
         params = {
             "assignment": row.assignment.to_json(),
@@ -180,12 +180,16 @@ class Stages:
             if found["done"]:
                 return Fitted(tuple(losses), time.monotonic() - started, Assignment.from_json(found["assignment"]))
 
-    def _check_timed(self, method: Method) -> None:
-        """Raise Failed where a method makes a network whose latency would have to be measured."""
-        if isinstance(method, JointPruning) and self._job.demand is not None:
+    def _timed(self, method: Method) -> Method:
+        """Return a method as it may be applied where latencies are measured: channels stay. Raises Failed for one that
+        makes a network whose latency would have to be measured."""
+        if self._job.demand is None:
+            return method
+        if isinstance(method, JointPruning):
             raise Failed("it chooses channels and bits anew, and this search keeps to latencies that were measured")
-        if isinstance(method, ChannelGating) and self._job.demand is not None:
+        if isinstance(method, ChannelGating):
             raise Failed("its gates take time of their own, and this search keeps to latencies that were measured")
+        return replace(method, cut=False) if isinstance(method, LearnedThresholds) else method
 
     def _epoch(self, params: Json) -> Json:
         """Train one epoch, again where the child died of it. Raises Failed."""

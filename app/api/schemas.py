@@ -237,6 +237,7 @@ class LearnedThresholdsIn(Strict):
     outs: Annotated[int, Field(ge=1, le=1024)] = LearnedThresholds.outs
     ins: Annotated[int, Field(ge=0, le=1024)] = LearnedThresholds.ins
     keep: Annotated[int, Field(ge=1, le=1024)] | None = None
+    cut: bool = LearnedThresholds.cut
 
 
 class ChannelGatingIn(Strict):

@@ -65,7 +65,7 @@ class LearnedThresholds:
 
     The first share `pruning` of the epochs prunes, the rest trains what is left. Weights live or die in blocks of
     `outs` output channels by `ins` neighbouring input channels (0: all); with `keep` at most so many of each block live
-    (`ins` 4 and `keep` 2: the 2:4 pattern).
+    (`ins` 4 and `keep` 2: the 2:4 pattern). With `cut` channels that have no weight left are removed.
     """
 
     name: ClassVar[str] = "learned-thresholds"
@@ -76,6 +76,7 @@ class LearnedThresholds:
     outs: int = 1
     ins: int = 1
     keep: int | None = None
+    cut: bool = True
 
 
 Start = Literal["candidate", "float"]

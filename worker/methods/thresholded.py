@@ -2,8 +2,8 @@
 
 The density is a hard target: an augmented Lagrangian on the soft count draws it along a falling line, on which a common
 factor on all thresholds holds it behind each epoch; at the end of pruning it is met exactly, the masks are frozen, and
-what is left trains on. Zeros stay zeros in
-the integers; the checkpoint stores a layer sparse where that is shorter.
+what is left trains on. Zeros stay zeros in the integers; the checkpoint stores a layer sparse where that is shorter.
+Channels without a weight are cut away in the end, so that the network's own assignment has fewer.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from app.domain import methods as domain
+from worker.methods.cut import without_dead_channels
 from worker.methods.protocol import Epoch, Subject
 from worker.methods.quantized import QuantizedStage
 from worker.methods.straight import StraightThrough
 from worker.methods.threshold import Pattern, Thresholded, ThresholdedWeight, multiplier_for_density, sparsity_loss
 from worker.quant.grids import ActivationGrid
 from worker.quant.layer import QuantizedLayer
+from worker.quant.network import CompressedNetwork
 
 STIFFNESS = 2.0
 """How hard the Lagrangian pulls at a density above its target: kappa, on the logarithm of their ratio."""
@@ -72,7 +74,7 @@ class ThresholdStage(QuantizedStage):
         pattern = Pattern(method.outs, method.ins, method.keep)
         quantizers = ThresholdQuantizers(pattern, subject.powers)
         super().__init__(subject, quantizers, method.training, self._penalty)
-        self._density = method.density
+        self._subject, self._density, self._cuts = subject, method.density, method.cut
         self._pruning = max(1, math.ceil(method.pruning * method.training.epochs))
         self._network.register_buffer("multiplier", torch.zeros(()))
 
@@ -84,6 +86,11 @@ class ThresholdStage(QuantizedStage):
         elif found.number == self._pruning:
             self.freeze()
         return found
+
+    def finish(self) -> CompressedNetwork:
+        """Return the network as it is stored, less the channels that are dead."""
+        made = super().finish()
+        return without_dead_channels(made, self._subject) if self._cuts else made
 
     @property
     def _multiplier(self) -> Tensor:

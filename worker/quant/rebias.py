@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from app.domain.graph import ModelGraph
 from worker.quant.compressor import bias_on_grid
+from worker.quant.grids import ActivationGrid
 from worker.quant.network import CompressedNetwork
 from worker.quant.walk import run
 
@@ -23,14 +24,20 @@ def mean_output(leaf: nn.Module, outputs: Tensor) -> Tensor:
     return outputs.flatten(1).mean(1)
 
 
-def layer_means(module: fx.GraphModule, layers: Collection[str], inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return the mean output per channel of some layers of a float network."""
+def layer_means(
+    module: fx.GraphModule,
+    layers: Collection[str],
+    inputs: Sequence[Tensor],
+    grids: Mapping[str, ActivationGrid] | None = None,
+) -> dict[str, Tensor]:
+    """Return the mean output per channel of some layers of a network; of a compressed one with its grids."""
     found: dict[str, Tensor] = {}
 
     def after(name: str, value: Tensor) -> Tensor:
         if name in layers:
             found[name] = mean_output(module.get_submodule(name), value)
-        return value
+        grid = (grids or {}).get(name)
+        return value if grid is None else grid.fake_quantize(value)
 
     run(module, *inputs, after=after)
     return found

@@ -12,7 +12,7 @@ from tests.worker.methods.digit_subject import loss, subject
 from worker.methods.thresholded import ThresholdStage
 from worker.quant.network import CompressedNetwork
 
-HOW = domain.LearnedThresholds(domain.Training(epochs=10, batch=32, shift=0, rate=5e-3), density=0.3)
+HOW = domain.LearnedThresholds(domain.Training(epochs=10, batch=32, shift=0, rate=5e-3), density=0.3, cut=False)
 
 
 def whole(method: domain.LearnedThresholds = HOW, bits: int = 4) -> CompressedNetwork:
@@ -67,3 +67,11 @@ def test_finish_when_two_of_four_live_then_no_block_holds_more() -> None:
         assert codes is not None
         for block in np.split(codes, range(4, codes.shape[1], 4), axis=1):
             assert int((block != 0).sum(1).max()) <= 2
+
+
+def test_finish_when_whole_channels_die_then_the_assignment_has_fewer_and_without_cutting_the_same() -> None:
+    method = replace(HOW, cut=True, density=0.1, ins=0, training=replace(HOW.training, epochs=3))
+    start, cut, left = subject(1.0, 8).network, whole(method, bits=8), whole(replace(method, cut=False), bits=8)
+    assert sum(cut.assignment.keep.values()) < sum(start.assignment.keep.values())
+    assert left.assignment == start.assignment
+    assert loss(cut) < 1.5 * loss(left) + 0.02
