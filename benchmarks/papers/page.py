@@ -15,7 +15,7 @@ HEAD = """# The methods beside their papers
 Written by `python -m benchmarks papers --page` from what `python -m benchmarks papers` measured; the results are in
 `papers-cells.jsonl`. Networks and data are smaller than most papers have: MNIST, and CIFAR-10 behind a JPEG encoding,
 which costs 1 to 2 points. Every decision is made on validation pictures; every figure below is of the 10,000 test
-pictures. Controls train for the same steps on the same pictures.
+pictures, where a section says nothing else. Controls train for the same steps on the same pictures.
 """
 
 
