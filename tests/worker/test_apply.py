@@ -46,11 +46,12 @@ class Delivered:
 def delivered(rig: Rig) -> Delivered:
     """A polished candidate of a search, exported by the worker."""
     search = rig.add_search(TRIALS, polish=True, export_top=0)
-    runner = Runner(Site(rig.database, rig.blobs), search)
-    assert runner.run() == "finished"
+    site = Site(rig.database, rig.blobs)
+    assert Runner(site, search).run() == "finished"
     best = next(
         item for item in rig.candidates(search) if "+" in (item.metrics.get("polish") or {"repair": ""})["repair"]
     )
+    runner = Runner(site, search)  # an export is a job of its own
     runner.export(best.id, rig.trials(search)[best.trial_idx])
     runner.close()
     with rig.database.reading() as session:
