@@ -18,6 +18,7 @@ from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from app.actions import Service
 from app.api import auth
+from app.api.answers import ProblemResponse
 from app.problems import Problem, field_error
 from app.store import idempotency
 from app.store.tables import Idempotency
@@ -234,7 +235,7 @@ def idempotent(request: Request, who: auth.Key, fingerprint: bytes, act: Callabl
         except idempotency.StillHeld as held:
             raise Problem("request-in-progress", "the first request under this key is still under way") from held
         if row is not None:
-            return _replayed(row, digest)
+            return _replayed(request, row, digest)
         mine = session.get_one(Idempotency, place)
         try:
             with session.begin_nested():
@@ -251,10 +252,12 @@ def idempotent(request: Request, who: auth.Key, fingerprint: bytes, act: Callabl
     raise refusal
 
 
-def _replayed(row: Idempotency, digest: str) -> JSONResponse:
+def _replayed(request: Request, row: Idempotency, digest: str) -> JSONResponse:
     if row.digest != digest:
         raise Problem("idempotency-key-reused", "the key came with another body before")
     assert row.status is not None, "the answer is committed with the row"
     headers = {"Idempotency-Replayed": "true", **({"Location": row.location} if row.location else {})}
-    media = "application/problem+json" if row.status >= 400 else "application/json"
-    return JSONResponse(row.body, row.status, headers, media_type=media)
+    if row.status < 400:
+        return JSONResponse(row.body, row.status, headers)
+    told = {**(row.body or {}), "request_id": request.state.request_id}
+    return ProblemResponse(told, row.status, headers)

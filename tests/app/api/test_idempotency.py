@@ -84,6 +84,9 @@ def test_refusal_when_repeated_then_the_same_and_nothing_is_stored(http: TestCli
     assert first.status_code == second.status_code == 422
     assert first.json()["type"] == second.json()["type"] == "/problems/invalid-device-profile"
     assert second.headers["idempotency-replayed"] == "true"
+    assert second.headers["content-type"] == "application/problem+json"
+    told = [answer.json().pop("request_id") for answer in (first, second)]
+    assert told == [answer.headers["x-request-id"] for answer in (first, second)] and told[0] != told[1]
     assert revisions(http, "generic-npu") == [1]
 
 
