@@ -19,7 +19,7 @@ from worker.graph.extents import outputs_of
 from worker.graph.operands import last_uses, operands
 from worker.graph.ops.parametric import CONVOLUTIONS
 from worker.graph.sites import quantizer_sites
-from worker.quant.compressor import bias_on_grid
+from worker.quant.compressor import bias_on_grid, within_accumulator
 from worker.quant.gates import readers
 from worker.quant.grids import ActivationGrid
 from worker.quant.layer import QuantizedLayer, is_float
@@ -210,8 +210,8 @@ class TrainableNetwork(nn.Module):
         if quantizer is None:
             return replace(stored, bias=bias.numpy(), weight_float=weight.numpy()), weight
         integers, scale = quantizer.integers(weight), quantizer.scale.detach().float()
-        dequantized = integers * scale.reshape(-1, *[1] * (weight.dim() - 1))
-        return as_stored(stored, integers, scale, bias, grid), dequantized
+        found = as_stored(stored, integers, scale, bias, grid)
+        return found, _column(found.weight_scale, weight) * torch.from_numpy(np.array(found.weight_int)).float()
 
 
 def _key(name: str) -> str:
@@ -219,11 +219,24 @@ def _key(name: str) -> str:
     return "n_" + name.replace(".", "__")
 
 
+def _column(scale: Any, weight: Tensor) -> Tensor:
+    """Return scales, [out] or [1], so that they broadcast with a weight [out, ...]."""
+    return torch.as_tensor(np.array(scale)).reshape(-1, *[1] * (weight.dim() - 1))
+
+
 def as_stored(
     like: QuantizedLayer, codes: Tensor, scale: Tensor, bias: Tensor, grid: ActivationGrid | None
 ) -> QuantizedLayer:
     """Return a layer of the bits of another one: integers (as float), scales [out] or [1], and a bias that is put on
-    the accumulator's grid behind the activation grid that the layer reads from."""
+    the accumulator's grid behind the activation grid that the layer reads from.
+
+    A scale at which int32 could not hold the bias is raised to a power of two, which every device takes: such channels
+    have next to no weights.
+    """
+    if grid is not None:
+        raised = within_accumulator(scale, bias, grid, powers=True)
+        codes = torch.where(_column(raised > scale, codes), (codes * _column(scale / raised, codes)).round(), codes)
+        scale = raised
     bias = bias_on_grid(bias, scale.expand(len(bias)), grid)
     integers = codes.numpy().astype(np.int8 if like.bits <= 8 else np.int16)
     return replace(like, bias=bias.numpy(), weight_int=integers, weight_scale=scale.numpy())

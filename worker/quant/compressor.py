@@ -245,13 +245,19 @@ class Job:
         grid = self.grids.get(layer.input)
         if grid is None or fitted.scale is None:
             return fitted
-        needed = (bias.abs().double() / (BIAS_CODES * grid.scale)).float()
-        needed = needed if self._per_channel(layer) else needed.amax().expand(len(needed))
-        if not bool((needed > fitted.scale).any()):
+        stored = fitted.scale if self._per_channel(layer) else fitted.scale[:1]
+        scale = within_accumulator(stored, bias, grid, self.owner.rules.powers).expand(len(bias))
+        if torch.equal(scale, fitted.scale):
             return fitted
-        scale = torch.maximum(fitted.scale, powers_above(needed) if self.owner.rules.powers else needed)
         integers = (fitted.weight / scale[:, None]).round()
         return _Fitted(integers, scale, integers * scale[:, None])
+
+
+def within_accumulator(scale: Tensor, bias: Tensor, grid: ActivationGrid, powers: bool) -> Tensor:
+    """Return scales [out] or [1], raised (`powers`: to a power of two) where int32 could not hold a bias [out]."""
+    needed = (bias.abs().double() / (BIAS_CODES * grid.scale)).float()
+    needed = needed if len(scale) == len(needed) else needed.amax(0, keepdim=True)
+    return torch.where(needed > scale, powers_above(needed) if powers else needed, scale)
 
 
 def bias_on_grid(bias: Tensor, scale: Tensor, grid: ActivationGrid | None) -> Tensor:

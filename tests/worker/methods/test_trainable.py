@@ -74,3 +74,22 @@ def test_hard_when_called_then_the_start_is_untouched() -> None:
     before = start.forward(pictures())
     jolted(network()).hard()
     assert torch.equal(start.forward(pictures()), before)
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_hard_when_a_bias_is_too_large_for_int32_then_the_scale_is_raised_and_the_bias_stays_an_integer(
+    row: int,
+) -> None:
+    made, graph = network(8), subject(bits=8).graph
+    name = next(layer.name for layer in graph.layers if layer.input in subject(bits=8).network.grids)
+    with torch.no_grad():
+        made.quantizer(name).log_step[row] = -40.0
+        made.bias(name)[row] = 3.0
+    stored, grid = made.hard().layers[name], made.hard().grids[graph.layer[name].input]
+    assert stored.weight_scale is not None
+    code = float(stored.bias[row]) / (float(stored.weight_scale[row]) * grid.scale)
+    assert abs(code) < 2**31 and code == pytest.approx(round(code), rel=1e-6)
+    assert stored.bias[row] == pytest.approx(3.0, rel=1e-6)
+    start = made.quantizer(name).scale.detach().numpy()
+    assert np.array_equal(np.delete(stored.weight_scale, row), np.delete(start, row))
+    assert float(np.log2(stored.weight_scale[row])).is_integer()
