@@ -259,10 +259,10 @@ class LearnedQuantizer(nn.Module):
         under, over = ends_of(self.below, int(self.fixed))
         return under / over
 
-    def _span(self, bits: int) -> float:
+    def _span(self, bits: float) -> float:
         """Return log(q_m^t / d) for a width that isn't fixed."""
         if self.below is None:
-            return math.log(weight_limit(bits))
+            return math.log(2 ** (bits - 1) - 1)
         return math.log((2**bits - 1) * (1 - self.below))
 
     def curve(self) -> Curve:
@@ -305,7 +305,7 @@ class LearnedQuantizer(nn.Module):
         return int((curve.highest() / curve.step).max().round())
 
     @torch.no_grad()
-    def project(self, narrowest: int, widest: int) -> None:
+    def project(self, narrowest: float, widest: float) -> None:
         """Move the step to where the width lies within bounds, after an optimizer's step."""
         mapped_top = self.log_exponent.exp() * self.log_top
         finest, coarsest = (mapped_top - self._span(bits) for bits in (widest, narrowest))

@@ -26,7 +26,9 @@ from worker.methods.training import Rates, Task, Trainer
 from worker.quant.network import CompressedNetwork
 
 LOWERED = 0.7
-"""The share of the joint part in which limits come down to what is asked."""
+"""The share of the joint part in which limits come down to what is asked. Behind it widths are drawn to legal ones."""
+WIDEST = 0.5
+"""How far, in log2, a width may lie from the nearest legal one before that: half-way between powers of two."""
 
 
 class JointStage:
@@ -55,7 +57,14 @@ class JointStage:
         return Trainer(network, self._task, self._second_how)
 
     def _penalty(self, share: float) -> Tensor:
+        self._draw_in(share)
         return self._method.gamma * self._joint.kl() + self._at(share).penalty(self._limited())
+
+    def _draw_in(self, share: float) -> None:
+        """Narrow, evenly and down to nothing, how far widths may lie from legal ones, once limits have come down: the
+        weights then train on the grids that they will be stored on."""
+        left = (1 - share) / (1 - LOWERED)
+        self._joint.leeway = math.inf if left > 1 else WIDEST * left
 
     def _at(self, share: float) -> AugmentedLagrangian:
         """Return the rule at a share of the joint part: limits come down from what the start costs, evenly in their
@@ -78,7 +87,9 @@ class JointStage:
         """Train one epoch. Raises LossNotFinite, NothingLegal."""
         if self._first.done:
             return self._told(self._second.fit(), self._first.epoch)
+        self._draw_in(self._first.epoch / self._first_epochs)
         found = self._first.fit()
+        self._draw_in(self._first.epoch / self._first_epochs)
         self._joint.project()
         with torch.no_grad():
             share = self._first.epoch / self._first_epochs

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from app.domain.graph import ChannelGroup, ModelGraph
 from app.domain.space import FLOAT_BITS, SearchSpace
 from worker.graph.groups import ChannelPlan
-from worker.methods.djpq import ChannelGate, LearnedQuantizer, gated
+from worker.methods.djpq import ChannelGate, LearnedQuantizer, gated, nearest_width
 from worker.methods.hardening import Learned
 from worker.methods.relaxed_costs import Real, Soft
 from worker.methods.trainable import TrainableNetwork
@@ -72,6 +72,8 @@ class JointNetwork(TrainableNetwork):
         self._owners = self._columns(plan)
         self._drawn = torch.ones(1, 1)
         self._bounds = self._choices()
+        self.leeway = math.inf
+        """How far, in log2, a width may lie from the nearest legal one."""
 
     def _is_free(self, group: ChannelGroup) -> bool:
         """Tell whether a group may lose channels: it leaves a choice, and all that give it are trained."""
@@ -140,10 +142,18 @@ class JointNetwork(TrainableNetwork):
 
     @torch.no_grad()
     def project(self) -> None:
-        """Move learned exponents and widths into their bounds."""
-        for quantizer, narrowest, widest in self._bounds.values():
+        """Move learned exponents and widths into their bounds, and within the leeway of legal widths."""
+        for key, (quantizer, narrowest, widest) in self._bounds.items():
             quantizer.log_exponent.clamp_(-EXPONENT, EXPONENT)
             quantizer.project(narrowest, widest)
+            if math.isfinite(self.leeway):
+                legal = nearest_width(quantizer.bits().item(), self._legal(key))
+                quantizer.project(legal * 2**-self.leeway, legal * 2**self.leeway)
+
+    def _legal(self, key: str) -> list[int]:
+        kind, name = key.split(":", 1)
+        widths = (self.space.weight_bits if kind == "weight" else self.space.activation_bits)[name]
+        return [width for width in widths if width < FLOAT_BITS]
 
     def kl(self) -> Tensor:
         """Return the gates' divergence in nats, summed over channels."""

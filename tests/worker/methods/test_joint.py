@@ -17,6 +17,7 @@ from app.domain.cost import count
 from app.domain.space import Assignment, SearchSpace, is_legal, widest
 from tests.worker.methods.digit_subject import space, subject
 from tests.worker.quant.digits import device, evaluator, trained
+from worker.methods.djpq import nearest_width
 from worker.methods.hardening import Hardened
 from worker.methods.joint import JointStage
 from worker.methods.joint_hard import hard_start, settled, widest_start
@@ -207,3 +208,36 @@ def test_stage_when_a_limit_is_far_below_the_start_then_costs_come_down_to_it() 
     while not stage.done:
         stage.fit()
     assert costs_at(stage.finish().assignment).bops <= eight / 8
+
+
+def test_project_when_there_is_leeway_then_widths_are_moved_that_near_to_legal_ones_and_no_further() -> None:
+    made = jolted(joint(whole_subject()), 3)
+    before = {key: item.bits().item() for key, (item, _, _) in made._bounds.items()}
+    for leeway in (0.3, 0.1, 0.0):
+        made.leeway = leeway
+        made.project()
+        for key, (item, _, _) in made._bounds.items():
+            near = nearest_width(before[key], made._legal(key))
+            low, high = near * 2**-leeway, near * 2**leeway
+            assert low * (1 - 1e-5) <= item.bits().item() <= high * (1 + 1e-5)
+    assert any(abs(bits - round(bits)) > 0.1 for bits in before.values())
+
+
+@pytest.mark.parametrize("joint_share", [0.5, 1.0])
+def test_stage_when_the_joint_part_ends_then_every_width_is_a_legal_one(joint_share: float) -> None:
+    item = whole_subject()
+    item = replace(item, budget=Budget({"bops": costs_at(widest(item.graph, 8)).bops / 4}))
+    how, between = domain.Training(epochs=4, rows=512, batch=32, shift=0), []
+    stage = JointStage(item, domain.JointPruning(how, joint=joint_share, structure_rate=0.03))
+    while not stage._first.done:
+        between.append(_off_legal(stage._joint))
+        stage.fit()
+    assert max(between) > 0.05
+    assert _off_legal(stage._joint) < 1e-4
+
+
+def _off_legal(made: JointNetwork) -> float:
+    """Return how far the width that lies farthest from a legal one does, in bits."""
+    return max(
+        min(abs(item.bits().item() - width) for width in made._legal(key)) for key, (item, _, _) in made._bounds.items()
+    )
