@@ -71,7 +71,10 @@ def theirs(name: str) -> Groups:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
-        graph = tp.DependencyGraph().build_dependency(net, inputs if len(inputs) > 1 else inputs[0])
+        try:
+            graph = tp.DependencyGraph().build_dependency(net, inputs if len(inputs) > 1 else inputs[0])
+        finally:  # the process has other tests, some of them of logs
+            logging.disable(logging.NOTSET)
     names = {module: identifier(path) for path, module in net.named_modules() if isinstance(module, WEIGHTED)}
     found: Groups = {}
     for module, path in names.items():
