@@ -22,7 +22,11 @@ _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 def etag_of(content: Json) -> str:
     """Return the strong ETag of a resource's JSON."""
-    return f'"{hashlib.sha256(bytes(JSONResponse(content).body)).hexdigest()[:32]}"'
+    return _etag(JSONResponse(content))
+
+
+def _etag(answer: Response) -> str:
+    return f'"{hashlib.sha256(bytes(answer.body)).hexdigest()[:32]}"'
 
 
 def names(header: str, etag: str, weakly: bool) -> bool:
@@ -34,10 +38,12 @@ def names(header: str, etag: str, weakly: bool) -> bool:
 
 def shown(request: Request, content: Json) -> Response:
     """Return a resource with its ETag, or 304 where the client has this very state."""
-    etag = etag_of(content)
+    answer = JSONResponse(content)
+    etag = _etag(answer)
     if names(request.headers.get("if-none-match", ""), etag, weakly=True):
         return Response(status_code=304, headers={"ETag": etag})
-    return JSONResponse(content, headers={"ETag": etag})
+    answer.headers["ETag"] = etag
+    return answer
 
 
 def check_match(request: Request, content: Json) -> None:

@@ -17,13 +17,11 @@ from hypothesis import HealthCheck, Phase
 from schemathesis import GenerationMode, checks
 from schemathesis.python import asgi
 
-from app.domain import ids
 from app.main import create_app
 from app.settings import Settings
 from app.store import query
-from app.store.blobs import record
 from app.store.tables import Dataset, Model
-from tests.worker.search.pictures import resnet
+from tests.app.uploaded import put_ready
 
 CHECKS = [
     checks.not_a_server_error,
@@ -67,20 +65,8 @@ def service() -> Iterator[tuple[FastAPI, str]]:
         settings = Settings(data_dir=Path(folder), disk_floor_bytes=0, failed_logins_per_minute=10**9, **QUICK)
         application = create_app(settings)
         with asgi.get_client(application):
-            _fill(application)
+            put_ready(application.state.service)
             yield application, settings.key_file.read_text().strip()
-
-
-def _fill(application: FastAPI) -> None:
-    graph, found = resnet(), application.state.service
-    sha = found.blobs.put(b"a network")
-    info = {"rows": 100, "shape": list(graph.input_shape), "dtype": "uint8", "has_labels": True, "classes": 10}
-    with found.database.writing() as session:
-        record(session, sha, 9)
-        model = Model(id=ids.new_id("model"), name="net", format="onnx", blob_sha=sha, bytes=9, state="ready")
-        model.graph = graph.to_json()
-        data = Dataset(id=ids.new_id("dataset"), name="data", blob_sha=sha, bytes=9, state="ready", spec={}, info=info)
-        session.add_all([model, data])
 
 
 def operations(application: FastAPI) -> list[Any]:

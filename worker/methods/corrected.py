@@ -2,68 +2,27 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-
-import torch
 from safetensors.torch import load, save
-from torch import Tensor
 
 from app.domain import methods as domain
 from worker.methods.bias import BiasCorrector, input_moments
-from worker.methods.protocol import Epoch, LossNotFinite, Subject
-from worker.methods.training import divergence, several
+from worker.methods.protocol import Subject
+from worker.methods.untrained import Batches, UntrainedStage
 from worker.quant.network import CompressedNetwork
 from worker.quant.rebias import biases_of, matched, rebiased
-from worker.quant.reference import fitting
 
 
-def loss_behind(subject: Subject, network: CompressedNetwork, batches: Sequence[Sequence[Tensor]]) -> float:
-    """Return the mean divergence of a network's answers from the float network's. Raises LossNotFinite."""
-    total, count = 0.0, 0
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                answers, wanted = (several(net(*batch)) for net in (network.forward, subject.folded))
-                parts = zip(answers, wanted, subject.graph.outputs, strict=True)
-                total += len(batch[0]) * sum(float(divergence(*part)) for part in parts)
-                count += len(batch[0])
-    except ArithmeticError as error:  # a value on no grid
-        raise LossNotFinite(str(error)) from error
-    if not total < float("inf"):
-        raise LossNotFinite(f"the loss is {total} in epoch 1")
-    return total / max(1, count)
-
-
-class BiasStage:
+class BiasStage(UntrainedStage):
     """Bias correction as a stage of a search, in one epoch (see `worker.methods.protocol.Stage`)."""
 
     def __init__(self, subject: Subject, method: domain.BiasCorrection) -> None:
-        self._subject, self._method = subject, method
-        self._rows = subject.rows.head(method.rows)
-        self._made: CompressedNetwork | None = None
+        super().__init__(subject, method.rows)
+        self._method = method
 
-    @property
-    def done(self) -> bool:
-        """Tell whether the biases are corrected."""
-        return self._made is not None
-
-    def fit(self) -> Epoch:
-        """Correct all biases; the loss is the divergence from the float network behind it. Raises LossNotFinite."""
-        started, subject = time.perf_counter(), self._subject
-        corrector = BiasCorrector(subject.folded, subject.network)
-        size = fitting(subject.folded, max(1, len(self._rows)))
-        batches = list(zip(*(item.split(size) for item in self._rows.inputs), strict=True))
-        made, note = self._corrected(corrector, batches)
-        loss = loss_behind(subject, made, batches)
-        self._made = made
-        return Epoch(1, 1, loss, time.perf_counter() - started, note)
-
-    def _corrected(
-        self, corrector: BiasCorrector, batches: Sequence[Sequence[Tensor]]
-    ) -> tuple[CompressedNetwork, str]:
+    def _make(self, batches: Batches) -> tuple[CompressedNetwork, str]:
         """Return the corrected network, and of the analytic way which layers needed data, and why."""
         subject, method = self._subject, self._method
+        corrector = BiasCorrector(subject.folded, subject.network)
         if method.mode == "sequential":
             return matched(subject.network, subject.graph, corrector.wanted(batches[0]), batches[0]), ""
         if method.mode == "local":
@@ -90,7 +49,3 @@ class BiasStage:
         if {name: item.shape for name, item in biases.items()} != {k: v.bias.shape for k, v in net.layers.items()}:
             raise ValueError("a state of another network")
         self._made = rebiased(net, self._subject.graph, {k: v for k, v in biases.items() if "." not in k})
-
-    def finish(self) -> CompressedNetwork:
-        """Return the network with its corrected biases, or as it was before `fit`."""
-        return self._subject.network if self._made is None else self._made

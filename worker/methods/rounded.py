@@ -6,7 +6,6 @@ it make; only how weights below 8 bits are rounded differs. What other methods t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -16,41 +15,31 @@ from torch import Tensor
 
 from app.domain import methods as domain
 from worker.export.checkpoint import read_checkpoint, write_checkpoint
-from worker.methods.corrected import loss_behind
-from worker.methods.protocol import Epoch, LossNotFinite, Subject
+from worker.methods.protocol import LossNotFinite, Subject
 from worker.methods.relaxed import Relaxation
 from worker.methods.relaxed_rounding import RoundingPlan, relaxed_rounding
+from worker.methods.untrained import Batches, UntrainedStage
 from worker.quant.compressor import Compressor
 from worker.quant.network import CompressedNetwork
-from worker.quant.reference import FloatReference, Sampling, fitting
+from worker.quant.reference import FloatReference, Sampling
 
 PLACES = 4
 """So many times more places of each layer than a trial looks at, as in the polish."""
 
 
-class RoundingStage:
+class RoundingStage(UntrainedStage):
     """Relaxed rounding as a stage of a search, in one epoch (see `worker.methods.protocol.Stage`)."""
 
     def __init__(self, subject: Subject, method: domain.RelaxedRounding) -> None:
-        self._subject, self._method = subject, method
-        self._made: CompressedNetwork | None = None
+        super().__init__(subject, method.rows)
+        self._method = method
 
-    @property
-    def done(self) -> bool:
-        """Tell whether the weights are rounded."""
-        return self._made is not None
-
-    def fit(self) -> Epoch:
-        """Round all layers; the loss is the divergence from the float network behind it. Raises LossNotFinite."""
-        started, subject = time.perf_counter(), self._subject
-        inputs = subject.rows.head(self._method.rows).inputs
+    def _make(self, batches: Batches) -> tuple[CompressedNetwork, str]:
+        """Return the network with all layers rounded. Raises LossNotFinite."""
+        network, inputs = self._subject.network, self._rows.inputs
         if not all(bool(torch.isfinite(item).all()) for item in inputs):
             raise LossNotFinite("the loss is nan in epoch 1: rows are not finite")
-        made = self._compressor(inputs).compress(subject.network.assignment, "sequential", subject.network.kept)
-        size = fitting(subject.folded, len(inputs[0]))
-        loss = loss_behind(subject, made, list(zip(*(item.split(size) for item in inputs), strict=True)))
-        self._made = made
-        return Epoch(1, 1, loss, time.perf_counter() - started)
+        return self._compressor(inputs).compress(network.assignment, "sequential", network.kept), ""
 
     def _compressor(self, inputs: Sequence[Tensor]) -> Compressor:
         own, method = self._subject.compressor, self._method
@@ -76,7 +65,3 @@ class RoundingStage:
         if made is not None and made.assignment != self._subject.network.assignment:
             raise ValueError("not a state of this network: its channels or bits are others")
         self._made = made
-
-    def finish(self) -> CompressedNetwork:
-        """Return the network, rounded, or as it was before `fit`."""
-        return self._subject.network if self._made is None else self._made

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from app.domain.methods import method_of
 from app.domain.space import Assignment, SearchSpace
 from worker.export.checkpoint import write_checkpoint
 from worker.methods import NETWORK, STATE, registry
-from worker.methods.protocol import Epoch, LossNotFinite, NothingLegal, Stage, Subject
-from worker.quant.network import CompressedNetwork
+from worker.methods.protocol import LossNotFinite, NothingLegal, Stage, Subject
 from worker.search.evaluate import Evaluator
 
 Json = dict[str, Any]
@@ -25,10 +25,19 @@ FAILURES: Mapping[type[Exception], str] = {LossNotFinite: "loss-not-finite", Not
 
 
 class Serving:
-    """One stage, kept between calls."""
+    """One stage, kept between calls; it is prepared by the first one, so that what keeps it from beginning is told
+    like any other failure."""
 
-    def __init__(self, key: str, stage: Stage, folder: Path) -> None:
-        self.key, self._stage, self._folder = key, stage, folder
+    def __init__(self, key: str, prepare: Callable[[], Stage], folder: Path) -> None:
+        self.key, self._prepare, self._folder = key, prepare, folder
+
+    @cached_property
+    def _stage(self) -> Stage:
+        """Return the stage, gone on from the state in its folder where there is a sound one."""
+        stage = self._prepare()
+        with suppress(FileNotFoundError, ValueError):  # a damaged state: from the start
+            stage.restore((self._folder / STATE).read_bytes())
+        return stage
 
     def epoch(self, last: bool) -> Json:
         """Train an epoch, store the state, and behind the last epoch the network; return {"epoch"} or {"failure"}.
@@ -58,7 +67,7 @@ def key_of(params: Json) -> str:
 
 
 def opened(evaluator: Evaluator, params: Json) -> Serving:
-    """Return a stage, gone on from the state in its folder where there is a sound one."""
+    """Return the stage that a request asks for, to be prepared at its first epoch."""
     network = evaluator.compress(Assignment.from_json(params["assignment"]), params["repair"])
     subject = Subject(
         network,
@@ -70,38 +79,8 @@ def opened(evaluator: Evaluator, params: Json) -> Serving:
         evaluator.compressor,
         SearchSpace.from_json(params["space"]),
     )
-    folder = Path(params["folder"])
-    try:
-        stage = registry.prepare(subject, method_of(params["method"]))
-    except tuple(FAILURES) as error:
-        return Serving(key_of(params), _Unfit(error), folder)
-    with suppress(FileNotFoundError, ValueError):  # a damaged state: from the start
-        stage.restore((folder / STATE).read_bytes())
-    return Serving(key_of(params), stage, folder)
-
-
-class _Unfit:
-    """A stage that could not even begin: its first epoch says why."""
-
-    done = False
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def fit(self) -> Epoch:
-        """Raise what kept it from beginning."""
-        raise self._error
-
-    def state(self) -> bytes:
-        """Return nothing: there is no state."""
-        return b""
-
-    def restore(self, state: bytes) -> None:
-        """Take nothing."""
-
-    def finish(self) -> CompressedNetwork:
-        """Raise what kept it from beginning."""
-        raise self._error
+    prepare = partial(registry.prepare, subject, method_of(params["method"]))
+    return Serving(key_of(params), prepare, Path(params["folder"]))
 
 
 def _put(path: Path, content: bytes) -> None:

@@ -10,12 +10,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.actions import Service
-from app.domain import ids
 from app.main import create_app
 from app.settings import Settings
-from app.store.blobs import record
-from app.store.tables import Dataset, Model
-from tests.worker.search.pictures import resnet as resnet8
+from tests.app.uploaded import put_ready
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +34,7 @@ def service(client: TestClient) -> Service:
 @pytest.fixture(scope="module")
 def ready(service: Service) -> dict[str, str]:
     """Ids of a network and a dataset that are ready (as if a worker had read them)."""
-    graph = resnet8()
-    sha = service.blobs.put(b"a network")
-    info = {"rows": 100, "shape": list(graph.input_shape), "dtype": "uint8", "has_labels": True, "classes": 10}
-    with service.database.writing() as session:
-        record(session, sha, 9)
-        model = Model(id=ids.new_id("model"), name="net", format="onnx", blob_sha=sha, bytes=9, state="ready")
-        model.graph = graph.to_json()
-        data = Dataset(id=ids.new_id("dataset"), name="data", blob_sha=sha, bytes=9, state="ready", spec={}, info=info)
-        session.add_all([model, data])
-    return {"model": model.id, "dataset": data.id}
+    return put_ready(service)
 
 
 @pytest.fixture
