@@ -162,7 +162,7 @@ def new_search(read: Read, model: str | None = None, like: str | None = None, li
     given = view.filled_in(before, view.asked_limits(limits), {item["name"]: item["id"] for item in devices})
     if model is not None:
         given["model"] = model
-    offered = {"metrics": METRICS, "qualities": QUALITIES, "samplers": get_args(SamplerName)}
+    offered = {"metrics": METRICS, "qualities": QUALITIES, "samplers": get_args(SamplerName), **view.METHOD_FIELDS}
     return page("new.html", here="/searches", **ready, **offered, devices=devices, given=given)
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
 from app.commands.devicesheet import KINDS
 from app.domain.cost import METRICS
+from app.domain.methods import METHODS, Training, is_trained
+from app.domain.opsets import DEFAULT, LOWEST
 from app.domain.words import amount, figure, percent, quality_label
 from app.web.charts import Bar, Point
 
@@ -18,6 +21,12 @@ Json = dict[str, Any]
 STAGES = ("baseline", "sensitivity", "search", "polish", "train", "holdout", "export", "verify")
 QUALITIES = ("accuracy", "agreement", "kl")
 COMPARED = ("accuracy", "top5", "miou")
+METHOD_FIELDS: Mapping[str, Any] = {
+    "methods": [{"name": kind.name, "paper": kind.paper, "trains": is_trained(kind)} for kind in METHODS.values()],
+    "training": [item.name for item in fields(Training)],
+    "opsets": [*range(LOWEST, DEFAULT + 1)],
+}
+"""What the form of a new search offers of methods and exports."""
 
 
 def layer_rows(graph: Mapping[str, Any]) -> list[Json]:
@@ -149,7 +158,7 @@ def filled_in(
     return {
         "name": f"{search['name']}, other limits"[:100] if search else "search",
         "model": request.get("model_id"),
-        "data": data.get("all"),
+        "data": data.get("all") if data or not request else "none",
         "is_split": bool(data) and "all" not in data,
         "device": devices.get(device, device),
         "limits": [*limits] or request.get("limits") or [],
@@ -161,6 +170,8 @@ def filled_in(
         "min_keep": space.get("min_keep", 0.125),
         "prune": space.get("prune", True),
         "first_last": space.get("first_last"),
+        "export_top": request.get("export_top", 1),
+        "opset": (request.get("export") or {}).get("opset"),
         "request": request,
     }
 

@@ -77,7 +77,8 @@ class Trainer:
         return self.epoch >= self._how.epochs
 
     @property
-    def _batches(self) -> int:
+    def batches(self) -> int:
+        """The steps of an epoch."""
         return max(1, len(self._rows) // self._how.batch)
 
     def fit(self) -> Epoch:
@@ -87,15 +88,15 @@ class Trainer:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(self._how.seed * 1000 + self.epoch)
             for index, chosen in enumerate(self._drawn()):
-                total += self._step(chosen, self.epoch + index / self._batches)
+                total += self._step(chosen, self.epoch + index / self.batches)
         self.network.eval()
         self.epoch += 1
-        return Epoch(self.epoch, self._how.epochs, total / self._batches, time.perf_counter() - started)
+        return Epoch(self.epoch, self._how.epochs, total / self.batches, time.perf_counter() - started)
 
     def _drawn(self) -> Iterator[Tensor]:
         """Return each batch's rows; what does not fill the last one is left out (its order differs next time)."""
         order = torch.randperm(len(self._rows))
-        return iter(order[: self._batches * self._how.batch].split(self._how.batch))
+        return iter(order[: self.batches * self._how.batch].split(self._how.batch))
 
     def _step(self, chosen: Tensor, at: float) -> float:
         share = at / self._how.epochs

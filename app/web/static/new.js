@@ -1,5 +1,6 @@
 // The new-search form: builds the body of POST /v1/searches, shows it as curl, and sends it.
 import { call, show } from "./api.js";
+import { Methods } from "./methods.js";
 import { RULED, Rules } from "./rules.js";
 
 const form = document.getElementById("new-search");
@@ -8,6 +9,7 @@ const template = document.getElementById("limit-row");
 
 const like = JSON.parse(form.dataset.request);
 const rules = new Rules(form.querySelector(".rules"), document.getElementById("rule-row"), () => write());
+const methods = new Methods(form.querySelector(".methods"), document.getElementById("method-row"), form.dataset.training.split(" "), () => write());
 
 function addLimit(metric, kind, value, asked) {
   const row = template.content.firstElementChild.cloneNode(true);
@@ -40,15 +42,20 @@ async function offerNames() {
   document.getElementById("names").replaceChildren(...names.map((name) => new Option(name, name)));
 }
 
+function dataset(chosen) {
+  if (chosen === "none") return null;
+  return chosen === "roles" ? like.dataset : { all: chosen };
+}
+
 function body() {
   const value = (name) => form.elements[name]?.value ?? "";
   const made = {
-    export_top: 1,
     ...like, // what the form has no fields for stays as the other search asked for it
     name: value("name") || "search",
     model_id: value("model"),
-    dataset: value("data") === "roles" ? like.dataset : { all: value("data") },
+    dataset: dataset(value("data")),
     device_id: value("device"),
+    export_top: Number(value("export_top")),
     limits: [],
     space: space(value),
     search: { ...like.search, trials: Number(value("trials")), seed: Number(value("seed")), runners: Number(value("runners")), sampler: value("sampler"), goal: value("goal") },
@@ -56,6 +63,10 @@ function body() {
   if (made.search.goal === "best") delete made.search.axes; // else those of the other search, or kl and the first limit's cost
   if (value("metric")) made.metric = value("metric");
   else delete made.metric;
+  if (value("opset")) made.export = { ...like.export, opset: Number(value("opset")) };
+  else delete made.export;
+  if (methods.list.length) made.methods = methods.list;
+  else delete made.methods;
   for (const row of limits.children) {
     const text = row.querySelector("[name=value]").value.trim();
     if (!text) continue;
@@ -77,6 +88,7 @@ function write() {
 form.addEventListener("input", write);
 document.getElementById("add-limit").addEventListener("click", () => { addLimit(); write(); });
 document.getElementById("add-rule").addEventListener("click", () => { rules.add(); write(); });
+document.getElementById("add-method").addEventListener("click", () => { methods.add(); write(); });
 form.elements.model.addEventListener("change", () => offerNames().catch(() => {}));
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
@@ -96,6 +108,7 @@ form.addEventListener("submit", async (event) => {
 for (const { metric, max, relative, relative_to, ...asked } of JSON.parse(form.dataset.limits))
   addLimit(metric, relative ? relative_to || "w8a8" : "max", String(relative ?? max), asked);
 rules.fill(like.space ?? {});
+methods.fill(like.methods ?? []);
 offerNames().catch(() => {}); // without them patterns are typed
 if (!limits.children.length) {
   addLimit("bops", "w8a8", "1/16");

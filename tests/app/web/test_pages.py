@@ -187,6 +187,17 @@ def test_new_search_page_when_like_another_then_filled_in_with_the_limits_asked_
     assert web.get("/searches/new?like=srh_none").status_code == 404
 
 
+def test_new_search_page_when_opened_then_offers_no_data_every_method_and_every_opset(web: TestClient) -> None:
+    text = web.get("/searches/new").text
+    assert '<option value="none" >none: inputs are drawn' in text
+    assert re.findall(r'<option value="([a-z-]+)" title="[^"]+" data-trains="([01])"', text) == [
+        ("straight-through", "1"), ("relaxed-quantization", "1"), ("learned-thresholds", "1"), ("djpq", "1"),
+        ("channel-gating", "1"), ("bias-correction", "0"), ("relaxed-rounding", "0"),
+    ]  # fmt: skip
+    assert 'data-training="epochs rows batch rate labels shift mirror max_wall_s seed"' in text
+    assert [int(opset) for opset in re.findall(r'<option value="(\d\d)" >\1</option>', text)] == list(range(13, 22))
+
+
 def test_search_page_when_the_baseline_guesses_then_says_so(web: TestClient) -> None:
     assert "no better than guessing" not in web.get("/searches/srh_1").text
     with web.app.state.service.database.writing() as session:  # type: ignore[attr-defined]
