@@ -20,7 +20,7 @@ from app.store import query
 from app.store.tables import Fleet, Search, now
 
 Json = dict[str, Any]
-COMMON = ("model_id", "dataset", "export_top", "metric", "quality", "polish", "export", "priority")
+COMMON = ("model_id", "dataset", "export_top", "metric", "quality", "polish", "methods", "export", "priority")
 
 
 def create_fleet(service: Service, request: Json, owner_id: str | None = None) -> tuple[Fleet, Sequence[Search]]:
@@ -43,6 +43,7 @@ def member_request(request: Json, place: int) -> Json:
     """Return the search request of one member: its own space where it has one, everything else in common."""
     member = request["members"][place]
     return {
+        "dataset": None,
         **{key: request[key] for key in COMMON if request.get(key) is not None},
         "name": f"{request['name']}: {member['name'] or member['device_id']}",
         "device_id": member["device_id"],

@@ -301,6 +301,9 @@ class ExportAgainIn(Strict):
 Priority = Annotated[int, Field(ge=FIRST, le=LAST)]
 """1 is served first, 5 last; 3 where none is named."""
 
+Methods = Annotated[list[MethodIn], Field(min_length=1, max_length=4)]
+"""Applied one after the other."""
+
 _OPTIONAL = ("agent", "metric", "quality", "methods", "export", "priority")
 
 
@@ -319,7 +322,7 @@ class SearchIn(Strict):
     search: SearchOptionsIn = SearchOptionsIn()
     export_top: Annotated[int, Field(ge=0, le=8)] = 1
     polish: bool = True
-    methods: Annotated[list[MethodIn], Field(min_length=1, max_length=4)] | None = None
+    methods: Methods | None = None
     export: ExportIn | None = None
     priority: Priority | None = None
 
@@ -381,11 +384,12 @@ class MemberIn(Strict):
 
 
 class FleetIn(Strict):
-    """The body of POST /v1/fleets. Later members make at most `share` times the evaluations of the first."""
+    """The body of POST /v1/fleets. Later members make at most `share` times the evaluations of the first; each applies
+    the `methods` to its own best networks. `dataset` null: as for a search."""
 
     name: Name
     model_id: Ident
-    dataset: dict[Literal["all", "calibration", "evaluation", "holdout"], Ident]
+    dataset: dict[Literal["all", "calibration", "evaluation", "holdout"], Ident] | None
     members: Annotated[list[MemberIn], Field(min_length=1, max_length=64)]
     share: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.2
     metric: MetricName | None = None
@@ -394,6 +398,7 @@ class FleetIn(Strict):
     search: SearchOptionsIn = SearchOptionsIn()
     export_top: Annotated[int, Field(ge=0, le=8)] = 1
     polish: bool = True
+    methods: Methods | None = None
     export: ExportIn | None = None
     priority: Priority | None = None
 

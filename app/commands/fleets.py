@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ import typer
 
 from app.commands.base import Session, verb
 from app.commands.devices import read_record
-from app.commands.limits import parse_limit
+from app.commands.limits import parse_limit, parse_methods
 from app.commands.show import listing, progress_line, table
 from app.domain.words import exit_code as exit_code_of
 
@@ -40,8 +40,12 @@ class Request:
     name: Annotated[str | None, typer.Option(help="Name of the fleet.")] = None
     model: Annotated[str | None, typer.Option(help="Id or name of the model.")] = None
     data: Annotated[str | None, typer.Option(help="Id or name of the dataset.")] = None
+    no_data: Annotated[bool, typer.Option("--no-data", help="There are no data: inputs are drawn.")] = False
     metric: Annotated[str | None, typer.Option(help="What counts, as for a search.")] = None
     trials: Annotated[int | None, typer.Option(min=1, help="Trials of the first member.")] = None
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", help="Train every member's best, as for a search; repeatable.")
+    ] = None
     share: Annotated[float | None, typer.Option(help="Largest share of its evaluations for each other one.")] = None
 
 
@@ -99,12 +103,15 @@ def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
         "share": request.share,
         "metric": request.metric,
         "members": request.member,
+        "methods": _methods(request.methods or ()) or None,
     }
     whole: dict[str, Any] = {**body, **{key: value for key, value in given.items() if value is not None}}
     if request.trials is not None:
         whole["search"] = {**(whole.get("search") or {}), "trials": request.trials}
+    if request.no_data and (whole.get("data") or whole.get("dataset")):
+        raise typer.BadParameter("--no-data and data: name one of them")
     for option, key, other in (("--model", "model", "model_id"), ("--data", "data", "dataset")):
-        whole[key] = whole.get(key) or whole.pop(other, None)
+        whole[key] = whole.get(key) or whole.pop(other, None) or (key == "data" and request.no_data)
         if not whole[key]:
             raise typer.BadParameter(f"{option} is missing; name it as an option or in the file")
         whole.pop(other, None)
@@ -112,6 +119,13 @@ def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
         raise typer.BadParameter("--member is missing: say at least one, such as --member 'stm32h7: bops<=1/16'")
     members = [parse_member(item) for item in whole["members"]]
     return {**whole, "name": whole.get("name") or "fleet", "members": members}
+
+
+def _methods(texts: Iterable[str]) -> list[dict[str, Any]]:
+    try:
+        return parse_methods(texts)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def parse_member(item: Any) -> dict[str, Any]:
@@ -129,11 +143,14 @@ def parse_member(item: Any) -> dict[str, Any]:
 def resolved(client: Client, body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the body of POST /v1/fleets: names looked up, ids in their place (of a device, its revision)."""
     data = body["data"] if isinstance(body["data"], Mapping) else {"all": body["data"]}
+    found = (
+        {} if body["data"] is True else {role: client.find("datasets", str(name))["id"] for role, name in data.items()}
+    )
     rest = {key: value for key, value in body.items() if key not in ("model", "data", "members")}
     return {
         **rest,
         "model_id": client.find("models", str(body["model"]))["id"],
-        "dataset": {role: client.find("datasets", str(name))["id"] for role, name in data.items()},
+        "dataset": found or None,
         "members": [_with_device(client, item) for item in body["members"]],
     }
 

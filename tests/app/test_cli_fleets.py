@@ -48,3 +48,13 @@ def test_merged_when_something_is_missing_then_wrong_usage(missing: str) -> None
 def test_exit_code_when_members_end_differently_then_the_worst(outcomes: list[str], code: int) -> None:
     members = [{"state": "completed", "outcome": outcome} for outcome in outcomes]
     assert exit_code({"members": members}) == code
+
+
+def test_merged_when_methods_are_named_and_no_data_then_asked_for_and_data_beside_are_refused() -> None:
+    body = merged({}, Request(model="m", no_data=True, member=["a: bops<=1/4"], methods=["straight-through:epochs=2"]))
+    assert body["data"] is True
+    assert body["methods"] == [{"name": "straight-through", "training": {"epochs": 2}}]
+    with pytest.raises(typer.BadParameter, match="name one of them"):
+        merged({}, Request(model="m", data="d", no_data=True, member=["a: bops<=1/4"]))
+    with pytest.raises(typer.BadParameter, match="'wishing' is no method"):
+        merged({}, Request(model="m", data="d", member=["a: bops<=1/4"], methods=["wishing"]))

@@ -62,6 +62,19 @@ def test_fleet_when_an_opset_is_named_then_every_members_files_have_it_and_one_t
     assert [search["request"]["export"] for search in searches] == [{"opset": 17}] * 2
 
 
+def test_fleet_when_methods_are_named_and_there_are_no_data_then_every_member_has_both(
+    client: TestClient, fleet_body: Json
+) -> None:
+    asked = [{"name": "bias-correction", "mode": "analytic"}, {"name": "straight-through", "training": {"epochs": 2}}]
+    made = client.post("/v1/fleets", json={**fleet_body, "dataset": None, "methods": asked})
+    assert made.status_code == 202, made.text
+    for member in made.json()["members"]:
+        request = client.get(member["links"]["search"]).json()["request"]
+        assert request["dataset"] is None
+        assert [method["name"] for method in request["methods"]] == ["bias-correction", "straight-through"]
+        assert (request["methods"][0]["mode"], request["methods"][1]["training"]["epochs"]) == ("analytic", 2)
+
+
 def test_fleet_when_the_first_has_ended_then_the_others_are_queued_once(
     client: TestClient, service: Service, fleet_body: Json
 ) -> None:
