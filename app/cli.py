@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -55,12 +55,9 @@ def serve(
     workers: Annotated[int, typer.Option(min=0, help="Worker processes beside the service.")] = 1,
 ) -> None:
     """Run the service, the dashboard and a worker; prints the dashboard's link. Ctrl-C stops them."""
-    from app.settings import Settings
-    from app.supervisor import serve as run
-
-    given: dict[str, Any] = {"host": host, "port": port, "data_dir": data_dir}
-    settings = Settings(**{key: value for key, value in given.items() if value is not None})
-    raise typer.Exit(run(settings, workers=workers))
+    given = {"HOST": host, "PORT": port, "DATA_DIR": data_dir}
+    environment = {f"TIGHTFIT_{key}": str(value) for key, value in given.items() if value is not None}
+    _become(["-X", "no_debug_ranges", "-m", "app.supervisor", "--workers", str(workers)], environment)
 
 
 @app.command()
@@ -71,16 +68,16 @@ def worker(
     ] = None,
 ) -> None:
     """Run one worker in the foreground (the service may run elsewhere on the same database)."""
+    given = {"DATA_DIR": data_dir, "EXECUTOR_ID": executor_id}
+    _become(["-m", "worker"], {f"TIGHTFIT_{key}": str(value) for key, value in given.items() if value is not None})
+
+
+def _become(options: list[str], environment: dict[str, str]) -> NoReturn:
+    """Let another Python take this process's place: signals reach it, and the command line's memory is free."""
     import os
     import sys
 
-    environment = dict(os.environ)
-    if data_dir is not None:
-        environment["TIGHTFIT_DATA_DIR"] = str(data_dir)
-    if executor_id is not None:
-        environment["TIGHTFIT_EXECUTOR_ID"] = executor_id
-    # the worker takes this process's place, so that signals of a container or a supervisor reach it
-    os.execve(sys.executable, [sys.executable, "-m", "worker"], environment)
+    os.execve(sys.executable, [sys.executable, *options], {**os.environ, **environment})
 
 
 def main() -> None:

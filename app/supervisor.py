@@ -1,4 +1,6 @@
-"""`tightfit serve`: migrations, the API in this process, workers beside it, and everything stopped together.
+"""`python -m app.supervisor`, which `tightfit serve` becomes: the API in this process, workers beside it.
+
+Migrations come first, in a process of their own, and everything is stopped together.
 
 Workers are separate processes with stable ids (w0, w1, ...), so that a restarted worker finds its own unfinished work.
 A worker that dies is started again after a pause that doubles up to a minute while it keeps dying at once.
@@ -6,14 +8,19 @@ A worker that dies is started again after a pause that doubles up to a minute wh
 
 from __future__ import annotations
 
+import argparse
+import ctypes
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -129,20 +136,52 @@ def serve(settings: Settings, workers: int = 1) -> int:
     """Run the service until a signal stops it; return the exit code."""
     from app import logs
     from app.main import create_app
-    from app.store.migrate import upgrade
 
     logs.configure(settings)
-    upgrade(settings.database_url)
     application = create_app(settings)
+    if not _is_migrated(settings):
+        return 1
     team = Workers(settings, workers)
     server = server_of(application, settings)
     team.start()
     threading.Thread(target=_announce, args=(settings,), daemon=True).start()
+    _settle()
     try:
         server.run()
     finally:
         team.stop()
     return 0 if server.started else 1
+
+
+def _settle() -> None:
+    """Give back what building the service left free; what it built lives on, and no collection need look through it.
+
+    Such a collection stops all requests: 0.1 s for the 170,000 objects that there are before the first one.
+    """
+    gc.collect()
+    gc.freeze()
+    with suppress(AttributeError, OSError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_migrated(settings: Settings) -> bool:
+    """Bring the tables up to date, where they are not, in a child: this process would not shrink again."""
+    from app.store.migrate import is_current, upgrade
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    if is_current(settings.database_url):
+        return True
+    child = os.fork()  # there are no threads yet, and all connections are closed
+    if child == 0:
+        code = 1
+        try:
+            upgrade(settings.database_url)
+            code = 0
+        except BaseException:  # whatever it is must not go on in a copy of the service
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def _announce(settings: Settings) -> None:
@@ -160,3 +199,16 @@ def _announce(settings: Settings) -> None:
     print(f"\ntightfit is ready at {url}\n", flush=True)
     print(f"  dashboard  {url}/login?token={token}", flush=True)
     print(f"  API        {url}/v1   (key in {key_file})\n", flush=True)
+
+
+def main() -> int:
+    """Serve with the settings of the environment."""
+    from app.settings import Settings
+
+    parser = argparse.ArgumentParser(prog="python -m app.supervisor")
+    parser.add_argument("--workers", type=int, default=1)
+    return serve(Settings(), parser.parse_args().workers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

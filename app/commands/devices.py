@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.commands.base import Session, print_json, verb
-from app.commands.devicesheet import sheet
+from app.commands.devicesheet import pairs_text, sheet
 from app.commands.models import FileArgument
 from app.commands.show import listing
 from app.domain.words import amount
@@ -129,12 +129,6 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise typer.BadParameter(f"{path} holds {type(record).__name__}, not a mapping")
     return record
-
-
-def pairs_text(profile: Any) -> str:
-    """Return the legal bit pairs of a profile, shortest first."""
-    pairs = {tuple(pair) for pairs in profile["rules"]["pairs"].values() for pair in pairs}
-    return " ".join(f"{w}x{a}" for w, a in sorted(pairs))
 
 
 def _row(device: Any) -> tuple[object, ...]:

@@ -130,3 +130,9 @@ def numbers(value: Any, pointer: str = "") -> Iterator[tuple[str, float]]:
             yield from numbers(item, f"{pointer}/{index}")
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield pointer, value
+
+
+def pairs_text(profile: Any) -> str:
+    """Return the legal bit pairs of a profile, shortest first."""
+    pairs = {tuple(pair) for pairs in profile["rules"]["pairs"].values() for pair in pairs}
+    return " ".join(f"{w}x{a}" for w, a in sorted(pairs))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Response
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from app.commands.devices import pairs_text
+from app.commands.devicesheet import pairs_text
 from app.domain.artefacts import suffix_of, title_of
 from app.domain.words import amount, duration, label, percent, quality_verdict, verdict, warnings
 from app.web import view
 from app.web.assets import plotly_style_ids, plotly_version, static_url
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 CSP = (
     "default-src 'none'; script-src 'self'; "
@@ -35,7 +38,11 @@ SANDBOX = {
 """What a file from a worker is shown under: it has an origin of its own, and nothing in it runs or is fetched."""
 
 
-def _environment() -> Environment:
+@cache
+def _templates() -> Environment:
+    """Return the templates; a service without people never needs them, nor their language."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
     loader = FileSystemLoader(Path(__file__).with_name("templates"))
     made = Environment(
         loader=loader, autoescape=select_autoescape(), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -59,14 +66,11 @@ def _environment() -> Environment:
         verdict=verdict,
         warnings=warnings,
     )
-    made.globals.update(static=static_url, plotly_version=plotly_version(), plotly_style_ids=plotly_style_ids())
+    made.globals.update(static=static_url, plotly_version=plotly_version(), plotly_style_ids=plotly_style_ids)
     return made
-
-
-_TEMPLATES = _environment()
 
 
 def page(template: str, status: int = 200, /, here: str = "", **values: Any) -> Response:
     """Render a template; `here` is the entry of the navigation to mark."""
-    text = _TEMPLATES.get_template(template).render(here=here, **values)
+    text = _templates().get_template(template).render(here=here, **values)
     return Response(text, status, HEADERS, media_type="text/html; charset=utf-8")

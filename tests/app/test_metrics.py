@@ -102,3 +102,25 @@ def test_log_when_json_then_a_line_is_an_object_with_the_ids_that_are_bound(
     inside, outside = (json.loads(line) for line in capsys.readouterr().err.splitlines())
     assert (inside["search_id"], inside["trial"], inside["seconds"], inside["level"]) == ("srh_1", 7, 0.5, "info")
     assert inside["event"] == "trial done" and "search_id" not in outside
+
+
+def test_log_when_for_people_then_a_line_with_ids_and_a_traceback_without_values(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = logging.getLogger().handlers[:]
+    token = "tf_" + "secret" * 3  # what a traceback with values would show
+    try:
+        logs.configure(Settings())
+        try:
+            raise LookupError(f"{len(token)} characters")
+        except LookupError:
+            with logs.bind(request_id="r1"):
+                logging.getLogger("tightfit.api").exception("request %s", 7, extra={"route": "/x"})
+        logging.getLogger("tightfit.api").warning("outside")
+    finally:
+        logging.basicConfig(handlers=before, force=True)
+    first, *middle, last, outside = capsys.readouterr().err.splitlines()
+    words = first.split()
+    assert words[1:] == ["[error", "]", "request", "7", "[tightfit.api]", "request_id=r1", "route=/x"]
+    assert middle[0].startswith("Traceback") and last == "LookupError: 21 characters"
+    assert token not in "\n".join(middle) and "request_id" not in outside

@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for room in ("app", "worker", "tightfit", "migrations") for path in (ROOT / room).rglob("*.py"))
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS, MAX_NESTING = 500, 60, 6, 4
 HEAVY = ("torch", "optuna", "onnx", "onnxruntime", "scipy", "plotly", "worker")
+LATER = ("alembic", "jinja2", "mako", "numpy", "pygments", "rich", "typer")
+"""What the service needs at certain moments only; an idle one is to fit in 100 MiB."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -65,6 +67,15 @@ def test_functions_when_measured_then_the_median_is_about_ten_lines() -> None:
 @pytest.mark.parametrize("module", ["app.main", "app.cli", "app.client", "app.supervisor"])
 def test_service_module_when_imported_then_nothing_heavy_comes_along(module: str) -> None:
     code = f"import {module}, sys; print([m for m in {HEAVY!r} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_service_when_made_then_what_it_may_never_need_is_not_in_memory(tmp_path: Path) -> None:
+    code = (
+        "import app.supervisor, sys; from app.main import create_app; from app.settings import Settings\n"
+        f"create_app(Settings(data_dir={str(tmp_path)!r})); print([m for m in {LATER!r} if m in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
+import subprocess
+import sys
 import threading
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +21,7 @@ from app.store.migrate import VERSION_TABLE, configuration, revisions, upgrade
 from app.store.tables import Base, Model
 from tests.app.store.databases import postgres_url
 
+ROOT = Path(__file__).resolve().parents[3]
 FIRST_ROWS = (
     "INSERT INTO blob (sha256, bytes, created_at) VALUES ('ab', 1, '2026-01-01')",
     "INSERT INTO model (id, name, format, blob_sha, bytes, state, created_at) "
@@ -93,3 +98,29 @@ def test_upgrade_when_three_processes_start_at_once_then_all_end_with_one_schema
         with database.reading() as session:
             assert len(session.execute(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")).all()) == 1
         database.dispose()
+
+
+def test_upgrade_when_the_service_starts_then_it_happens_beside_it_and_leaves_nothing_in_its_memory(
+    tmp_path: Path,
+) -> None:
+    code = (
+        "import sys; from app.settings import Settings; from app.supervisor import _is_migrated\n"
+        "from app.store.migrate import is_current; settings = Settings()\n"
+        "print(is_current(settings.database_url), _is_migrated(settings), is_current(settings.database_url),"
+        " 'alembic' in sys.modules)"
+    )
+    environment = {**os.environ, "TIGHTFIT_DATA_DIR": str(tmp_path), "TIGHTFIT_DATABASE_URL": ""}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "True", "True", "False"]
+
+
+def test_service_when_the_schema_is_of_a_newer_code_then_it_does_not_start_and_says_why(tmp_path: Path) -> None:
+    upgrade(f"sqlite:///{tmp_path / 'app.db'}")
+    with sqlite3.connect(tmp_path / "app.db") as connection:
+        connection.execute(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+    environment = {**os.environ, "TIGHTFIT_DATA_DIR": str(tmp_path), "TIGHTFIT_DATABASE_URL": "", "TIGHTFIT_PORT": "0"}
+    command = [sys.executable, "-m", "app.supervisor", "--workers", "0"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert "9999" in result.stderr
