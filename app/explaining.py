@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from app.actions import Service, space_spec
 from app.domain.device import DeviceProfile
 from app.domain.explain import explain
@@ -15,6 +17,7 @@ from app.store import timings
 from app.store.tables import Candidate, Model, Search
 
 Json = dict[str, Any]
+MAX_FALLEN = 1000
 
 
 def why(service: Service, candidate_id: str) -> Json:
@@ -39,13 +42,27 @@ def cautions_of(service: Service, search: Search, assignment: Json | None = None
     """Return what a search's figures, or those of an assignment of it, can't be trusted in: see `cautions`."""
     with service.database.reading() as session:
         stale = timings.accuracy(session, search.device).verdict == "stale"
-        model = session.get(Model, search.model_id)
+        names = _names(session, search, assignment)
     noted = [*((search.baseline or {}).get("warnings") or []), *([] if search.dataset else ["no-data"])]
+    return cautions(stale, names, noted)
+
+
+_FALLEN: dict[str, tuple[str, ...]] = {}
+"""What falls back by search: neither its network nor its device ever changes, and clients ask again and again."""
+
+
+def _names(session: Session, search: Search, assignment: Json | None) -> tuple[str, ...]:
+    if assignment is None and search.id in _FALLEN:
+        return _FALLEN[search.id]
+    model = session.get(Model, search.model_id)
     if model is None or not model.graph:
-        return cautions(stale, (), noted)
+        return ()
     graph, device = ModelGraph.from_json(model.graph), DeviceProfile.from_json(search.device)
-    given = None if assignment is None else Assignment.from_json(assignment)
-    return cautions(stale, fallen_back(graph, device, given), noted)
+    if assignment is not None:
+        return fallen_back(graph, device, Assignment.from_json(assignment))
+    if len(_FALLEN) >= MAX_FALLEN:
+        _FALLEN.clear()
+    return _FALLEN.setdefault(search.id, fallen_back(graph, device))
 
 
 def _measured(report: Json) -> Json | None:

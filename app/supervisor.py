@@ -37,6 +37,8 @@ STOP_S = 20.0
 HEALTHY_S = 30.0
 MAX_PAUSE_S = 60.0
 READY_S = 60.0
+SWITCH_S = 0.001
+"""After how long a thread that renders an answer lets the one that accepts requests go on (Python's own: 5 ms)."""
 
 
 @dataclass
@@ -160,6 +162,7 @@ def _settle() -> None:
     """
     gc.collect()
     gc.freeze()
+    sys.setswitchinterval(SWITCH_S)
     with suppress(AttributeError, OSError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -27,6 +27,8 @@ from worker import jobs
 from worker.engine import default_executor_id, launch
 
 BEAT_S = 5.0
+NICE = 5
+"""How far a worker gives way to the service that it runs beside: requests are answered first."""
 MEND_S, SWEEP_S, FIRST_SWEEP_S = 60.0, 3600.0, 300.0
 log = logging.getLogger("tightfit.worker")
 
@@ -38,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--concurrency", type=int, default=1, help="searches at a time")
     parser.add_argument("--supervised", action="store_true", help="end when the parent process is gone")
     options = parser.parse_args(arguments)
+    if options.supervised:
+        os.nice(NICE)
     settings = Settings()
     logs.configure(settings)
     upgrade(settings.database_url)

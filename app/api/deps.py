@@ -35,12 +35,18 @@ def service(request: Request) -> Service:
     return found
 
 
+async def _service(request: Request) -> Service:
+    return service(
+        request
+    )  # at once: what is no coroutine goes to another thread and back, each time a wait for its turn
+
+
 def key(request: Request) -> auth.Key:
     """Return who asks; refuses addresses that failed too often... and everyone without a valid key."""
     return auth.authenticate(request)
 
 
-ServiceDep = Annotated[Service, Depends(service)]
+ServiceDep = Annotated[Service, Depends(_service)]
 KeyDep = Annotated[auth.Key, Depends(key)]
 Filter = Annotated[str | None, Query(pattern=r"^[\x21-\x7e]{1,64}$")]
 Since = Annotated[AwareDatetime | None, Query(description="Only what was made after this moment (RFC 3339).")]
@@ -175,7 +181,7 @@ async def optional_body(request: Request, schema: type[Body]) -> Body:
     return validated(schema, parse_json(raw))
 
 
-def page_of(request: Request, limit: int | None = None, cursor: str | None = None) -> tuple[int, str | None]:
+async def page_of(request: Request, limit: int | None = None, cursor: str | None = None) -> tuple[int, str | None]:
     """Return (limit, last id) of a paging request. Raises Problem invalid-limit or invalid-cursor."""
     size = 50 if limit is None else limit
     if not 1 <= size <= 200:

@@ -120,12 +120,12 @@ async def create_weights(
     return await run_in_threadpool(idempotent, request, key, f"{name}|{sha256}".encode(), act)
 
 
-def model_filters(state: Filter = None, base_id: Filter = None, created_after: Since = None) -> Json:
+async def model_filters(state: Filter = None, base_id: Filter = None, created_after: Since = None) -> Json:
     """Return what a list of models is filtered by."""
     return {"state": state, "base_id": base_id, "created_after": created_after}
 
 
-def dataset_filters(state: Filter = None, created_after: Since = None) -> Json:
+async def dataset_filters(state: Filter = None, created_after: Since = None) -> Json:
     """Return what a list of datasets is filtered by."""
     return {"state": state, "created_after": created_after}
 

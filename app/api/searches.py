@@ -58,7 +58,7 @@ async def preflight(request: Request, service: ServiceDep, key: KeyDep) -> Json:
     return await run_in_threadpool(actions.preflight, service, wanted)
 
 
-def search_filters(
+async def search_filters(
     state: Filter = None, model_id: Filter = None, device_id: Filter = None, created_after: Since = None
 ) -> Json:
     """Return what a list of searches is filtered by."""

@@ -209,7 +209,7 @@ class Reader:
         return row
 
 
-def reader(request: Request) -> Reader:
+async def reader(request: Request) -> Reader:
     """Return the reader of a request's service."""
     return Reader(request.app.state.service)
 
