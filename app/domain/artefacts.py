@@ -16,6 +16,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "onnx": Kind("model.onnx", ".onnx", "Quantized ONNX (QDQ)"),
+    "gated-onnx": Kind("gated.onnx", ".gated.onnx", "Gated ONNX (one row at a time, skips filters)"),
     "checkpoint": Kind("model.tightfit", ".tightfit", "Packed checkpoint"),
     "pruned-onnx": Kind("pruned.onnx", ".pruned.onnx", "Pruned float ONNX"),
     "pruned-pt2": Kind("pruned.pt2", ".pruned.pt2", "Pruned float .pt2"),

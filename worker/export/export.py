@@ -20,6 +20,7 @@ from worker.data import RoleData
 from worker.export.checkpoint import write_checkpoint
 from worker.export.config import config_yaml
 from worker.export.onnx_qdq import write_qdq
+from worker.export.onnx_skip import NothingToSkip, write_skipping
 from worker.export.pruned import write_pruned
 from worker.export.report import enriched_manifest, report_json
 from worker.export.report_html import render
@@ -81,15 +82,18 @@ def export_all(request: ExportRequest, folder: Path) -> ExportResult:
     """Write and verify all artefacts of one candidate; files appear in `folder` (made if absent).
 
     Equal requests give the same bytes, but for the report's measured times. Raises OpsetTooLow where the files' opset
-    can't hold the network. A network with channel gates has no pruned float files: they could not hold the gates.
+    can't hold the network. A network with channel gates has no pruned float files, which could not hold the gates, but
+    an ONNX file for one row that leaves out filters that are off, where there are such that can be left out.
     """
     net = request.network
     manifest = enriched_manifest(request.manifest, request.graph, net.assignment, request.device, request.budget)
     rows = table(request.budget, manifest["costs"], {}, request.device)
     manifest["budget"] = [row.to_json() for row in with_measured(rows, request.measured)]
     pruned = None if net.gates else write_pruned(net, request.pruned, request.opset)
-    onnx = write_qdq(net, guards_pairs(request.device), request.opset)
-    files = Files(onnx, write_checkpoint(net, manifest), write_float(request.folded, request.opset), pruned)
+    guarded = guards_pairs(request.device)
+    onnx, skipping = write_qdq(net, guarded, request.opset), _skipping(net, guarded, request.opset)
+    checkpoint, whole = write_checkpoint(net, manifest), write_float(request.folded, request.opset)
+    files = Files(onnx, checkpoint, whole, pruned, skipping)
     subject = Subject(
         net, request.graph, request.evaluation, request.device, request.budget, request.measured, request.pruned
     )
@@ -98,9 +102,18 @@ def export_all(request: ExportRequest, folder: Path) -> ExportResult:
     text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False).encode()
     folder.mkdir(parents=True, exist_ok=True)
     contents = {"onnx": files.onnx, "checkpoint": files.checkpoint, **({} if pruned is None else pruned.contents)}
+    contents |= {} if skipping is None else {"gated-onnx": skipping}
     contents["config"] = config_yaml(request.recipe, contents)
     contents |= {"report": text, "report-html": render(document)}
     return ExportResult(tuple(_written(folder, kind, content) for kind, content in contents.items()), report)
+
+
+def _skipping(net: CompressedNetwork, saturating: bool, opset: int) -> bytes | None:
+    """Return the file that leaves out filters, or None where there is nothing to leave out."""
+    try:
+        return write_skipping(net, saturating, opset)
+    except NothingToSkip:
+        return None
 
 
 def _written(folder: Path, kind: str, content: bytes) -> ExportedFile:

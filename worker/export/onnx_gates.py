@@ -20,26 +20,30 @@ class GateWriter:
 
     def __init__(self, writer: OnnxWriter, gates: Mapping[str, StoredGate]) -> None:
         self._writer, self._gates, self._reads = writer, gates, readers(gates)
-        self._masks: dict[str, str] = {}
+        self.masks: dict[str, str] = {}
 
     def decide(self, node: str, value: str, rank: int) -> None:
         """Write the gates that read a node's value: their masks [n, filters], laid along the axis that they act on."""
         for site in self._reads.get(node, ()):
-            self._masks[site] = self._mask(site, value, rank)
+            self.masks[site] = self._mask(site, value, rank)
 
     def masked(self, node: str, value: str, zero: str | None = None) -> str:
         """Return a node's value, or its codes with their `zero`, behind its gate; itself where none stands."""
-        if node not in self._masks:
+        if node not in self.masks:
             return value
         rank = self._writer.rank(self._node(node))
         axes = [dim for dim in range(1, rank) if dim != self._gates[node].axis % rank]
-        mask = self._masks[node]
+        mask = self.masks[node]
         if axes:
             mask = self._writer.emit("Unsqueeze", [mask, self._axes(axes, f"{node}.gate.axes")], f"{node}.gate.laid")
         if zero is not None:
             return self._writer.emit("Where", [mask, value, zero], f"{node}.gated")
         factors = self._writer.emit("Cast", [mask], f"{node}.gate.factors", to=1)
         return self._writer.emit("Mul", [value, factors], f"{node}.gated")
+
+    def widened(self, gate: StoredGate, pooled: str) -> str:
+        """Return the means [n, channels] that a gate reads, of every channel."""
+        return pooled
 
     def _node(self, name: str) -> object:
         return next(node for node in self._writer.module.graph.nodes if node.name == name)
@@ -53,6 +57,7 @@ class GateWriter:
         axes = [dim for dim in range(1, rank) if dim != gate.read_axis % rank]
         if axes:
             value = emit("ReduceMean", [value, self._axes(axes, f"{name}.places")], f"{name}.pooled", keepdims=0)
+        value = self.widened(gate, value)
         squeeze = [value, constant(gate.squeeze.T, f"{name}.squeeze"), constant(gate.squeeze_bias, f"{name}.squeeze.b")]
         hidden = emit("Relu", [emit("Gemm", squeeze, f"{name}.squeezed")], f"{name}.hidden")
         excite = [hidden, constant(gate.excite.T, f"{name}.excite"), constant(gate.excite_bias, f"{name}.excite.b")]
@@ -67,6 +72,8 @@ class GateWriter:
     def _spread(self, gate: StoredGate, on: str, name: str) -> str:
         """Return the gates of every filter; those that are always on read a last column of ones."""
         owner = np.array(gate.owner, np.int64)
+        if np.array_equal(owner, np.arange(len(gate.excite_bias))):
+            return on
         place = self._writer.constant(np.maximum(owner, 0), f"{name}.owner")
         found = self._writer.emit("Gather", [on, place], f"{name}.each", axis=1)
         if ALWAYS_ON not in gate.owner:

@@ -63,7 +63,11 @@ class QdqWriter(OnnxWriter):
         self._by_name = {node.name: node for node in net.module.graph.nodes}
         self._shared: dict[str, str] = {}
         self._grids: dict[str, tuple[str, str]] = {}
-        self._gates = GateWriter(self, net.gates)
+        self._gates = self.gate_writer()
+
+    def gate_writer(self) -> GateWriter:
+        """Return what writes the network's gates."""
+        return GateWriter(self, self._net.gates)
 
     def emit(self, op_type: str, inputs: Sequence[str], name: str, *, output: int = 0, **attributes: Any) -> str:
         """Add a node without a name of its own: in a small network the names would outweigh the weights."""
@@ -110,19 +114,25 @@ class QdqWriter(OnnxWriter):
         turned = replace(quantized, weight_int=ints, weight_scale=_reordered(per_channel(quantized), order))
         return self._multiplied(turned, ints, f"{layer}.weight", 0)
 
+    def per_output(self, layer: str, values: NDArray[Any], name: str) -> str:
+        """Add a constant that holds one value for each of a layer's outputs along its first axis that is not of extent
+        one."""
+        return self.constant(values, name)
+
     def _multiplied(self, quantized: QuantizedLayer, ints: NDArray[Any], name: str, axis: int) -> str:
         """Return codes times scales, as a product of constants."""
         layer = quantized.name
         values = self.emit("Cast", [self._codes(layer, ints, quantized.bits, 0)], f"{layer}.wide", to=TensorProto.FLOAT)
         column = per_channel(quantized).reshape([-1 if index == axis else 1 for index in range(ints.ndim)])
-        return self.emit("Mul", [values, self.constant(column, f"{layer}.w.scale")], name)
+        return self.emit("Mul", [values, self.per_output(layer, column, f"{layer}.w.scale")], name)
 
     def _dequantized(self, quantized: QuantizedLayer, ints: NDArray[Any], name: str, axis: int) -> str:
         layer, scale = quantized.name, per_channel(quantized)
         zero = 128 if self._saturating and self._may_saturate(layer, quantized) else 0
         codes = self._codes(layer, ints, quantized.bits, zero)
         zeros = np.full(scale.shape, zero, np.uint8 if zero else code_type(quantized.bits))
-        operands_ = [codes, self.constant(scale, f"{layer}.w.scale"), self.constant(zeros, f"{layer}.w.zero")]
+        parts = ((scale, f"{layer}.w.scale"), (zeros, f"{layer}.w.zero"))
+        operands_ = [codes, *(self.per_output(layer, *part) for part in parts)]
         return self.emit("DequantizeLinear", operands_, name, axis=axis)
 
     def _turned(self, value: str, shape: Sequence[int], groups: int, name: str) -> str:
@@ -143,16 +153,16 @@ class QdqWriter(OnnxWriter):
         grid = self.input_grid(layer)
         quantized = self._net.layers[layer]
         if grid is None or quantized.bits >= FLOAT_BITS:
-            return super().bias(layer, tensor)
+            return self.per_output(layer, tensor.numpy(), f"{layer}.bias")
         scale = np.float32(grid.scale) * per_channel(quantized)
         values = tensor.numpy().astype(np.float64)
         excess = max(1.0, float(np.max(np.abs(values / scale)) / INT32_MAX))
         scale = (scale * 2.0 ** math.ceil(math.log2(excess))).astype(np.float32)
         codes = np.rint(values / scale)
         inputs = [
-            self.constant(codes.astype(np.int32), f"{layer}.b"),
-            self.constant(scale, f"{layer}.b.scale"),
-            self.constant(np.zeros(scale.shape, np.int32), f"{layer}.b.zero"),
+            self.per_output(layer, codes.astype(np.int32), f"{layer}.b"),
+            self.per_output(layer, scale, f"{layer}.b.scale"),
+            self.per_output(layer, np.zeros(scale.shape, np.int32), f"{layer}.b.zero"),
         ]
         return self.emit("DequantizeLinear", inputs, f"{layer}.bias", axis=0)
 

@@ -135,13 +135,20 @@ class OnnxWriter:
         graph = helper.make_graph(
             self.nodes,
             "tightfit",
-            [_value_info(name, value) for name, value in inputs],
-            [_value_info(name, value) for name, value in results],
+            [self._value_info(name, value) for name, value in inputs],
+            [self._value_info(name, value) for name, value in results],
             self.initializers,
         )
         opsets = [helper.make_opsetid("", self.opset)]
         version = helper.find_min_ir_version_for(opsets)
         return helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name="tightfit")
+
+    def sizes(self, value: Tensor) -> list[int | str | None]:
+        """Return the extents that the file declares of an input or output."""
+        return ["batch" if extent == BATCH else None if holds_batch(extent) else extent for extent in value.shape]
+
+    def _value_info(self, name: str, value: Tensor) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, _TYPES[value.dtype], self.sizes(value))
 
     def _unique(self, wanted: str) -> str:
         name, number = wanted, 1
@@ -155,8 +162,3 @@ class OnnxWriter:
 def write_float(module: fx.GraphModule, opset: int = DEFAULT) -> bytes:
     """Return a float32 ONNX file of a canonical graph."""
     return OnnxWriter(module, opset).write()
-
-
-def _value_info(name: str, value: Tensor) -> onnx.ValueInfoProto:
-    sizes = ["batch" if extent == BATCH else None if holds_batch(extent) else extent for extent in value.shape]
-    return helper.make_tensor_value_info(name, _TYPES[value.dtype], sizes)

@@ -6,7 +6,7 @@ from safetensors.torch import load, save
 
 from app.domain import methods as domain
 from worker.methods.bias import BiasCorrector, input_moments
-from worker.methods.protocol import Subject
+from worker.methods.protocol import NothingLegal, Subject
 from worker.methods.untrained import Batches, UntrainedStage
 from worker.quant.network import CompressedNetwork
 from worker.quant.rebias import biases_of, matched, rebiased
@@ -16,6 +16,12 @@ class BiasStage(UntrainedStage):
     """Bias correction as a stage of a search, in one epoch (see `worker.methods.protocol.Stage`)."""
 
     def __init__(self, subject: Subject, method: domain.BiasCorrection) -> None:
+        """Raises NothingLegal for means that know nothing of the network's gates."""
+        if subject.network.gates and method.mode != "sequential":
+            raise NothingLegal(
+                f"the {method.mode} means are those of the float network, where every filter runs: behind gates use "
+                "the mode 'sequential'"
+            )
         super().__init__(subject, method.rows)
         self._method = method
 

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from app.domain.graph import ModelGraph
 from worker.quant.compressor import bias_on_grid
+from worker.quant.gates import readers
 from worker.quant.grids import ActivationGrid
 from worker.quant.network import CompressedNetwork
 from worker.quant.walk import run
@@ -49,9 +50,10 @@ def matched(
     """Move layers' mean outputs to those `wanted` [kept out], each on what the corrected layers before it make.
 
     Empirical bias correction, sequential: what drifts in one layer is taken back in the next (Nagel et al. 2019,
-    appendix D). A layer that is not among `wanted` stays.
+    appendix D). A layer that is not among `wanted` stays. Behind gates layers see zeros where filters do not run.
     """
     module, layers = own_leaves(net), dict(net.layers)
+    reads, masks = readers(net.gates), dict[str, Tensor]()
 
     def before(node: fx.Node, source: Tensor) -> None:
         if node.name not in layers or node.name not in wanted:
@@ -62,7 +64,11 @@ def matched(
 
     def after(name: str, value: Tensor) -> Tensor:
         grid = net.grids.get(name)
-        return value if grid is None else grid.fake_quantize_(value)
+        value = value if grid is None else grid.fake_quantize_(value)
+        if name in masks:
+            value = net.gates[name].apply(value, masks[name])
+        masks.update({site: net.gates[site].mask(value) for site in reads.get(name, ())})
+        return value
 
     run(module, *inputs, before=before, after=after)
     return replace(net, module=module, layers=layers)

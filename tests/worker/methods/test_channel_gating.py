@@ -188,6 +188,12 @@ def test_export_when_gated_then_verified_without_pruned_files(tmp_path: Path) ->
     told = found.report.gating
     assert told is not None and told["mean"] <= told["p95"] <= told["largest"] <= 1.1 * told["dense"]
     assert any("puts zeros where a gate is off" in note for note in found.report.notes)
-    assert {file.kind for file in found.files} == {"onnx", "checkpoint", "config", "report", "report-html"}
+    skipping = found.report.skipping
+    assert skipping is not None and (skipping.max_error, skipping.top1) == (0.0, 1.0)
+    times = {name: item.min_ms for name, item in found.report.latency.items()}
+    assert set(times) == {"float", "compressed", "skipping"}
+    assert any(f"takes {times['skipping']:.3f} ms" in note for note in found.report.notes)
+    kinds = {"onnx", "gated-onnx", "checkpoint", "config", "report", "report-html"}
+    assert {file.kind for file in found.files} == kinds
     with pytest.raises(ValueError, match="gates"):
         load(tmp_path / "model.tightfit", "dequantized")

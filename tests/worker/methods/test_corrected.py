@@ -10,9 +10,11 @@ import torch
 
 from app.domain.methods import BiasCorrection
 from tests.worker.methods.digit_subject import loss, rows, subject
+from tests.worker.methods.test_channel_gating import gated
+from worker.methods.bias import BiasCorrector
 from worker.methods.corrected import BiasStage
-from worker.methods.protocol import LossNotFinite, Subject
-from worker.quant.rebias import rebiased
+from worker.methods.protocol import LossNotFinite, NothingLegal, Subject
+from worker.quant.rebias import mean_output, rebiased
 
 MODES: tuple[Literal["analytic", "local", "sequential"], ...] = ("analytic", "local", "sequential")
 
@@ -76,3 +78,28 @@ def test_fit_when_outputs_are_not_finite_then_named() -> None:
     broken = replace(rows(), inputs=(rows().inputs[0] * float("inf"),))
     with pytest.raises(LossNotFinite):
         BiasStage(replace(given, rows=broken), BiasCorrection("local")).fit()
+
+
+def test_sequential_when_filters_are_gated_then_the_means_behind_them_are_those_with_zeros() -> None:
+    given = replace(subject(1.0, 8), network=gated())
+    plain = replace(given, network=replace(gated(), gates={}))
+    made = {}
+    for name, item in (("gated", given), ("plain", plain)):
+        stage = BiasStage(item, BiasCorrection("sequential"))
+        stage.fit()
+        made[name] = stage.finish()
+    wanted = BiasCorrector(given.folded, gated()).wanted(rows().inputs)["right"]
+    leaf: Any = made["gated"].module.get_submodule("right")
+    seen: dict[str, torch.Tensor] = {}
+    made["gated"].follow(*rows().inputs, seen=lambda site, value: seen.setdefault(site, value.clone()))
+    assert bool((seen["relu_1"] == 0).all((2, 3)).any())
+    assert mean_output(leaf, leaf(seen["relu_1"])).detach() == pytest.approx(wanted, abs=2e-3)
+    apart = made["gated"].layers["right"].bias - made["plain"].layers["right"].bias
+    assert float(abs(apart).max()) > 0.05
+    assert made["gated"].gates == gated().gates
+
+
+@pytest.mark.parametrize("mode", ["analytic", "local"])
+def test_stage_when_filters_are_gated_and_means_are_the_float_network_s_then_refused(mode: Any) -> None:
+    with pytest.raises(NothingLegal, match=f"the {mode} means .* use the mode 'sequential'"):
+        BiasStage(replace(subject(1.0, 8), network=gated()), BiasCorrection(mode))
