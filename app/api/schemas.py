@@ -24,6 +24,7 @@ from app.domain.methods import (
     RelaxedRounding,
     Start,
     Training,
+    Widths,
 )
 from app.domain.metrics import MetricName
 from app.domain.opsets import DEFAULT, LOWEST
@@ -225,6 +226,7 @@ class JointPruningIn(Strict):
     threshold: Annotated[FiniteFloat, Field(gt=0, le=1000)] = JointPruning.threshold
     kappa: Annotated[FiniteFloat, Field(gt=0, le=1000)] = JointPruning.kappa
     structure_rate: Annotated[FiniteFloat, Field(gt=0, le=1)] = JointPruning.structure_rate
+    widths: Widths = JointPruning.widths
 
 
 class LearnedThresholdsIn(Strict):

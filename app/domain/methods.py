@@ -80,6 +80,7 @@ class LearnedThresholds:
 
 
 Start = Literal["candidate", "float"]
+Widths = Literal["learned", "gates"]
 
 
 @dataclass(frozen=True)
@@ -89,18 +90,21 @@ class JointPruning:
     It starts from the network the search found, or from the float network at its widest bits (`start`). The `joint`
     share of the epochs trains gates on channels and the widths of weights and activations beside the weights, both at
     `structure_rate`: `gamma` weighs the gates' divergence in nats, a channel falls below a signal-to-noise ratio of
-    `threshold`, limits are penalties of an augmented Lagrangian with `kappa`. The other epochs train the hard network.
+    `threshold`, limits are penalties of an augmented Lagrangian with `kappa`. The other epochs train the hard network:
+    what was learned, or the candidate's channels and bits where the loss on calibration rows is less with them.
+    `widths` are learned as steps of grids, or chosen by gates that switch bits on and off (van Baalen et al. 2020).
     """
 
     name: ClassVar[str] = "djpq"
     paper: ClassVar[str] = "Wang et al. 2020, Differentiable Joint Pruning and Quantization for Hardware Efficiency"
     training: Training = Training()
     start: Start = "candidate"
-    joint: float = 0.4
-    gamma: float = 1e-3
+    joint: float = 0.25
+    gamma: float = 1e-5
     threshold: float = 1.0
     kappa: float = 0.5
     structure_rate: float = 1e-2
+    widths: Widths = "learned"
 
 
 @dataclass(frozen=True)

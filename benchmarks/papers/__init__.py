@@ -17,10 +17,10 @@ from benchmarks import published
 from benchmarks.cells import Measure, fill, stored
 from benchmarks.claims import VERDICTS
 from benchmarks.networks import available
-from benchmarks.papers import bias, gating, page, rounding, sparsity, stage
+from benchmarks.papers import bias, gating, joint, page, rounding, sparsity, stage
 from benchmarks.papers.kind import Found, Kind
 
-KINDS: tuple[Kind, ...] = (rounding.KIND, sparsity.KIND, stage.KIND, bias.KIND, gating.KIND)
+KINDS: tuple[Kind, ...] = (rounding.KIND, sparsity.KIND, stage.KIND, bias.KIND, gating.KIND, joint.KIND)
 PUBLISHED = published.DOCS / "papers-cells.jsonl"
 """What docs/papers.md was printed from: a checkout without results of its own goes on from there."""
 

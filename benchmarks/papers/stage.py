@@ -5,7 +5,6 @@ Training pictures are calibration rows, validation pictures decide, test picture
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Mapping
 from functools import partial
@@ -13,18 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from app.domain import methods
 from benchmarks.cells import Measure
 from benchmarks.claims import Claim
 from benchmarks.networks import network
+from benchmarks.papers.further import trained_on
 from benchmarks.papers.kind import Found, Kind, Rows
 from benchmarks.papers.subjects import training_rows
 from benchmarks.search import service
-from worker.data import RoleData
-from worker.methods.training import shifted
-from worker.search.evaluate import Opened
 
 NAME, RATIO, LEAST = "resnet8_cifar10", 1 / 32, 5.0
 ABOUT = """
@@ -64,31 +60,12 @@ def further() -> dict[str, Any]:
     """Return the hold-out accuracy of the float network, trained on labels for the same steps."""
     torch.set_num_threads(1)
     _, data, _ = training_rows(NAME, HOW.rows)
-    net = _trained(network(NAME), data["calibration"])
+    net = trained_on(network(NAME).folded, data["calibration"], HOW)
     held, right = data["holdout"], 0
     with torch.no_grad():
         for batch, labels in zip(held.batches(500), held.labels.split(500), strict=True):
             right += int((net(*batch).argmax(1) == labels).sum())
     return {"method": "float", "trained": 100 * right / len(held)}
-
-
-def _trained(opened: Opened, rows: RoleData) -> torch.nn.Module:
-    """Train the float network with Adam, its rate falling along half a cosine, as the methods are."""
-    net: torch.nn.Module = copy.deepcopy(opened.folded)
-    for item in net.parameters():
-        item.requires_grad_(True)
-    steps = len(rows) // HOW.batch
-    optimizer = torch.optim.Adam(net.parameters(), HOW.rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, HOW.epochs * steps)
-    torch.manual_seed(HOW.seed)
-    for _ in range(HOW.epochs):
-        for chosen in torch.randperm(len(rows))[: steps * HOW.batch].split(HOW.batch):
-            pictures = shifted([item[chosen] for item in rows.inputs], HOW.shift, HOW.mirror)
-            optimizer.zero_grad()
-            F.cross_entropy(net(*pictures), rows.labels[chosen]).backward()
-            optimizer.step()
-            schedule.step()
-    return net
 
 
 def parts() -> dict[str, Measure]:

@@ -64,6 +64,7 @@ def test_request_when_only_named_then_the_domain_s_defaults(name: str) -> None:
         {"name": "relaxed-quantization", "training": {"labels": 1.5}},
         {"name": "djpq", "start": "middle"},
         {"name": "djpq", "joint": 1.5},
+        {"name": "djpq", "widths": "masked"},
         {"name": "djpq", "threshold": 0.0},
         {"name": "channel-gating", "macs": 1.0},
         {"name": "channel-gating", "block": 0},
@@ -77,9 +78,9 @@ def test_request_when_a_value_is_out_of_bounds_then_refused(body: dict[str, Any]
 
 
 def test_methods_when_a_parameter_is_a_word_then_as_it_is() -> None:
-    (found,) = parse_methods(["djpq:epochs=10,gamma=0.0001,start=float"])
-    assert found == {"name": "djpq", "training": {"epochs": 10}, "gamma": 0.0001, "start": "float"}
-    assert method_of(found) == JointPruning(Training(epochs=10), start="float", gamma=0.0001)
+    (found,) = parse_methods(["djpq:epochs=10,gamma=0.0001,start=float,widths=gates"])
+    assert found == {"name": "djpq", "training": {"epochs": 10}, "gamma": 0.0001, "start": "float", "widths": "gates"}
+    assert method_of(found) == JointPruning(Training(epochs=10), start="float", gamma=0.0001, widths="gates")
 
 
 def test_methods_when_gates_are_asked_for_then_what_the_domain_reads() -> None:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ class BitGatedQuantizer(nn.Module):
         self.register_buffer("allowed", torch.ones(len(widths) - 1, dtype=torch.bool))
 
     @classmethod
-    def of_layer(cls, layer: QuantizedLayer, widths: Sequence[int] = WIDTHS, prunes: bool = False) -> BitGatedQuantizer:
+    def of_layer(cls, layer: QuantizedLayer, widths: Sequence[int] = WIDTHS, prunes: bool = False) -> Self:
         """Return a weight's quantizer that starts from the largest of its stored scales; `prunes` gates its channels.
 
         Raises ValueError for a float layer.
@@ -93,7 +93,7 @@ class BitGatedQuantizer(nn.Module):
         return cls(top, None, widths, len(layer.bias) if prunes else None)
 
     @classmethod
-    def of_grid(cls, grid: ActivationGrid, widths: Sequence[int] = WIDTHS) -> BitGatedQuantizer:
+    def of_grid(cls, grid: ActivationGrid, widths: Sequence[int] = WIDTHS) -> Self:
         """Return an activation's quantizer whose range holds that of a grid."""
         far = max(grid.zero_point, grid.levels - grid.zero_point)
         return cls(grid.scale * far, UNSIGNED if grid.zero_point == 0 else SIGNED, widths)

@@ -16,17 +16,19 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from app.domain import methods as domain
-from worker.methods.joint_hard import hard_start, settled, widest_start
+from worker.methods.joint_hard import starts, widest_start
 from worker.methods.joint_network import JointNetwork, JointSetting
 from worker.methods.protocol import Epoch, Subject
 from worker.methods.relaxed_costs import AugmentedLagrangian, RelaxedCosts
 from worker.methods.straight import StraightThrough
 from worker.methods.trainable import TrainableNetwork
-from worker.methods.training import Rates, Task, Trainer
+from worker.methods.training import RATES, Part, Rates, Task, Trainer
 from worker.quant.network import CompressedNetwork
 
 LOWERED = 0.7
 """The share of the joint part in which limits come down to what is asked. Behind it widths are drawn to legal ones."""
+LOOKED_AT = 2048
+"""How many calibration rows decide which network is fine-tuned."""
 WIDEST = 0.5
 """How far, in log2, a width may lie from the nearest legal one before that: half-way between powers of two."""
 
@@ -39,24 +41,27 @@ class JointStage:
         self._task = Task(subject.folded, subject.rows, subject.graph.outputs)
         epochs = method.training.epochs
         first = min(epochs, max(1, round(method.joint * epochs)))
+        self._first_part, self._second_part = Part(0, first), Part(first, epochs)
         self._joint = _joint_network(subject, method)
         self._costs = RelaxedCosts(subject.graph, subject.device, subject.space)
         self._rule = AugmentedLagrangian(subject.budget.limits, method.kappa, warm_up=0)
         with torch.no_grad():
             self._above = {name: item.item() for name, item in self._rule.excess(self._limited()).items()}
-        self._first_epochs, how = first, replace(method.training, epochs=first)
-        self._first = Trainer(self._joint, self._task, how, self._penalty, _rates(method))
-        # the second part draws from seeds of its own
-        self._second_how = replace(method.training, epochs=epochs - first, seed=method.training.seed + 2**31)
+        how, rates = method.training, _rates(method)
+        self._first = Trainer(self._joint, self._task, how, self._penalty, rates, self._first_part)
 
     @functools.cached_property
     def _second(self) -> Trainer:
-        """Fine-tuning, of the network that the joint part came to. Raises NothingLegal."""
-        start = hard_start(self._joint, settled(self._joint, self._subject), self._subject)
-        network = TrainableNetwork(start, StraightThrough(self._subject.powers))
-        return Trainer(network, self._task, self._second_how)
+        """Fine-tuning, of the start with the least loss on calibration rows. Raises NothingLegal."""
+        quantizers = StraightThrough(self._subject.powers)
+        found = [
+            Trainer(TrainableNetwork(start, quantizers), self._task, self._method.training, part=self._second_part)
+            for start in starts(self._joint, self._subject)
+        ]
+        return found[0] if len(found) == 1 else min(found, key=lambda item: item.loss(LOOKED_AT))
 
-    def _penalty(self, share: float) -> Tensor:
+    def _penalty(self, whole: float) -> Tensor:
+        share = whole * self._method.training.epochs / self._first_part.last
         self._draw_in(share)
         return self._method.gamma * self._joint.kl() + self._at(share).penalty(self._limited())
 
@@ -81,23 +86,24 @@ class JointStage:
     @property
     def done(self) -> bool:
         """Tell whether every epoch is done."""
-        return self._first.done and (self._second_how.epochs == 0 or self._second.done)
+        return self._first.done and (self._second_part.first == self._second_part.last or self._second.done)
 
     def fit(self) -> Epoch:
         """Train one epoch. Raises LossNotFinite, NothingLegal."""
         if self._first.done:
-            return self._told(self._second.fit(), self._first.epoch)
-        self._draw_in(self._first.epoch / self._first_epochs)
+            return self._second.fit()
+        self._draw_in(self._share)
         found = self._first.fit()
-        self._draw_in(self._first.epoch / self._first_epochs)
+        self._draw_in(self._share)
         self._joint.project()
         with torch.no_grad():
-            share = self._first.epoch / self._first_epochs
-            self._rule = replace(self._at(share).after(self._limited()), limits=self._rule.limits)
-        return self._told(found, 0)
+            self._rule = replace(self._at(self._share).after(self._limited()), limits=self._rule.limits)
+        return found
 
-    def _told(self, epoch: Epoch, before: int) -> Epoch:
-        return replace(epoch, number=epoch.number + before, of=self._method.training.epochs)
+    @property
+    def _share(self) -> float:
+        """How much of the joint part is done."""
+        return self._first.epoch / self._first_part.last
 
     def state(self) -> bytes:
         """Return what `restore` needs: both parts' states and the limits' multipliers."""
@@ -133,13 +139,15 @@ class JointStage:
 
 
 def _rates(method: domain.JointPruning) -> Rates:
-    """Return the rates of the joint part: gates and widths have one of their own."""
-    return (("weights.", 1.0), ("biases.", 1.0), ("", method.structure_rate / method.training.rate))
+    """Return the rates of the joint part: gates' noise and widths have one of their own. Maxima and exponents go as
+    slowly as steps do in other training: a coarse grid that jumps about undoes its weights."""
+    structure = method.structure_rate / method.training.rate
+    return ((".log_variance", structure), (".log_step", structure), (".phi", structure), (".mean", 1.0), *RATES)
 
 
 def _joint_network(subject: Subject, method: domain.JointPruning) -> JointNetwork:
     start = replace(subject.network, gates={})  # channels are chosen anew: gates of those before go
     if method.start == "float":
         start = subject.compressor.compress(widest_start(subject))
-    how = JointSetting(math.log(method.threshold), subject.powers)
+    how = JointSetting(math.log(method.threshold), subject.powers, method.widths == "gates")
     return JointNetwork(start, subject.compressor.slicer.plan, subject.graph, subject.space, how)

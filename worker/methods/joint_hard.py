@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from app.domain.cost import count
 from app.domain.space import FLOAT_BITS, Assignment
 from worker.graph.slicing import Slicer
-from worker.methods.djpq import fold_backward
+from worker.methods.djpq import LearnedQuantizer, fold_backward
 from worker.methods.hardening import Hardened, best, hardened
 from worker.methods.joint_network import JointNetwork
 from worker.methods.protocol import NothingLegal, Subject
@@ -40,6 +40,28 @@ def settled(joint: JointNetwork, subject: Subject) -> Hardened:
     for name, margins in learned.margins.items():
         kept[name] = tuple(kept[name][index] for index in best(margins, assignment.keep[name]))
     return Hardened(assignment, kept)
+
+
+def starts(joint: JointNetwork, subject: Subject) -> list[CompressedNetwork]:
+    """Return networks to train on: what was learned, and beside it the subject's own channels and bits where they keep
+    every limit, with the joint network's weights and with its own. Raises NothingLegal."""
+    found, own = settled(joint, subject), _own(joint, subject)
+    made = [hard_start(joint, found, subject)]
+    if own is None:
+        return made
+    if own != found:
+        made.append(hard_start(joint, own, subject))
+    return [*made, subject.network]
+
+
+def _own(joint: JointNetwork, subject: Subject) -> Hardened | None:
+    """Return the subject's own channels and bits; None where they break a limit or hang on gates by input."""
+    network = subject.network
+    if network.gates or not subject.budget.is_met(count(subject.graph, network.assignment, subject.device)):
+        return None
+    whole = {group.id: tuple(range(group.channels)) for group in subject.graph.groups}
+    kept = {**whole, **{name: tuple(item) for name, item in network.kept.items()}}
+    return Hardened(network.assignment, {name: kept[name] for name in joint.channels})
 
 
 @torch.no_grad()
@@ -70,7 +92,7 @@ def _with(module: fx.GraphModule, trained: fx.GraphModule, names: tuple[str, ...
 
 def _grid(joint: JointNetwork, site: str, grid: ActivationGrid) -> ActivationGrid:
     """Return a site's grid at the bits of one: the learned range, where there is one."""
-    learned = joint.site(site)
+    learned = joint.plain_site(site)
     if learned is None:
         return grid
     fixed = copy.deepcopy(learned)
@@ -103,7 +125,7 @@ def _folded(joint: JointNetwork, found: Hardened, subject: Subject) -> fx.GraphM
 def _weights(joint: JointNetwork, name: str) -> tuple[Tensor, Tensor]:
     """Return a layer's master weight and bias as its quantizer maps them, with its rows' gates folded in."""
     weight, bias = joint.weight(name).detach(), joint.bias(name).detach()
-    quantizer, factors = joint.quantizer(name), joint.row_factors(name)
+    quantizer, factors = joint.plain_quantizer(name), joint.row_factors(name)
     if quantizer is not None:
         weight = mapped(weight, quantizer.curve(), 1.0)
     return (weight, bias) if factors is None else fold_backward(weight, bias, factors)
@@ -118,19 +140,19 @@ def _scale(joint: JointNetwork, leaf: Any, like: QuantizedLayer, found: Hardened
     if is_float(like.bits) or like.weight_scale is None:
         return None
     rules, each = GridRules.of(subject.device), len(like.weight_scale) == len(leaf.weight)
-    if not each or rules.powers or joint.quantizer(like.name) is None:
+    quantizer = joint.plain_quantizer(like.name)
+    if not each or rules.powers or quantizer is None:
         return weight_scales(leaf.weight.detach(), like.bits, each, rules)
     columns = subject.compressor.slicer.columns
     places = torch.searchsorted(columns(like.name, joint.channels)[0], columns(like.name, found.kept)[0])
-    steps, factors = _steps(joint, like.name, like.bits), joint.row_factors(like.name)
+    steps, factors = _steps(quantizer, joint.weight(like.name).detach(), like.bits), joint.row_factors(like.name)
     folded = steps if factors is None else steps * factors.abs().clamp_min(1e-12)
     return folded[places]
 
 
-def _steps(joint: JointNetwork, name: str, bits: int) -> Tensor:
+def _steps(quantizer: LearnedQuantizer, weight: Tensor, bits: int) -> Tensor:
     """Return for each row the step at `bits` that comes nearest to what the row was rounded to: the learned one, the
     one that the learned maximum asks for, or the one that fits the weights best [out]."""
-    quantizer, weight = joint.quantizer(name), joint.weight(name).detach()
     target, fixed, flat = quantizer(weight), copy.deepcopy(quantizer), mapped(weight, quantizer.curve(), 1.0)
     fixed.restrict(bits)
     ways = [quantizer.scale.expand(len(weight)), fixed.scale.expand(len(weight)), weight_scales(flat, bits)]

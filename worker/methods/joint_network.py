@@ -18,15 +18,17 @@ from app.domain.graph import ChannelGroup, ModelGraph
 from app.domain.space import FLOAT_BITS, SearchSpace
 from worker.graph.groups import ChannelPlan
 from worker.methods.djpq import ChannelGate, LearnedQuantizer, gated, nearest_width
+from worker.methods.gated_widths import GatedWidths, chain, plain
 from worker.methods.hardening import Learned
 from worker.methods.relaxed_costs import Real, Soft
-from worker.methods.trainable import TrainableNetwork
+from worker.methods.trainable import TrainableNetwork, key_of
 from worker.quant.grids import ActivationGrid
 from worker.quant.layer import QuantizedLayer
 from worker.quant.network import CompressedNetwork
 
-LOG_VARIANCE = -5.0
-"""Where gates begin, noise of 8 per cent: from VIBNet's -9 a channel needs more steps to fall than a search trains."""
+LOG_VARIANCE = -7.0
+"""Where gates begin, noise of 3 per cent: from VIBNet's -9 a channel needs more steps to fall than a search trains, and
+at -5 the noise undoes coarse grids."""
 TEMPERATURE = 2.0
 """That of soft counts of channels: at 1 a limit would hardly reach channels that lie far above the threshold."""
 EXPONENT = math.log(2)
@@ -35,10 +37,15 @@ EXPONENT = math.log(2)
 
 @dataclass(frozen=True)
 class JointSetting:
-    """How a joint network is made: the gates' log threshold, and whether fixed grids have power-of-two steps."""
+    """How a joint network is made: the gates' log threshold, whether fixed grids have power-of-two steps, and whether
+    gates choose the widths, where legal ones are twice one another; else steps are learned."""
 
     log_threshold: float = 0.0
     powers: bool = False
+    gates: bool = False
+
+
+Widths = LearnedQuantizer | GatedWidths
 
 
 class Learning:
@@ -71,7 +78,7 @@ class JointNetwork(TrainableNetwork):
             nn.init.constant_(gate.log_variance, LOG_VARIANCE)  # type: ignore[arg-type]
         self._owners = self._columns(plan)
         self._drawn = torch.ones(1, 1)
-        self._bounds = self._choices()
+        self._bounds = self._choices(how.gates)
         self.leeway = math.inf
         """How far, in log2, a width may lie from the nearest legal one."""
 
@@ -97,7 +104,7 @@ class JointNetwork(TrainableNetwork):
         self._axes = {layer: plan.dims[(layer, "value")].axis for layer in found}
         return found
 
-    def _choices(self) -> dict[str, tuple[LearnedQuantizer, int, int]]:
+    def _choices(self, gates: bool) -> dict[str, tuple[Widths, int, int]]:
         """Return quantizers whose width is learned with its bounds; the width of others is fixed to what it is."""
         found, bits = {}, self.start.assignment
         for kind, legal, now in (
@@ -108,10 +115,30 @@ class JointNetwork(TrainableNetwork):
                 quantizer = self.quantizer(name) if kind == "weight" else self.site(name)
                 integers = [width for width in widths if width < FLOAT_BITS]
                 if quantizer is not None and len(integers) > 1:
-                    found[f"{kind}:{name}"] = (quantizer, min(integers), max(integers))
+                    nested = chain(integers) if gates else ()
+                    learned = self._gate(kind, name, nested) if len(nested) > 1 else quantizer
+                    found[f"{kind}:{name}"] = (learned, min(integers), max(integers))
                 elif quantizer is not None:
                     quantizer.restrict(now[name])
         return found
+
+    def _gate(self, kind: str, name: str, widths: tuple[int, ...]) -> GatedWidths:
+        """Put gates in the place of a weight's or a site's quantizer."""
+        if kind == "weight":
+            made = GatedWidths.of_layer(self.start.layers[name], widths)
+            self.weight_quantizers[key_of(name)] = made
+            return made
+        made = GatedWidths.of_grid(self.start.grids[name], widths)
+        self.sites[key_of(name)] = made
+        return made
+
+    def plain_quantizer(self, layer: str) -> LearnedQuantizer | None:
+        """Return a layer's quantizer, one whose width can be fixed at any legal one."""
+        return plain(self.quantizer(layer))
+
+    def plain_site(self, name: str) -> LearnedQuantizer | None:
+        """Return a site's quantizer, one whose width can be fixed at any legal one."""
+        return plain(self.site(name))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs for a batch of normalised inputs; each gate's factors are drawn once."""
@@ -144,6 +171,8 @@ class JointNetwork(TrainableNetwork):
     def project(self) -> None:
         """Move learned exponents and widths into their bounds, and within the leeway of legal widths."""
         for key, (quantizer, narrowest, widest) in self._bounds.items():
+            if isinstance(quantizer, GatedWidths):
+                continue
             quantizer.log_exponent.clamp_(-EXPONENT, EXPONENT)
             quantizer.project(narrowest, widest)
             if math.isfinite(self.leeway):
@@ -183,7 +212,7 @@ class JointNetwork(TrainableNetwork):
     def _by_group(self) -> Mapping[str, Any]:
         return dict(zip(self._gated, self.gates, strict=True))
 
-    def _learned(self, kind: str) -> dict[str, LearnedQuantizer]:
+    def _learned(self, kind: str) -> dict[str, Widths]:
         prefix = f"{kind}:"
         return {key.removeprefix(prefix): item[0] for key, item in self._bounds.items() if key.startswith(prefix)}
 

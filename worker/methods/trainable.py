@@ -91,7 +91,7 @@ class TrainableNetwork(nn.Module):
             self._take(node, quantizers)
         for site, grid in start.grids.items():
             if not is_float(grid.bits):
-                self.sites[_key(site)] = quantizers.site(grid)
+                self.sites[key_of(site)] = quantizers.site(grid)
 
     def _take(self, node: fx.Node, quantizers: Quantizers) -> None:
         if node.op != "call_module" or node.name not in self._start.layers:
@@ -100,7 +100,7 @@ class TrainableNetwork(nn.Module):
         if not isinstance(found, TRAINABLE):
             return
         leaf: Any = found
-        stored, key = self._start.layers[node.name], _key(node.name)
+        stored, key = self._start.layers[node.name], key_of(node.name)
         self._leaves[node.name] = leaf
         self.weights[key] = nn.Parameter(leaf.weight.detach().clone())
         self.biases[key] = nn.Parameter(torch.from_numpy(np.array(stored.bias)))
@@ -114,22 +114,22 @@ class TrainableNetwork(nn.Module):
 
     def quantizer(self, layer: str) -> Any:
         """Return a layer's weight quantizer (None: its weights stay float)."""
-        key = _key(layer)
+        key = key_of(layer)
         return self.weight_quantizers[key] if key in self.weight_quantizers else None  # noqa: SIM401 - no get
 
     def site(self, name: str) -> Any:
         """Return the quantizer of a site (None: it stays float)."""
-        key = _key(name)
+        key = key_of(name)
         return self.sites[key] if key in self.sites else None  # noqa: SIM401 - no get
 
     def weight(self, layer: str) -> nn.Parameter:
         """Return a layer's master weight."""
-        found: nn.Parameter = self.weights[_key(layer)]
+        found: nn.Parameter = self.weights[key_of(layer)]
         return found
 
     def bias(self, layer: str) -> nn.Parameter:
         """Return a layer's bias."""
-        found: nn.Parameter = self.biases[_key(layer)]
+        found: nn.Parameter = self.biases[key_of(layer)]
         return found
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -154,7 +154,7 @@ class TrainableNetwork(nn.Module):
         return node.target(*fx.node.map_arg(node.args, lambda item: values[item.name]), **node.kwargs)  # type: ignore[operator]
 
     def _leaf(self, node: fx.Node, source: Tensor) -> Tensor:
-        leaf, key = self._leaves.get(node.name), _key(node.name)
+        leaf, key = self._leaves.get(node.name), key_of(node.name)
         if leaf is None:
             found: Tensor = self._fixed[str(node.target)](source)
             return found
@@ -205,7 +205,7 @@ class TrainableNetwork(nn.Module):
 
     def _stored(self, name: str, grid: ActivationGrid | None) -> tuple[QuantizedLayer, Tensor]:
         """Return a layer as it is stored, and its weight as the hard network computes with it."""
-        stored, key = self._start.layers[name], _key(name)
+        stored, key = self._start.layers[name], key_of(name)
         weight, bias, quantizer = self.weights[key].detach(), self.biases[key].detach(), self.quantizer(name)
         if quantizer is None:
             return replace(stored, bias=bias.numpy(), weight_float=weight.numpy()), weight
@@ -214,7 +214,7 @@ class TrainableNetwork(nn.Module):
         return found, _column(found.weight_scale, weight) * torch.from_numpy(np.array(found.weight_int)).float()
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
     """Return a node's name as a module may be called: torch reserves points, and its own attributes' names."""
     return "n_" + name.replace(".", "__")
 

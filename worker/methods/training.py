@@ -43,10 +43,20 @@ class Task:
     ports: tuple[Port, ...]
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which of the epochs of a training one trainer does: from `first` up to `last`, not counting that one. The rate
+    falls along the whole training."""
+
+    first: int
+    last: int
+
+
 class Trainer:
     """Trains a network epoch by epoch. Everything but the network itself is in `state`.
 
-    `rates` are multiples of the rate of `how` by a part of a parameter's name: the first that fits counts.
+    `rates` are multiples of the rate of `how` by a part of a parameter's name: the first that fits counts. `part`: by
+    default all epochs.
     """
 
     def __init__(
@@ -56,9 +66,10 @@ class Trainer:
         how: Training,
         penalty: Penalty | None = None,
         rates: Rates = RATES,
+        part: Part | None = None,
     ) -> None:
         self.network, self._task, self._how, self._penalty = network, task, how, penalty
-        self._rates = rates
+        self._rates, self._part = rates, Part(0, how.epochs) if part is None else part
         self._rows = task.rows.head(how.rows)
         self._named = [(name, item) for name, item in network.named_parameters() if item.requires_grad]
         self._optimizer = torch.optim.Adam(self._groups(), lr=how.rate)
@@ -74,7 +85,12 @@ class Trainer:
     @property
     def done(self) -> bool:
         """Tell whether every epoch is done."""
-        return self.epoch >= self._how.epochs
+        return self._now >= self._part.last
+
+    @property
+    def _now(self) -> int:
+        """The epochs of the whole training that lie behind."""
+        return self._part.first + self.epoch
 
     @property
     def batches(self) -> int:
@@ -86,12 +102,20 @@ class Trainer:
         started, total = time.perf_counter(), 0.0
         self.network.train()
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(self._how.seed * 1000 + self.epoch)
+            torch.manual_seed(self._how.seed * 1000 + self._now)
             for index, chosen in enumerate(self._drawn()):
-                total += self._step(chosen, self.epoch + index / self.batches)
+                total += self._step(chosen, self._now + index / self.batches)
         self.network.eval()
         self.epoch += 1
-        return Epoch(self.epoch, self._how.epochs, total / self.batches, time.perf_counter() - started)
+        return Epoch(self._now, self._how.epochs, total / self.batches, time.perf_counter() - started)
+
+    @torch.no_grad()
+    def loss(self, most: int) -> float:
+        """Return the mean loss over at most so many of the rows, as they are."""
+        self.network.eval()
+        rows = torch.arange(min(most, len(self._rows)))
+        parts = [(self._loss([item[part] for item in self._rows.inputs], part), len(part)) for part in rows.split(256)]
+        return sum(float(loss) * count for loss, count in parts) / len(rows)
 
     def _drawn(self) -> Iterator[Tensor]:
         """Return each batch's rows; what does not fill the last one is left out (its order differs next time)."""
@@ -107,7 +131,7 @@ class Trainer:
         extra = None if self._penalty is None else self._penalty(share)
         loss = loss if extra is None else loss + extra
         if not bool(torch.isfinite(loss)):
-            raise LossNotFinite(f"the loss is {float(loss.detach())} in epoch {self.epoch + 1}")
+            raise LossNotFinite(f"the loss is {float(loss.detach())} in epoch {self._now + 1}")
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_([item for _, item in self._named], LONGEST)

@@ -23,12 +23,15 @@ METHODS: tuple[domain.Method, ...] = (
     domain.RelaxedQuantization(SHORT),
     domain.JointPruning(SHORT, structure_rate=0.1),
     domain.JointPruning(SHORT, start="float", joint=0.7, structure_rate=0.1),
+    domain.JointPruning(SHORT, widths="gates", structure_rate=0.2),
     domain.LearnedThresholds(SHORT, density=0.3),
     domain.ChannelGating(SHORT, block=2, gate_rate=0.1),
     domain.RelaxedRounding(steps=60, rows=256),
 )
 every = pytest.mark.parametrize(
-    "method", METHODS, ids=["straight", "relaxed", "djpq", "djpq-float", "thresholds", "gating", "rounding"]
+    "method",
+    METHODS,
+    ids=["straight", "relaxed", "djpq", "djpq-float", "djpq-gates", "thresholds", "gating", "rounding"],
 )
 
 
