@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from worker.confine import forbid_processes
 from worker.processor import CUDA
 from worker.sandbox import FOLDER_PREFIX
 
@@ -35,7 +36,7 @@ CPU_GRACE_S = 5
 WATCH_S = 1.0
 NICE = 5
 """How far trials give way to the worker that gives them out, and both to a service beside them."""
-SPENT = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
+SPENT = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EAGAIN)
 
 
 @dataclass
@@ -356,6 +357,8 @@ def _limit(limits: Params) -> None:
     }
     for which, cap in caps.items():
         resource.setrlimit(which, (cap, cap))
+    if limits["alone"]:
+        forbid_processes()
     # the soft limit sends SIGXCPU, which tells why; the hard one SIGKILL, as if memory had run out
     resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"], limits["cpu_s"] + CPU_GRACE_S))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from dbos import DBOS, DBOSClient
@@ -52,7 +53,8 @@ _context: Context | None = None
 def install(settings: Settings, database: Database) -> None:
     """Give this process's workflows their settings and database."""
     global _context
-    limits = Limits(memory_bytes=settings.child_memory_bytes)
+    # verifications ask OpenVINO, where it is installed, in a process of its own
+    limits = Limits(memory_bytes=settings.child_memory_bytes, alone=find_spec("openvino") is None)
     site = Site(database, Blobs(settings.blob_dir), limits, settings.trial_s, settings.slice_s)
     _context = Context(actions.Service(settings, database, site.blobs, queue.client(database)), site)
 

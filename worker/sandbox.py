@@ -1,7 +1,8 @@
 """The sandboxed child: one process that touches user bytes, under limits, spoken to in JSON lines over pipes.
 
 The child has no database handle, a scrubbed environment, its own temporary folder and process group, and limits on
-memory, CPU time, files and file size. Whatever happens to it, the worker lives: every way to die has a class.
+memory, CPU time, files and file size; it starts no processes. Whatever happens to it, the worker lives: every way to
+die has a class.
 """
 
 from __future__ import annotations
@@ -35,13 +36,17 @@ KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 @dataclass(frozen=True)
 class Limits:
-    """What a child may use: address space and file size in bytes, CPU seconds, open files, compute threads."""
+    """What a child may use: address space and file size in bytes, CPU seconds, open files, compute threads.
+
+    `alone`: it may start no process (where the kernel has such a filter: Linux on x86-64 and 64-bit Arm).
+    """
 
     memory_bytes: int = 8 << 30
     file_bytes: int = 4 << 30
     cpu_s: int = 4 * 3600
     files: int = 256
     threads: int = 1
+    alone: bool = True
 
 
 class ChildDied(Exception):

@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,35 @@ def grandchild(session: Session, params: Params) -> Params:
     return {"pid": subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid}
 
 
+def fork_bomb(session: Session, params: Params) -> Params:
+    """Double again and again, in every way there is; whoever is born sleeps."""
+    started: list[int] = []
+    for start in (os.fork, lambda: subprocess.Popen(["sleep", "60"]).pid, lambda: ctypes.CDLL(None).fork()):
+        for _ in range(params["count"]):
+            try:
+                pid = start()
+            except OSError:
+                continue
+            if pid == 0:
+                time.sleep(60)
+                os._exit(0)
+            if pid > 0:
+                started.append(pid)
+    os.fork()
+    return {"started": started}
+
+
+def threads(session: Session, params: Params) -> Params:
+    """Start threads, which are no processes."""
+    done: list[int] = []
+    workers = [threading.Thread(target=done.append, args=(number,)) for number in range(params["count"])]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return {"done": len(done)}
+
+
 def big_reply(session: Session, params: Params) -> Params:
     """Answer with more than the pipe's cap."""
     return {"text": "x" * params["bytes"]}
@@ -128,8 +158,8 @@ def not_a_number(session: Session, params: Params) -> Params:
 HOSTILE: dict[str, Any] = {
     function.__name__: function
     for function in (
-        environment, allocate, allocate_tensor, segfault, kill_self, leave, spin, sleep, grandchild, big_reply,
-        chatter, fill_file, open_files, log, swap_log, not_a_number,
+        environment, allocate, allocate_tensor, segfault, kill_self, leave, spin, sleep, grandchild, fork_bomb,
+        threads, big_reply, chatter, fill_file, open_files, log, swap_log, not_a_number,
     )
 }  # fmt: skip
 

@@ -198,11 +198,35 @@ def test_call_when_the_child_is_gone_then_died_again_not_another_error(child: Ch
         child.call("ping", {}, START_S)
 
 
+def members(group: int) -> list[int]:
+    """Return the processes of a process group."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int((folder / "stat").read_text().rsplit(")", 1)[1].split()[2]) == group:
+                found.append(int(folder.name))
+    return found
+
+
 @pytest.mark.fault(77)
-def test_close_when_a_grandchild_runs_then_it_ends_too(child: Child) -> None:
-    pid = child.call("grandchild", {}, START_S)["pid"]
-    assert is_running(pid)
-    child.close()
+def test_call_when_the_child_is_a_fork_bomb_then_no_process_starts_and_that_is_a_limit(child: Child) -> None:
+    seen: list[list[int]] = []
+    with pytest.raises(ChildDied) as caught:
+        child.call("fork_bomb", {"count": 50}, START_S, lambda: bool(seen.append(members(child.pid))))
+    assert caught.value.kind == "limit"
+    assert set().union(*seen) <= {child.pid}
+    assert ended(child.pid, within_s=2.0)
+
+
+def test_call_when_it_starts_threads_then_they_run(child: Child) -> None:
+    assert child.call("threads", {"count": 20}, START_S) == {"done": 20}
+
+
+@pytest.mark.fault(77)
+def test_close_when_a_grandchild_runs_then_it_ends_too() -> None:
+    with Child(Limits(alone=False), HOSTILE) as child:
+        pid = child.call("grandchild", {}, START_S)["pid"]
+        assert is_running(pid)
     assert ended(pid, within_s=2.0)
 
 
