@@ -21,7 +21,7 @@ from app.store.blobs import BlobCorrupt, Blobs
 from app.store.engine import clock, connect
 from app.store.migrate import revisions
 from app.store.sweep import least_age_s, referenced, stored
-from app.store.tables import Blob, now
+from app.store.tables import Blob, Worker, now
 
 Verdict = Literal["good", "warn", "bad"]
 MAX_WAL, MAX_SKEW_S = 64 << 20, 5.0
@@ -128,11 +128,19 @@ def _clock(service: Service) -> Finding:
 
 def _workers(service: Service) -> Finding:
     with service.database.reading() as session:
-        ages = {row.executor_id: (now() - row.last_seen).total_seconds() for row in query.workers(session)}
+        rows = query.workers(session)
+    ages = {row.executor_id: (now() - row.last_seen).total_seconds() for row in rows}
     silent = sorted(name for name, age in ages.items() if age > service.settings.worker_silence_s)
+    other = [row.executor_id for row in rows if row.executor_id not in silent and _is_other(row)]
     alive = len(ages) - len(silent)
     told = f"{alive} alive" + (f"; silent: {', '.join(silent)}" if silent else "")
-    return Finding("workers", "good" if alive and not silent else "warn", told)
+    told += f"; of another version, which leave today's jobs alone: {', '.join(other)}" if other else ""
+    return Finding("workers", "good" if alive and not silent and not other else "warn", told)
+
+
+def _is_other(row: Worker) -> bool:
+    """Tell whether a worker takes jobs of another version than this code enqueues (old ones said nothing)."""
+    return bool(row.info.get("jobs", queue.APPLICATION_VERSION) != queue.APPLICATION_VERSION)
 
 
 def _queues(service: Service) -> Finding:

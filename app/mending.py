@@ -1,7 +1,8 @@
 """Mending: what a kill between two stores, or a queue that gave up, left behind is put right from the rows.
 
 A search that is not finished always has a slice on the queue or in a worker's hands; where it has none it gets one.
-What the durable engine gave up after too many deaths ends by name, so that nobody waits for it.
+What the durable engine gave up after too many deaths ends by name, so that nobody waits for it. Searches that a full
+disk made pause go on once there is room.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app import queue
+from app import queue, steering
 from app.actions import Service, runners_of
 from app.domain.lifecycle import ModelState, SearchState
 from app.problems import Problem
@@ -43,7 +44,18 @@ def mend(service: Service) -> list[str]:
                 runners.clear(session, key, slot)
                 queue.enqueue_slice(service.client, session, key, slot)
             mended.append(key)
-    return mended + _end_dead(service)
+    return mended + _end_dead(service) + _resume_halted(service)
+
+
+def _resume_halted(service: Service) -> list[str]:
+    """Let the searches go on that a full disk made pause, once there is room."""
+    if service.blobs.free_bytes() < service.settings.disk_floor_bytes:
+        return []
+    with service.database.reading() as session:
+        found = rows.halted(session)
+    for key in found:
+        steering.resume_search(service, key)
+    return list(found)
 
 
 def _end_dead(service: Service) -> list[str]:

@@ -30,6 +30,7 @@ def pause_search(service: Service, search_id: str) -> tuple[Search, bool]:
     with service.database.writing() as session:
         row = _open(session, search_id)
         if row.state in (SearchState.pausing, SearchState.paused):
+            row.error = None  # whatever else it pauses for, it now waits for the user
             return row, True
         row.desired = "pause"
         if row.state == SearchState.queued:
@@ -51,7 +52,7 @@ def resume_search(service: Service, search_id: str) -> tuple[Search, bool]:
         row = _open(session, search_id)
         if row.state not in (SearchState.pausing, SearchState.paused):
             return row, True
-        row.desired = "run"
+        row.desired, row.error = "run", None
         if row.state == SearchState.paused:
             row.state = SearchState.queued
             _rest(row, row.paused_at)

@@ -169,7 +169,7 @@ def _settle() -> None:
 
 def _is_migrated(settings: Settings) -> bool:
     """Bring the tables up to date, where they are not, in a child: this process would not shrink again."""
-    from app.store.migrate import is_current, upgrade
+    from app.store.migrate import OtherVersion, is_current, upgrade
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     if is_current(settings.database_url):
@@ -180,6 +180,8 @@ def _is_migrated(settings: Settings) -> bool:
         try:
             upgrade(settings.database_url)
             code = 0
+        except OtherVersion as error:
+            print(f"tightfit does not start: {error}", file=sys.stderr, flush=True)
         except BaseException:  # whatever it is must not go on in a copy of the service
             traceback.print_exc()
         finally:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from app import logs, mending, queue
 from app.settings import Settings
 from app.store.engine import Database, connect
-from app.store.migrate import upgrade
+from app.store.migrate import OtherVersion, upgrade
 from app.store.runner import beat, leave, others
 from app.store.sweep import sweep
 from worker import jobs
@@ -30,6 +30,8 @@ BEAT_S = 5.0
 NICE = 5
 """How far a worker gives way to the service that it runs beside: requests are answered first."""
 MEND_S, SWEEP_S, FIRST_SWEEP_S = 60.0, 3600.0, 300.0
+INFO = {"jobs": queue.APPLICATION_VERSION}
+"""What others are told of this worker: it leaves jobs of other versions alone."""
 log = logging.getLogger("tightfit.worker")
 
 
@@ -44,16 +46,20 @@ def main(arguments: list[str] | None = None) -> int:
         os.nice(NICE)
     settings = Settings()
     logs.configure(settings)
-    upgrade(settings.database_url)
+    try:
+        upgrade(settings.database_url)
+    except OtherVersion as error:
+        print(f"worker {options.executor_id} does not start: {error}", file=sys.stderr)
+        return 1
     database = connect(settings.database_url)
     jobs.install(settings, database)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     with database.writing() as session:
-        beat(session, options.executor_id, socket.gethostname(), os.getpid())
+        beat(session, options.executor_id, socket.gethostname(), os.getpid(), INFO)
     launch(database, options.executor_id, options.concurrency, settings.max_running)
-    log.info("worker %s is ready", options.executor_id)
+    log.info("worker %s is ready for jobs of version %s", options.executor_id, queue.APPLICATION_VERSION)
     watch = Watch(database, settings, options.executor_id, os.getppid() if options.supervised else None)
     watch.run(stopping)
     if stopping.is_set():
@@ -99,7 +105,7 @@ class Watch:
 
     def _beat(self) -> None:
         with self._database.writing() as session:
-            beat(session, self._executor_id, socket.gethostname(), os.getpid())
+            beat(session, self._executor_id, socket.gethostname(), os.getpid(), INFO)
         with self._database.reading() as session:
             signs: dict[str, object] = {**others(session, self._executor_id)}
         unknown = queue.holders(jobs.context().client) - {*signs, self._executor_id}

@@ -1,8 +1,8 @@
 """What a sandboxed process may never do again: start processes. A filter in the kernel, for good and inherited.
 
 RLIMIT_NPROC would not do: it counts all processes and threads of a user, of every container with that number, so that
-no figure is right; and the kernel does not hold root to it. The filter (seccomp, BPF) looks at nothing but the calls that
-start a process or thread: threads are let through, processes answer EAGAIN, as where a limit is reached.
+no figure is right; and the kernel does not hold root to it. The filter (seccomp, BPF) looks at nothing but the calls
+that start a process or thread: threads are let through, processes answer EAGAIN, as where a limit is reached.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ class Site:
     slice_s: float = 300.0
     progressed: Callable[[Session], None] = _nothing
     """Notes in a transaction that something came of a runner's work."""
+    disk_floor_bytes: int = 0
 
 
 class Cancelled(Exception):

@@ -22,6 +22,7 @@ from app.store.engine import Database
 from app.store.tables import Dataset, Model
 from worker.calibration import Calibrator
 from worker.job import GivenUp, LostTrial, Site, problem, weights_file
+from worker.room import is_full
 from worker.runner import Runner
 from worker.sandbox import Child, ChildDied, ChildRefused, Limits
 
@@ -55,8 +56,9 @@ def install(settings: Settings, database: Database) -> None:
     global _context
     # verifications ask OpenVINO, where it is installed, in a process of its own
     limits = Limits(memory_bytes=settings.child_memory_bytes, alone=find_spec("openvino") is None)
-    site = Site(database, Blobs(settings.blob_dir), limits, settings.trial_s, settings.slice_s)
-    _context = Context(actions.Service(settings, database, site.blobs, queue.client(database)), site)
+    blobs = Blobs(settings.blob_dir)
+    site = Site(database, blobs, limits, settings.trial_s, settings.slice_s, disk_floor_bytes=settings.disk_floor_bytes)
+    _context = Context(actions.Service(settings, database, blobs, queue.client(database)), site)
 
 
 def context() -> Context:
@@ -131,6 +133,9 @@ def run_search(search_id: str, slot: str = "0") -> None:
         log.warning("lease-lost: search %s, %s is another worker's now", search_id, lost)
         return
     except Exception as error:  # the engine does not run a failed workflow again: the search must not seem to run
+        if is_full(error):  # not even the pause could be written: mending takes the search up again
+            log.error("search %s: no room for anything", search_id)
+            return
         log.exception("search %s failed", search_id)
         with here.site.database.writing() as session:
             rows.fail(session, search_id, problem("search-failed", f"{type(error).__name__}: {error}"))

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import sqlalchemy as sa
+
 from app import logs
 from app.domain.candidate import Measurement
 from app.domain.space import Assignment
@@ -21,6 +23,7 @@ from worker.crew import Crew
 from worker.finish import Finisher, export_candidate
 from worker.job import Cancelled, Ended, GivenUp, Job, LostTrial, Paused, Site, load_job, problem
 from worker.measured import Measured, Timer
+from worker.room import DiskFull, check_room, is_full
 from worker.sandbox import OPEN_S, Child, ChildDied, ChildRefused
 from worker.search.loop import SearchLoop
 from worker.search.rows import TrialPlan
@@ -69,6 +72,9 @@ class Runner:
         except Paused:
             self.close()
             return self._rested()
+        except (DiskFull, OSError, sa.exc.DBAPIError) as error:
+            self.close()
+            return self._halted(error)
         except Cancelled:
             with self.site.database.writing() as session:
                 rows.cancelled(session, self.search_id)
@@ -102,6 +108,15 @@ class Runner:
         with self.crew.site.database.writing() as session:
             rows.release(session, self.search_id, self.crew.token)
             return "finished" if self.crew.rest(session) else "again"
+
+    def _halted(self, error: Exception) -> End:
+        """Pause a search that a full disk stops; it is resumed once there is room (app.mending)."""
+        if not isinstance(error, DiskFull) and not is_full(error):
+            raise error
+        log.warning("search %s pauses: the disk is full: %s", self.search_id, error)
+        with self.crew.site.database.writing() as session:
+            rows.halt(session, self.search_id, problem(rows.NO_ROOM, f"the disk is full: {error}"))
+        return self._rested()
 
     def stop(self) -> None:
         """Give back what this process holds, from another thread: it is about to end, which is no death."""
@@ -277,7 +292,7 @@ class Runner:
 
     def _probe(self, job: Job, loop: SearchLoop, probes: Sequence[Any]) -> None:
         """Measure a batch of sensitivity probes; those that can't be measured count as unknown."""
-        self._wishes.check()
+        self._go_on()
         items = [(probe.assignment, "screen", PROBE_REPAIR) for probe in probes]
         try:
             results = self.measure(job, items, loop.reference)
@@ -291,7 +306,7 @@ class Runner:
 
     def _run_trials(self, job: Job, loop: SearchLoop, plans: Sequence[TrialPlan]) -> None:
         for plan in plans:
-            self._wishes.check()
+            self._go_on()
             attempt = self._claim(plan)
             if attempt is None:
                 self._refresh(loop)
@@ -301,6 +316,11 @@ class Runner:
                 _logged(result)
             self._finish(job, loop, plan, result)
             self._failures.note((result.get("failure") or {}).get("kind"))
+
+    def _go_on(self) -> None:
+        """Raise what keeps a search from going on: the user's wish, or a disk without room."""
+        self._wishes.check()
+        check_room(self.site.blobs, self.site.disk_floor_bytes)
 
     def _claim(self, plan: TrialPlan) -> int | None:
         """Take a trial; return which attempt this is, or None where another runner was faster.
@@ -384,6 +404,7 @@ class Runner:
 
     def _conclude(self, job: Job, loop: SearchLoop, measured: Measured | None) -> End:
         """Re-score the best on the hold-out pictures, export and verify them, and end the search (one runner does)."""
+        self._go_on()
         finisher = Finisher(self.site, job, loop, self.measure, self._call, measured)
         if not self.crew.is_alone:
             for item in self.crew.turned(finisher.to_score()):

@@ -27,15 +27,31 @@ _POLL_S = 0.1
 _LOCK = 0x7469676874  # a PostgreSQL advisory lock: "tight"
 
 
+class OtherVersion(Exception):
+    """The tables are those of a newer version of this software."""
+
+
 def upgrade(url: str) -> None:
-    """Create or upgrade all tables at `url`. Several processes may call this at once; safe to repeat."""
-    from dbos import run_dbos_database_migrations
+    """Create or upgrade all tables at `url`. Several processes may call this at once; safe to repeat.
+
+    Raises OtherVersion where a newer version has upgraded them: this one would not know what it writes.
+    """
+    from dbos import DBOS
 
     logging.getLogger("dbos").setLevel(logging.WARNING)
     with _alone(url):
-        run_dbos_database_migrations(url)
+        _check_known(url)
+        DBOS.migrate(url)
         if not is_current(url):
             _to_head(url)
+
+
+def _check_known(url: str) -> None:
+    at, needed = _state(url)
+    if at is not None and at not in _known():
+        raise OtherVersion(
+            f"the tables are at revision {at}, this version knows those up to {needed}: install a newer one"
+        )
 
 
 def _to_head(url: str) -> None:
@@ -61,20 +77,29 @@ def configuration() -> Config:
 
 def is_current(url: str) -> bool:
     """Tell whether our tables at `url` are those that this code needs."""
+    at, needed = _state(url)
+    return at == needed
+
+
+def _state(url: str) -> tuple[str | None, str]:
     if url.startswith("sqlite") and not Path(str(sa.make_url(url).database)).exists():
-        return False
+        return None, _known()[-1]  # looking would make one
     database = connect(url)
     try:
         with database.read.connect() as connection:
-            at, needed = revisions(connection)
-            return at == needed
+            return revisions(connection)
     finally:
         database.dispose()
 
 
+def _known() -> list[str]:
+    """Return the revisions of this code, oldest first: their files are numbered."""
+    return sorted(file.name.partition("_")[0] for file in (FOLDER / "versions").glob("[0-9]*.py"))
+
+
 def revisions(connection: sa.Connection) -> tuple[str | None, str]:
     """Return the revision the database is at (None: it has no tables) and the one this code needs."""
-    needed = max(file.name.partition("_")[0] for file in (FOLDER / "versions").glob("[0-9]*.py"))
+    needed = _known()[-1]
     if not sa.inspect(connection).has_table(VERSION_TABLE):
         return None, needed
     return connection.scalar(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")), needed

@@ -20,6 +20,8 @@ from app.store import blobs, events
 from app.store.tables import Artefact, Candidate, Dataset, Json, Model, Search, Trial, Worker, now
 
 MAX_ATTEMPTS = 3
+NO_ROOM = "insufficient-storage"
+"""The problem of searches that paused because the disk is full."""
 TOLD = ("stage", "progress_done", "progress_total", "eta_s", "best")
 
 
@@ -236,6 +238,19 @@ def fail(session: Session, search_id: str, error: Json) -> None:
         _end(session, search, SearchState.failed, error)
 
 
+def halt(session: Session, search_id: str, error: Json) -> None:
+    """Let a search pause for a reason that is not the user's wish."""
+    search = locked(session, search_id)
+    if search is not None and can_move(SearchState(search.state), SearchState.paused):
+        search.desired, search.error = "pause", error
+
+
+def halted(session: Session) -> Sequence[str]:
+    """Return the ids of the paused searches that wait for room on the disk."""
+    paused = session.execute(sa.select(Search.id, Search.error).where(Search.state == SearchState.paused))
+    return [key for key, error in paused if error is not None and error["type"] == f"/problems/{NO_ROOM}"]
+
+
 def cancelled(session: Session, search_id: str) -> None:
     """End a search that the user cancelled; trials in flight end as failed."""
     search = locked(session, search_id)
@@ -264,15 +279,15 @@ def trial_of(session: Session, search_id: str, idx: int) -> Trial | None:
     return session.scalar(sa.select(Trial).where(Trial.search_id == search_id, Trial.idx == idx))
 
 
-def beat(session: Session, executor_id: str, host: str, pid: int) -> None:
-    """Note that a worker lives."""
+def beat(session: Session, executor_id: str, host: str, pid: int, info: Json) -> None:
+    """Note that a worker lives, and what it tells of itself."""
     row = session.get(Worker, executor_id)
     if row is None:
-        session.add(Worker(executor_id=executor_id, host=host, pid=pid, started_at=now(), last_seen=now(), info={}))
+        session.add(Worker(executor_id=executor_id, host=host, pid=pid, started_at=now(), last_seen=now(), info=info))
         return
     if row.pid != pid or row.host != host:
         row.started_at = now()
-    row.host, row.pid, row.last_seen = host, pid, now()
+    row.host, row.pid, row.last_seen, row.info = host, pid, now(), info
 
 
 def others(session: Session, me: str) -> dict[str, datetime]:

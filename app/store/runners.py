@@ -62,7 +62,7 @@ def rest(session: Session, search_id: str, slot: int, silence_s: float) -> bool:
     if not alive(session, search_id, silence_s) and search.state != SearchState.paused:
         pause(search)
         session.flush()
-        events.append(session, search_id, "state", {"state": search.state})
+        events.append(session, search_id, "state", {"state": search.state, "error": search.error})
     return True
 
 

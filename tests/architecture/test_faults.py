@@ -20,8 +20,6 @@ NOT_APPLICABLE: dict[int, str] = {}
 MISSING: dict[int, str] = {
     23: "owners: every key sees everything",
     71: "webhooks: none",
-    81: "a full disk: refused well, but a search does not pause by itself",
-    89: "workers of another version: not tried",
 }
 """Rows that no test proves yet."""
 

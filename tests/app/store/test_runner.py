@@ -141,12 +141,12 @@ def test_worker_when_it_beats_then_others_see_its_sign_and_when_it_leaves_none(
     me, other = f"me-{search_id}", f"other-{search_id}"
     for who in (me, other):
         with database.writing() as session:
-            runner.beat(session, who, "host", 1)
+            runner.beat(session, who, "host", 1, {"jobs": "1"})
     with database.reading() as session:
         before = runner.others(session, me)
         assert other in before and me not in before
     with database.writing() as session:
-        runner.beat(session, other, "host", 2)
+        runner.beat(session, other, "host", 2, {"jobs": "2"})
     with database.reading() as session:
         assert runner.others(session, me)[other] > before[other]
     with database.writing() as session:
