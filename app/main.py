@@ -31,8 +31,8 @@ from app.api.timed import Timed
 from app.problems import Problem, field_error
 from app.settings import Settings
 from app.store.blobs import Blobs
-from app.store.engine import connect
-from app.store.migrate import upgrade
+from app.store.engine import connect, is_read_only
+from app.store.migrate import is_current, upgrade
 
 log = logging.getLogger("tightfit.api")
 DEVICES = Path(__file__).parent / "devices"
@@ -73,7 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(ClientDisconnect, _gone)
-    app.add_exception_handler(sa.exc.OperationalError, _busy)
+    app.add_exception_handler(sa.exc.DBAPIError, _database)
     app.add_exception_handler(Exception, _fault)
     openapi.install(app)
     app.add_middleware(Timed, registry=app.state.registry)
@@ -91,14 +91,22 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def start(settings: Settings) -> Service:
-    """Bring the database up to date and return the service, with its first key and built-in devices."""
+    """Bring the database up to date and return the service, with its first key and built-in devices.
+
+    On a database that can be read only it serves what is there.
+    """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    upgrade(settings.database_url)
     database = connect(settings.database_url)
     service = Service(settings, database, Blobs(settings.blob_dir), queue.client(database))
-    ensure_admin_key(service)
-    actions.ensure_devices(service, builtin_profiles())
-    actions.ensure_schedules(service)
+    try:
+        upgrade(settings.database_url)
+        ensure_admin_key(service)
+        actions.ensure_devices(service, builtin_profiles())
+        actions.ensure_schedules(service)
+    except (sa.exc.DBAPIError, OSError) as error:
+        if not is_read_only(error) or not is_current(settings.database_url):
+            raise
+        log.error("the database can't be written, reads only: %s", error)
     return service
 
 
@@ -156,7 +164,11 @@ async def _gone(request: Request, error: Exception) -> Response:
     return answer(request.scope, Problem("incomplete-upload", "the connection ended within the body"))
 
 
-async def _busy(request: Request, error: Exception) -> Response:
+async def _database(request: Request, error: Exception) -> Response:
+    if is_read_only(error):
+        return answer(request.scope, Problem("read-only", "the service can't write to its database"))
+    if not isinstance(error, sa.exc.OperationalError):
+        return await _fault(request, error)
     log.warning("database: %s", error)
     return answer(request.scope, Problem("busy", "the database did not answer in time; try again"))
 

@@ -115,6 +115,7 @@ PROBLEMS: dict[str, Kind] = {
     "export-running": Kind(409, "Export running", "An export of this candidate is under way."),
     "invalid-schedule": Kind(422, "Invalid schedule", "The cron expression or time zone is not valid."),
     "blob-corrupt": Kind(500, "Blob corrupt", "A stored file changed; it is not used."),
+    "read-only": Kind(503, "Read-only", "The database can be read and not written; reads still work."),
     "busy": Kind(503, "Busy", "The database is locked; try again."),
     "internal-error": Kind(500, "Internal error", "A fault of the service; the log has the request id."),
     "baseline-invalid": Kind(409, "Baseline invalid", "The float network can't be measured on the evaluation set."),

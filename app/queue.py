@@ -8,12 +8,13 @@ from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+import sqlalchemy as sa
 from croniter import croniter  # type: ignore[import-untyped]  # the durable engine's own parser
 from dbos import DBOSClient, DBOSPortableJSONSerializer
 from sqlalchemy.orm import Session
 
 from app.store import turns
-from app.store.engine import Database
+from app.store.engine import Database, is_read_only
 
 APPLICATION = "tightfit"
 APPLICATION_VERSION = "1"
@@ -24,9 +25,18 @@ CALIBRATE = "calibrate"
 
 
 def client(database: Database) -> DBOSClient:
-    """Return a client on the database's own engine (migrations must have run)."""
+    """Return a client on the database's own engine, the one for reads where it can't be written."""
+    try:
+        return _client(database, database.write)
+    except sa.exc.DBAPIError as error:
+        if not is_read_only(error):
+            raise
+        return _client(database, database.read)
+
+
+def _client(database: Database, engine: sa.Engine) -> DBOSClient:
     return DBOSClient(
-        system_database_engine=database.write,
+        system_database_engine=engine,
         system_database_url=plain(database.url),
         application_name=APPLICATION,
         serializer=DBOSPortableJSONSerializer(),  # the default pickles: who writes the database could run code

@@ -23,7 +23,8 @@ from app.api.schemas import KeyIn, ScheduleChangeIn, ScheduleIn
 from app.metrics import Tables
 from app.problems import PROBLEMS, Problem
 from app.store import query
-from app.store.migrate import revisions
+from app.store.engine import is_read_only
+from app.store.migrate import VERSION_TABLE, revisions
 from app.store.tables import ApiKey, Schedule, now
 
 router = APIRouter()
@@ -134,11 +135,15 @@ def readiness(service: Service) -> Json:
     try:
         with service.database.write.connect() as connection:
             at, needed = revisions(connection)
-            facts.update(database=True, schema=at == needed)
+            facts["schema"] = at == needed
+            connection.execute(
+                sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '' WHERE 1 = 0")
+            )  # may it be written?
+            facts["database"] = True
         with service.database.reading() as session:
             facts["workers"] = sum(alive(service, row.last_seen) for row in query.workers(session))
     except sa.exc.SQLAlchemyError as error:
-        facts["reason"] = type(error).__name__
+        facts["reason"] = "read-only" if is_read_only(error) else type(error).__name__
     facts["disk"] = service.blobs.free_bytes() > service.settings.disk_floor_bytes
     return facts
 

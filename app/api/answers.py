@@ -18,6 +18,7 @@ _HEADERS = {
     "too-many-streams": {"Retry-After": "5"},
     "request-in-progress": {"Retry-After": "1"},
     "busy": {"Retry-After": "1"},
+    "read-only": {"Retry-After": "60"},
     "unsupported-media-type": {"Accept": "application/json"},
     "malformed-request": {"Connection": "close"},
     "headers-too-large": {"Connection": "close"},

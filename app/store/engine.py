@@ -6,6 +6,7 @@ at once (a count followed by an insert is then safe across processes), so plain 
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -90,6 +91,14 @@ def connect(url: str) -> Database:
         return Database(url, _sqlite(url, _PRAGMAS, "BEGIN IMMEDIATE"), _sqlite(url, (*_PRAGMAS, "query_only=ON")))
     engine = sa.create_engine(_psycopg(url), json_serializer=dumps, pool_pre_ping=True, pool_size=10)
     return Database(url, engine, engine.execution_options(postgresql_readonly=True))
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Tell whether an error says that a database can be read and not written, or its folder."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.EROFS, errno.EACCES)
+    told = str(error.orig) if isinstance(error, sa.exc.DBAPIError) else ""
+    return "readonly database" in told or "read-only transaction" in told  # SQLite's words, and PostgreSQL's
 
 
 def afterwards(session: Session, act: Callable[[], None]) -> None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import errno
+import os
+import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from app.main import create_app
+from app.main import create_app, start
 from app.settings import Settings
 from app.store import blobs
 from app.store.blobs import Blobs
+from tests.reliability.rig import ROOT, wait
 
 
 @pytest.fixture
@@ -148,3 +154,52 @@ def test_ready_when_the_schema_is_behind_then_unavailable_with_the_reason(client
         session.execute(sa.text("UPDATE app_alembic_version SET version_num = '0012'"))
     answer = client.get("/readyz")
     assert (answer.status_code, answer.json()["schema"]) == (503, False)
+
+
+UNPRIVILEGED = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)\n"  # root, too, is held to the modes of files
+    "os.execv(sys.executable, [sys.executable, '-m', 'app.supervisor', '--workers', '0'])"
+)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[httpx.Client]:
+    """Run the service as a process that files' modes hold for."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environment = {**os.environ, "TIGHTFIT_DATA_DIR": str(folder), "TIGHTFIT_DATABASE_URL": "", "TIGHTFIT_PORT": port}
+    process = subprocess.Popen([sys.executable, "-c", UNPRIVILEGED], cwd=ROOT, env=environment)
+    try:
+        headers = {"Authorization": f"Bearer {(folder / 'api_key').read_text().strip()}"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers) as http:
+            wait(lambda: answers(http), 60, "the service")
+            yield http
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def answers(http: httpx.Client) -> bool:
+    with suppress(httpx.TransportError):
+        return http.get("/healthz").is_success
+    return False
+
+
+@pytest.mark.fault(80)
+def test_service_when_its_database_is_read_only_then_it_starts_reads_and_refuses_writes_by_name(tmp_path: Path) -> None:
+    service = start(Settings(data_dir=tmp_path, disk_floor_bytes=0))
+    service.client.destroy()
+    service.database.dispose()
+    (tmp_path / "app.db").chmod(0o444)
+    with served(tmp_path) as http:
+        assert len(http.get("/v1/devices").json()["items"]) > 5
+        refused = http.post("/v1/keys", json={"name": "k"})
+        assert (refused.status_code, refused.json()["type"]) == (503, "/problems/read-only")
+        assert refused.headers["retry-after"] == "60"
+        ready = http.get("/readyz")
+        assert (ready.status_code, ready.json()["reason"]) == (503, "read-only")
+    for file in tmp_path.glob("app.db*"):  # what SQLite keeps beside it took its mode
+        file.chmod(0o644)
+    with served(tmp_path) as http:
+        assert http.post("/v1/keys", json={"name": "k"}).status_code == 201
