@@ -65,7 +65,7 @@ def measure(name: str) -> dict[str, Any]:
         "magnitude": error(owner, magnitude),
         "control": error(owner, trained(subject, methods.StraightThrough(HOW[name]), name)),
         "float": error(owner, None),
-        "fewer": {"learned": fewer(learned), "magnitude": fewer(magnitude)},
+        "fewer": {"learned": fewer(learned, subject.network), "magnitude": fewer(magnitude, subject.network)},
     }
 
 
@@ -73,7 +73,7 @@ def gradual(name: str) -> dict[str, Any]:
     """Return the test error in per cent of pruning by magnitude step by step, and how many times fewer weights live."""
     owner, subject, asked = _task(name)
     made = fitted(GradualMagnitude(subject, asked), f"{name} gradual magnitude {asked}")
-    return {"name": name, "error": error(owner, made), "fewer": fewer(made)}
+    return {"name": name, "error": error(owner, made), "fewer": fewer(made, subject.network)}
 
 
 def _task(name: str) -> tuple[Evaluator, Subject, methods.LearnedThresholds]:
@@ -114,10 +114,11 @@ def _by_magnitude(subject: Subject, asked: methods.LearnedThresholds, name: str)
     return fitted(stage, f"{name} by magnitude {asked}")
 
 
-def fewer(network: CompressedNetwork) -> float:
-    """Return how many times fewer weights are not zero."""
+def fewer(network: CompressedNetwork, before: CompressedNetwork) -> float:
+    """Return how many times fewer weights are not zero than there were before (channels that died are cut away)."""
     codes = [layer.weight_int for layer in network.layers.values() if layer.weight_int is not None]
-    return sum(item.size for item in codes) / sum(int(np.count_nonzero(item)) for item in codes)
+    whole = sum(layer.weight_int.size for layer in before.layers.values() if layer.weight_int is not None)
+    return whole / sum(int(np.count_nonzero(item)) for item in codes)
 
 
 def rows(found: Found) -> Rows:
