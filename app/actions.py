@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app import queue
 from app.checking import check_datasets, check_measurable, check_names, check_quota, ready, searchable, settled
-from app.domain import drift, ids, turns
+from app.domain import drift, ids, owners, turns
 from app.domain.budget import Budget, Limit, Reach, reach, resolve
 from app.domain.demand import demand_of
 from app.domain.device import DeviceProfile
@@ -50,30 +50,31 @@ class Member:
     place: int
 
 
-def create_model(service: Service, name: str, format: str, sha256: str, size: int) -> Model:
+def create_model(service: Service, owner_id: str, name: str, format: str, sha256: str, size: int) -> Model:
     """Record an uploaded network and enqueue its inspection."""
-    row = Model(id=ids.new_id("model"), name=name, format=format, blob_sha=sha256, bytes=size)
+    row = Model(id=ids.new_id("model"), name=name, format=format, blob_sha=sha256, bytes=size, owner_id=owner_id)
     with service.database.writing() as session:
         blobs.record(session, sha256, size)
         return _inspecting(service, session, row, queue.INSPECT_MODEL)
 
 
-def create_weights(service: Service, base_id: str, name: str | None, sha256: str, size: int) -> Model:
+def create_weights(service: Service, owner_id: str, base_id: str, name: str | None, sha256: str, size: int) -> Model:
     """Record a weights version of a model that is ready, under its name where none is given; enqueue its inspection.
 
     Raises Problem not-found or model-not-ready.
     """
     with service.database.writing() as session:
-        base = ready(session, Model, base_id, "model-not-ready")
+        base = ready(session, Model, base_id, "model-not-ready", owner_id)
         blobs.record(session, sha256, size)
         row = Model(id=ids.new_id("model"), name=name or base.name, format=base.format, blob_sha=base.blob_sha)
         row.bytes, row.base_id, row.weights_sha, row.weights_bytes = base.bytes, base.id, sha256, size
+        row.owner_id = owner_id
         return _inspecting(service, session, row, queue.INSPECT_MODEL)
 
 
-def create_dataset(service: Service, name: str, spec: Json, sha256: str, size: int) -> Dataset:
+def create_dataset(service: Service, owner_id: str, name: str, spec: Json, sha256: str, size: int) -> Dataset:
     """Record an uploaded dataset and enqueue its inspection."""
-    row = Dataset(id=ids.new_id("dataset"), name=name, blob_sha=sha256, bytes=size, spec=spec)
+    row = Dataset(id=ids.new_id("dataset"), name=name, blob_sha=sha256, bytes=size, spec=spec, owner_id=owner_id)
     with service.database.writing() as session:
         blobs.record(session, sha256, size)
         return _inspecting(service, session, row, queue.INSPECT_DATASET)
@@ -87,31 +88,31 @@ def _inspecting(service: Service, session: Session, row: Upload, workflow: str) 
     return row
 
 
-def push_device(service: Service, profile: Json) -> tuple[Device, bool]:
-    """Store a checked device profile; return its revision and whether it is new.
+def push_device(service: Service, owner_id: str, profile: Json) -> tuple[Device, bool]:
+    """Store an owner's checked device profile; return its revision and whether it is new.
 
     A known name gets its next revision, unless the newest one says the same. Raises Problem invalid-device-profile for
     the name of a built-in profile.
     """
     with service.database.writing() as session:
-        before = query.device(session, profile["name"])
+        before = query.device(session, profile["name"], owner_id)
         if before is None:
-            return devices.add_revision(session, profile), True
+            return devices.add_revision(session, profile, owner_id), True
         if before.builtin:
             detail = f"{profile['name']!r} is a built-in profile; give yours another name"
             raise Problem("invalid-device-profile", detail, [field_error("/name", detail)])
         if _same_profile(before.profile, profile):
             return before, False
-        return devices.add_revision(session, profile), True
+        return devices.add_revision(session, profile, owner_id), True
 
 
 def ensure_devices(service: Service, profiles: Iterable[Json]) -> None:
     """Store the built-in profiles under their names; one that changed becomes the next revision."""
     with service.database.writing() as session:
         for profile in profiles:
-            before = query.device(session, profile["name"])
-            if before is None or (before.builtin and not _same_profile(before.profile, profile)):
-                devices.add_revision(session, profile, builtin=True)
+            before = query.builtin_device(session, profile["name"])
+            if before is None or not _same_profile(before.profile, profile):
+                devices.add_revision(session, profile, owner_id=None)
 
 
 def _same_profile(one: Json, other: Json) -> bool:
@@ -119,18 +120,18 @@ def _same_profile(one: Json, other: Json) -> bool:
     return DeviceProfile.from_json(one) == DeviceProfile.from_json(other)
 
 
-def refit_device(service: Service, key: str) -> Device:
-    """Store the next revision of a profile, scaled to what was measured with this one.
+def refit_device(service: Service, owner_id: str, key: str) -> Device:
+    """Store an owner's next revision of a profile, scaled to what was measured with this one.
 
     Raises Problem: not-found, not-enough-measurements.
     """
     with service.database.writing() as session:
-        before = _device(session, key)
+        before = _device(session, key, owner_id)
         try:
-            profile = drift.refit(before.profile, timings.pairs(session, before.profile))
+            profile = drift.refit(before.profile, timings.pairs(session, before.profile, owner_id))
         except ValueError as error:
             raise Problem("not-enough-measurements", str(error)) from error
-        return devices.add_revision(session, profile)
+        return devices.add_revision(session, profile, owner_id)
 
 
 def create_search(
@@ -138,9 +139,9 @@ def create_search(
     request: Json,
     schedule_id: str | None = None,
     member: Member | None = None,
-    owner_id: str | None = None,
+    owner_id: str = owners.DEFAULT,
 ) -> Search:
-    """Check a request against model, data, device and budget, then queue the search.
+    """Check a request against an owner's model, data, device and budget, then queue the search.
 
     A later member of a fleet is recorded only: it is queued once the first one has ended.
 
@@ -149,14 +150,14 @@ def create_search(
     metric-not-measurable, opset-too-low, quota-exceeded.
     """
     with service.database.writing() as session:
-        check_quota("live_searches", query.live_count(session), service.settings.max_live_searches)
-        model = searchable(session, request["model_id"])
+        check_quota("live_searches", query.live_count(session, owner_id), service.settings.max_live_searches)
+        model = searchable(session, request["model_id"], owner_id)
         graph = ModelGraph.from_json(model.graph or {})
-        check_datasets(session, request["dataset"] or {}, graph)
+        check_datasets(session, request["dataset"] or {}, graph, owner_id)
         request = settled(session, request, graph)
-        device = _device(session, request["device_id"])
+        device = _device(session, request["device_id"], owner_id)
         profile = DeviceProfile.from_json(device.profile)
-        check_measurable(session, request, profile)
+        check_measurable(session, request, profile, owner_id)
         limits = _checked_limits(service.settings, request, graph, profile)
         row = Search(
             id=ids.new_id("search"),
@@ -188,17 +189,17 @@ def runners_of(request: Json) -> int:
     return int((request.get("search") or {}).get("runners") or 1)
 
 
-def preflight(service: Service, request: Json) -> Json:
+def preflight(service: Service, request: Json, owner_id: str) -> Json:
     """Return the absolute limits, the smallest reachable values and the space's size, queueing nothing."""
     with service.database.reading() as session:
-        model = searchable(session, request["model_id"])
+        model = searchable(session, request["model_id"], owner_id)
         graph = ModelGraph.from_json(model.graph or {})
-        check_datasets(session, request["dataset"] or {}, graph)
+        check_datasets(session, request["dataset"] or {}, graph, owner_id)
         request = settled(session, request, graph)
-        device = _device(session, request["device_id"])
+        device = _device(session, request["device_id"], owner_id)
         profile = DeviceProfile.from_json(device.profile)
-        check_measurable(session, request, profile)
-        accuracy = timings.accuracy(session, device.profile)
+        check_measurable(session, request, profile, owner_id)
+        accuracy = timings.accuracy(session, device.profile, owner_id)
     space, budget, bound = _bounds(service.settings, request, graph, profile)
     return {
         "metric": request["metric"],
@@ -267,9 +268,12 @@ def _check_opset(opset: int, chosen: Assignment | SearchSpace, pointer: str) -> 
         raise Problem("opset-too-low", str(error), [field_error(pointer, str(error))]) from error
 
 
-def create_schedule(service: Service, request: Json) -> Schedule:
-    """Store a schedule and hand its cron expression to the durable engine. The template is checked now and per tick."""
-    bound = preflight(service, request["search"])
+def create_schedule(service: Service, owner_id: str, request: Json) -> Schedule:
+    """Store an owner's schedule and hand its cron expression to the durable engine.
+
+    The template is checked now and per tick.
+    """
+    bound = preflight(service, request["search"], owner_id)
     if not bound["feasible"] and not (request["search"].get("search") or {}).get("allow_best_effort"):
         raise _unreachable(bound["limits"], bound["reachable"], bound["binding"], bound["nearest"])
     try:
@@ -277,7 +281,7 @@ def create_schedule(service: Service, request: Json) -> Schedule:
     except ValueError as error:
         raise Problem("invalid-schedule", str(error), [field_error("/cron", str(error))]) from error
     with service.database.writing() as session:
-        row = Schedule(id=ids.new_id("schedule"), name=request["name"], cron=request["cron"])
+        row = Schedule(id=ids.new_id("schedule"), name=request["name"], cron=request["cron"], owner_id=owner_id)
         row.timezone, row.template, row.enabled, row.created_at = request["timezone"], request["search"], True, now()
         session.add(row)
         # The durable engine writes in a transaction of its own; `ensure_schedules` makes good what a kill leaves out.
@@ -314,7 +318,10 @@ def fire_schedule(service: Service, schedule_id: str) -> str | None:
     problem, search = None, None
     try:
         search = create_search(
-            service, {**row.template, "name": f"{row.template['name']} {now():%Y-%m-%d %H:%M}"}, row.id
+            service,
+            {**row.template, "name": f"{row.template['name']} {now():%Y-%m-%d %H:%M}"},
+            row.id,
+            owner_id=row.owner_id,
         )
     except Problem as refusal:
         problem = refusal.to_json()
@@ -358,8 +365,8 @@ def _checked_limits(settings: Settings, request: Json, graph: ModelGraph, profil
     return dict(budget.limits)
 
 
-def _device(session: Session, key: str) -> Device:
-    row = query.device(session, key)
+def _device(session: Session, key: str, owner_id: str) -> Device:
+    row = query.device(session, key, owner_id)
     if row is None:
         raise Problem("not-found", f"no device {key!r}")
     return row

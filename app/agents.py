@@ -16,6 +16,7 @@ from app.checking import ready
 from app.domain import ids
 from app.domain.demand import is_host
 from app.domain.graph import ModelGraph
+from app.domain.owners import Sight
 from app.problems import Problem, field_error
 from app.store import measuring, query
 from app.store.tables import Agent, Artefact, Calibration, Candidate, Enrolment, Json, Measuring, Model, Search, now
@@ -23,13 +24,14 @@ from app.store.tables import Agent, Artefact, Calibration, Candidate, Enrolment,
 CODE_S = 900.0
 
 
-def create_code(service: Service) -> tuple[str, Enrolment]:
-    """Create a one-time enrolment code, valid for 15 minutes; its text is returned once and not stored."""
+def create_code(service: Service, owner_id: str) -> tuple[str, Enrolment]:
+    """Create an owner's one-time enrolment code, valid for 15 minutes; its text is returned once and not stored."""
     text = f"tfe_{secrets.token_urlsafe(24)}"
     with service.database.writing() as session:
         session.execute(sa.delete(Enrolment).where(Enrolment.expires_at < now() - timedelta(days=7)))
         made = now()
         row = Enrolment(sha256=ids.digest(text), created_at=made, expires_at=made + timedelta(seconds=CODE_S))
+        row.owner_id = owner_id
         session.add(row)
     return text, row
 
@@ -50,21 +52,26 @@ def enrol(service: Service, code: str, name: str, host: Json) -> tuple[Agent, st
             raise Problem("enrolment-code-expired", "the code was valid for 15 minutes; make another")
         row.used_at = now()
         agent = Agent(id=ids.new_id("agent"), name=name, sha256=ids.digest(token), host=host, state="active")
-        agent.enrolled_at = agent.last_seen_at = now()
+        agent.owner_id, agent.enrolled_at, agent.last_seen_at = row.owner_id, now(), now()
         session.add(agent)
     return agent, token
 
 
 def identify(service: Service, token: str, agent_id: str) -> Agent:
-    """Return the agent whose token this is. Raises Problem unauthenticated, agent-gone or wrong-agent."""
+    """Return the agent whose token this is.
+
+    Raises Problem unauthenticated, agent-gone, wrong-agent, or not-found for an agent that its owner has not.
+    """
     with service.database.reading() as session:
         row = session.scalar(sa.select(Agent).where(Agent.sha256 == ids.digest(token)))
-    if row is None:
-        raise Problem("unauthenticated", "the token is no agent's")
-    if row.state != "active":
-        raise Problem("agent-gone", "the agent was removed; enrol it anew")
-    if row.id != agent_id:
-        raise Problem("wrong-agent", "the token is another agent's")
+        if row is None:
+            raise Problem("unauthenticated", "the token is no agent's")
+        if row.state != "active":
+            raise Problem("agent-gone", "the agent was removed; enrol it anew")
+        if row.id != agent_id:
+            if query.find(session, Agent, agent_id, row.owner_id) is None:
+                raise Problem("not-found", f"no agent {agent_id[:64]!r}")
+            raise Problem("wrong-agent", "the token is another agent's")
     return row
 
 
@@ -93,7 +100,7 @@ def heartbeat(service: Service, agent_id: str, holder: str, job_id: str | None, 
 def pull(service: Service, agent_id: str, holder: str) -> Measuring | None:
     """Lease the agent's next job, where there is one. Raises Problem agent-gone once it is removed."""
     with service.database.reading() as session:
-        active(session, agent_id)
+        active(session, agent_id, None)
         if not measuring.is_waiting(session, agent_id):
             return None
     with service.database.writing() as session:
@@ -104,7 +111,7 @@ def pull(service: Service, agent_id: str, holder: str) -> Measuring | None:
 def own_job(session: Session, agent_id: str, job_id: str, lock: bool = False) -> Measuring:
     """Return a job of an agent. Raises Problem not-found or wrong-agent."""
     row = session.get(Measuring, job_id, with_for_update=lock)
-    if row is None:
+    if row is None or row.owner_id != session.get_one(Agent, agent_id).owner_id:
         raise Problem("not-found", f"no measurement {job_id[:64]!r}")
     if row.agent_id != agent_id:
         raise Problem("wrong-agent", "the measurement is another agent's")
@@ -138,24 +145,24 @@ def add_results(service: Service, agent_id: str, job_id: str, given: Json) -> Me
         return row
 
 
-def create_measurement(service: Service, request: Json) -> Measuring:
-    """Queue the timing of exported candidates and uploaded ONNX networks on an agent.
+def create_measurement(service: Service, owner_id: str, request: Json) -> Measuring:
+    """Queue the timing of an owner's exported candidates and uploaded ONNX networks on its agent.
 
     Raises Problem not-found, agent-gone, model-not-ready or unsupported-format.
     """
     with service.database.writing() as session:
-        active(session, request["agent_id"])
-        items = [_artefact_item(session, key) for key in request["artefact_ids"]]
-        items += [_model_item(session, key) for key in request["model_ids"]]
+        active(session, request["agent_id"], owner_id)
+        items = [_artefact_item(session, key, owner_id) for key in request["artefact_ids"]]
+        items += [_model_item(session, key, owner_id) for key in request["model_ids"]]
         if not items:
             detail = "name at least one artefact or model"
             raise Problem("invalid-request", detail, [field_error("/artefact_ids", detail)])
         return measuring.ask(session, request["agent_id"], request["kind"], items, request["rounds"])
 
 
-def active(session: Session, agent_id: str) -> Agent:
-    """Return an agent. Raises Problem not-found or agent-gone."""
-    row = session.get(Agent, agent_id)
+def active(session: Session, agent_id: str, sight: Sight) -> Agent:
+    """Return an agent that is seen. Raises Problem not-found or agent-gone."""
+    row: Agent | None = query.find(session, Agent, agent_id, sight)
     if row is None:
         raise Problem("not-found", f"no agent {agent_id[:64]!r}")
     if row.state != "active":
@@ -163,8 +170,8 @@ def active(session: Session, agent_id: str) -> Agent:
     return row
 
 
-def _artefact_item(session: Session, key: str) -> Json:
-    row = session.get(Artefact, key)
+def _artefact_item(session: Session, key: str, owner_id: str) -> Json:
+    row: Artefact | None = query.find(session, Artefact, key, owner_id)
     if row is None:
         raise Problem("not-found", f"no artefact {key!r}")
     if row.kind != "onnx":
@@ -174,8 +181,8 @@ def _artefact_item(session: Session, key: str) -> Json:
     return {"id": key, "sha256": row.blob_sha, "inputs": inputs(model.graph or {})}
 
 
-def _model_item(session: Session, key: str) -> Json:
-    row = ready(session, Model, key, "model-not-ready")
+def _model_item(session: Session, key: str, owner_id: str) -> Json:
+    row = ready(session, Model, key, "model-not-ready", owner_id)
     if row.format != "onnx" or row.weights_sha is not None:
         raise Problem("unsupported-format", f"{key} is {row.format}; an ONNX file with its weights is needed")
     return {"id": key, "sha256": row.blob_sha, "inputs": inputs(row.graph or {})}
@@ -197,23 +204,26 @@ def cancel_measurement(service: Service, key: str) -> Measuring:
         return row
 
 
-def create_calibration(service: Service, device: str, model_ids: Sequence[str], agent_id: str | None) -> Calibration:
+def create_calibration(
+    service: Service, owner_id: str, device: str, model_ids: Sequence[str], agent_id: str | None
+) -> Calibration:
     """Queue the calibration of a device on an agent, or on the worker's host where the profile is that host's.
 
     Raises Problem not-found, agent-gone, agent-required or model-not-ready.
     """
     with service.database.writing() as session:
-        base = query.device(session, device)
+        base = query.device(session, device, owner_id)
         if base is None:
             raise Problem("not-found", f"no device {device[:64]!r}")
         if agent_id is not None:
-            active(session, agent_id)
+            active(session, agent_id, owner_id)
         elif not is_host(base.name):
             raise Problem("agent-required", f"{base.name!r} is not the worker's own host: name an agent on the device")
         for key in model_ids:
-            ready(session, Model, key, "model-not-ready")
+            ready(session, Model, key, "model-not-ready", owner_id)
         row = Calibration(id=ids.new_id("calibration"), device=base.name, base_id=base.id, model_ids=list(model_ids))
         row.agent_id, row.state, row.desired, row.created_at = agent_id, "queued", "run", now()
+        row.owner_id = owner_id
         row.progress_done = row.progress_total = 0
         session.add(row)
         session.flush()

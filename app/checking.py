@@ -17,24 +17,25 @@ from app.domain.metrics import Labels, default_metric, misfit
 from app.domain.quality import misbound
 from app.domain.space import SpaceSpec
 from app.problems import Problem, field_error
+from app.store import query
 from app.store.tables import Agent, Dataset, Model
 
 Json = dict[str, Any]
 MIN_ROWS = 5  # two parts evaluation, two parts hold-out, one part calibration
 
 
-def ready(session: Session, table: Any, key: str, slug: str) -> Any:
-    """Return an upload that was read. Raises Problem not-found or `slug`."""
-    row = session.get(table, key)
+def ready(session: Session, table: Any, key: str, slug: str, owner_id: str) -> Any:
+    """Return an owner's upload that was read. Raises Problem not-found or `slug`."""
+    row = query.find(session, table, key, owner_id)
     if row is None:
         raise Problem("not-found", f"no {table.__tablename__} {key!r}")
     check_ready(row, slug)
     return row
 
 
-def searchable(session: Session, key: str) -> Model:
-    """Return a model that can be searched: read, and with finite outputs."""
-    row: Model = ready(session, Model, key, "model-not-ready")
+def searchable(session: Session, key: str, owner_id: str) -> Model:
+    """Return an owner's model that can be searched: read, and with finite outputs."""
+    row: Model = ready(session, Model, key, "model-not-ready", owner_id)
     if "non-finite-outputs" in (row.warnings or ()):
         raise Problem("non-finite-weights", "weights are NaN or infinite, and so are the network's outputs")
     return row
@@ -53,8 +54,8 @@ def check_ready(row: Model | Dataset, slug: str) -> None:
         raise Problem(slug, f"{row.id} is {row.state}", extra={"problem": row.problem})
 
 
-def check_datasets(session: Session, roles: Mapping[str, str], graph: ModelGraph) -> None:
-    """Raise Problem for datasets that are not all there, not read, too few rows, or not what the network takes.
+def check_datasets(session: Session, roles: Mapping[str, str], graph: ModelGraph, owner_id: str) -> None:
+    """Raise Problem for datasets that are not all an owner's, not read, too few rows, or not what the network takes.
 
     No roles at all: inputs will be drawn, which ids can't be.
     """
@@ -65,7 +66,7 @@ def check_datasets(session: Session, roles: Mapping[str, str], graph: ModelGraph
         detail = "give one dataset for `all`, or three for calibration, evaluation and holdout"
         raise Problem("calibration-required", detail, [field_error("/dataset", detail)])
     for role, key in roles.items():
-        info = ready(session, Dataset, key, "dataset-not-ready").info or {}
+        info = ready(session, Dataset, key, "dataset-not-ready", owner_id).info or {}
         if role == "all" and info.get("rows", MIN_ROWS) < MIN_ROWS:
             detail = f"{info['rows']} rows; at least {MIN_ROWS} are needed for a split into three roles"
             raise Problem("invalid-dataset", detail, [field_error(f"/dataset/{role}", detail, "rows")])
@@ -132,14 +133,14 @@ def _misfit(graph: ModelGraph, info: Json) -> str:
         return str(error)
 
 
-def check_measurable(session: Session, request: Json, profile: DeviceProfile) -> None:
+def check_measurable(session: Session, request: Json, profile: DeviceProfile, owner_id: str) -> None:
     """Raise Problem for a measured latency limit that stands beside another, or that nobody here could measure."""
     if demand_of(request) is None:
         return
     if sum(item["metric"] == "latency_ms" for item in request["limits"]) > 1:
         detail = "a measured latency limit allows no other limit on latency_ms"
         raise Problem("invalid-budget", detail, [field_error("/limits", detail)])
-    agent = session.get(Agent, request["agent"]) if request.get("agent") else None
+    agent = query.find(session, Agent, request["agent"], owner_id) if request.get("agent") else None
     if request.get("agent") and (agent is None or agent.state != "active"):
         detail = f"no active agent {request['agent']!r}"
         raise Problem("device-not-measurable", detail, [field_error("/agent", detail)])

@@ -16,6 +16,7 @@ from app.commands import (
     data,
     devices,
     fleets,
+    history,
     keys,
     models,
     schedules,
@@ -43,6 +44,7 @@ app.add_typer(keys.app, name="key")
 app.command("agent")(agent.agent)
 apply.register(app)
 service.register(app)
+history.register(app)
 
 DataDir = Annotated[Path | None, typer.Option(help="Data folder (env TIGHTFIT_DATA_DIR).")]
 

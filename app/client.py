@@ -23,6 +23,9 @@ from typing import Any
 
 import httpx
 
+from app.apiproblem import ApiProblem as ApiProblem
+from app.apiproblem import DigestMismatch as DigestMismatch
+
 Json = dict[str, Any]
 Progress = Callable[[int, int], None]
 Update = Callable[[Json], None]
@@ -34,51 +37,8 @@ _BEAT_S = 0.25
 _POLL_S = 1.0
 _SILENCE_S = 5.0
 _RETRIES = 3
+_PATIENCE_S = 5.0
 _LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
-
-
-class ApiProblem(Exception):
-    """A refusal by the service (RFC 9457): `slug` names it, `errors` point at the fields at fault."""
-
-    def __init__(self, slug: str, status: int, detail: str, errors: list[Json] | None = None, **extra: Any) -> None:
-        super().__init__(f"{slug}: {detail}" if detail else slug)
-        self.slug, self.status, self.detail = slug, status, detail
-        self.errors = errors or []
-        self.extra = extra
-
-    def to_json(self) -> Json:
-        """Return the problem as JSON."""
-        return {
-            "slug": self.slug,
-            "status": self.status,
-            "detail": self.detail,
-            "errors": self.errors,
-            **self.extra,
-        }
-
-    @classmethod
-    def from_response(cls, response: httpx.Response) -> ApiProblem:
-        """Build the problem from an error response, whatever its body is."""
-        try:
-            body = response.json()
-        except ValueError:
-            body = {}
-        if not isinstance(body, dict):
-            body = {"detail": str(body)}
-        return cls.from_body(body, response.status_code, response.reason_phrase)
-
-    @classmethod
-    def from_body(cls, body: Mapping[str, Any], status: int = 0, reason: str = "") -> ApiProblem:
-        """Build the problem from a problem document; the slug is the last part of its `type`, or its `slug`."""
-        known = {"type", "slug", "status", "detail", "errors", "title", "instance"}
-        slug = body.get("slug") or str(body.get("type") or "").rstrip("/").rpartition("/")[2] or f"http-{status}"
-        detail = str(body.get("detail") or body.get("title") or reason)
-        extra = {str(key): value for key, value in body.items() if key not in known}
-        return cls(str(slug), int(body.get("status") or status), detail, list(body.get("errors") or []), **extra)
-
-
-class DigestMismatch(Exception):
-    """A downloaded file is not the file that the service announced."""
 
 
 class Client:
@@ -137,7 +97,7 @@ class Client:
         except ApiProblem as problem:
             if problem.status not in (404, 422):
                 raise
-            named = [item for item in self.items(f"/v1/{noun}") if item.get("name") == name]
+            named = [item for item in self.items(f"/v1/{noun}", owner="me") if item.get("name") == name]
             if not named:
                 raise
             return max(named, key=lambda item: (item.get("state") == "ready", str(item.get("created_at", ""))))
@@ -319,6 +279,20 @@ class Client:
                 return dict(artefact)
         raise ApiProblem("not-found", 404, f"{id} has no report yet; make one: tightfit candidate export {id}")
 
+    def events(self, after: int = 0) -> Iterator[Json]:
+        """Yield all that changes of the owner's objects, from behind number `after` on, without end."""
+        while True:
+            try:
+                for field, value in self._stream("/v1/events", str(after)):
+                    if field == "data":
+                        event: Json = json.loads(value)
+                        after = event["seq"]
+                        yield event
+            except httpx.ReadTimeout:
+                continue
+            except httpx.TransportError:
+                time.sleep(_POLL_S)
+
     # -- downloads ------------------------------------------------------------------------------------------------
 
     def download(self, artefact_id: str, path: str | Path, progress: Progress | None = None) -> Path:
@@ -340,13 +314,17 @@ class Client:
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         for attempt in range(_RETRIES):
+            is_last = attempt == _RETRIES - 1
             try:
                 response = self._http.request(method, path, **options)
-                break
             except (httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError):
-                if attempt == _RETRIES - 1:
+                if is_last:
                     raise
                 time.sleep(0.2 * 2**attempt)
+                continue
+            if response.status_code != 429 or is_last:
+                break
+            time.sleep(_told_to_wait(response))
         if response.is_error:
             raise ApiProblem.from_response(response)
         return response
@@ -403,15 +381,16 @@ class Client:
             yield
 
     def _event_ids(self, id: str, after: str | None) -> Iterator[str]:
+        return (value for field, value in self._stream(f"/v1/searches/{id}/events", after) if field == "id")
+
+    def _stream(self, path: str, after: str | None) -> Iterator[tuple[str, str]]:
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": after} if after else {})}
         timeout = httpx.Timeout(_SILENCE_S)
-        with self._http.stream("GET", f"/v1/searches/{id}/events", headers=headers, timeout=timeout) as response:
+        with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
             if response.is_error:
                 response.read()
                 raise ApiProblem.from_response(response)
-            for field, value in _fields(response.iter_lines()):
-                if field == "id":
-                    yield value
+            yield from _fields(response.iter_lines())
 
 
 def export_module(module: Any, example_inputs: tuple[Any, ...]) -> bytes:
@@ -460,6 +439,12 @@ def _fields(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
         field, colon, value = line.partition(":")
         if field and colon:
             yield field, value.removeprefix(" ")
+
+
+def _told_to_wait(response: httpx.Response) -> float:
+    """Return the seconds after which the service takes the next request, at most a few."""
+    text = response.headers.get("Retry-After", "")
+    return min(float(text), _PATIENCE_S) if text.isdigit() else _POLL_S
 
 
 def _json(response: httpx.Response) -> Json:

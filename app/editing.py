@@ -15,7 +15,7 @@ from app import actions, queue
 from app.actions import Service
 from app.domain.lifecycle import SearchState
 from app.problems import Problem
-from app.store import query
+from app.store import notices, query
 from app.store.engine import afterwards
 from app.store.tables import Candidate, Dataset, Fleet, Model, Schedule, Search
 
@@ -91,9 +91,17 @@ def _ended(service: Service, session: Session, ids: Sequence[str]) -> list[str]:
 def _delete_searches(session: Session, ids: Sequence[str]) -> None:
     """Delete searches with all that hangs on them, and fleets that have none left."""
     fleets = set(session.scalars(sa.select(Search.fleet_id).where(Search.id.in_(ids), Search.fleet_id.is_not(None))))
-    session.execute(sa.delete(Search).where(Search.id.in_(ids)), execution_options={"synchronize_session": False})
+    gone = session.execute(
+        sa.delete(Search).where(Search.id.in_(ids)).returning(Search.id, Search.owner_id),
+        execution_options={"synchronize_session": False},
+    )
+    notices.removed(session, "search", [(key, owner_id) for key, owner_id in gone])
     left = sa.exists().where(Search.fleet_id == Fleet.id)
-    session.execute(sa.delete(Fleet).where(Fleet.id.in_(fleets), ~left))
+    gone = session.execute(
+        sa.delete(Fleet).where(Fleet.id.in_(fleets), ~left).returning(Fleet.id, Fleet.owner_id),
+        execution_options={"synchronize_session": False},
+    )
+    notices.removed(session, "fleet", [(key, owner_id) for key, owner_id in gone])
 
 
 def change_schedule(service: Service, key: str, change: Json, check: Check) -> Schedule:

@@ -41,7 +41,7 @@ def why(service: Service, candidate_id: str) -> Json:
 def cautions_of(service: Service, search: Search, assignment: Json | None = None) -> Json:
     """Return what a search's figures, or those of an assignment of it, can't be trusted in: see `cautions`."""
     with service.database.reading() as session:
-        stale = timings.accuracy(session, search.device).verdict == "stale"
+        stale = timings.accuracy(session, search.device, search.owner_id).verdict == "stale"
         names = _names(session, search, assignment)
     noted = [*((search.baseline or {}).get("warnings") or []), *([] if search.dataset else ["no-data"])]
     return cautions(stale, names, noted)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app import actions, queue
 from app.actions import Member, Service
-from app.domain import ids
+from app.domain import ids, owners
 from app.domain.lifecycle import SearchState
 from app.problems import Problem
 from app.store import query
@@ -23,13 +23,13 @@ Json = dict[str, Any]
 COMMON = ("model_id", "dataset", "export_top", "metric", "quality", "polish", "methods", "export", "priority")
 
 
-def create_fleet(service: Service, request: Json, owner_id: str | None = None) -> tuple[Fleet, Sequence[Search]]:
+def create_fleet(service: Service, request: Json, owner_id: str = owners.DEFAULT) -> tuple[Fleet, Sequence[Search]]:
     """Check every member and queue them all, or none.
 
     Raises the problems of `actions.create_search`; pointers begin with the member's.
     """
     with service.database.joining() as session:
-        fleet = Fleet(id=ids.new_id("fleet"), name=request["name"], spec=request, created_at=now())
+        fleet = Fleet(id=ids.new_id("fleet"), name=request["name"], spec=request, created_at=now(), owner_id=owner_id)
         session.add(fleet)
         session.flush()
         members = [
@@ -53,7 +53,7 @@ def member_request(request: Json, place: int) -> Json:
     }
 
 
-def _member(service: Service, member: Member, request: Json, owner_id: str | None) -> Search:
+def _member(service: Service, member: Member, request: Json, owner_id: str) -> Search:
     try:
         return actions.create_search(service, request, member=member, owner_id=owner_id)
     except Problem as problem:

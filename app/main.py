@@ -21,12 +21,13 @@ from starlette.routing import Match
 
 from app import actions, queue
 from app.actions import Service
-from app.api import admin, agents, calibrations, devices, fleets, openapi, resources, searches, steering, tus
+from app.api import admin, agents, calibrations, devices, fleets, history, openapi, resources, searches, steering, tus
 from app.api.answers import answer
 from app.api.auth import Attempts, ensure_admin_key
 from app.api.device_schema import Json, checked_profile
 from app.api.flights import Flights, Streams
 from app.api.guard import Guard
+from app.api.rates import Rates
 from app.api.timed import Timed
 from app.problems import Problem, field_error
 from app.settings import Settings
@@ -55,6 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.stopping = threading.Event()
     app.state.flights = Flights()
     app.state.streams = Streams(chosen.streams_per_key, chosen.streams)
+    app.state.rates = Rates(chosen.requests_per_s, chosen.request_burst)
     app.state.attempts = Attempts(chosen.failed_logins_per_minute)
     for router in (
         resources.router,
@@ -65,6 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         fleets.router,
         agents.router,
         calibrations.router,
+        history.router,
         admin.router,
     ):
         app.include_router(router)

@@ -44,6 +44,9 @@ PROBLEMS: dict[str, Kind] = {
     "digest-mismatch": Kind(422, "Digest mismatch", "The bytes are not those the digest header names."),
     "unauthenticated": Kind(401, "Unauthenticated", "No valid API key: unknown, revoked and expired keys look alike."),
     "too-many-attempts": Kind(429, "Too many attempts", "Too many wrong keys from one address; wait a minute."),
+    "too-many-requests": Kind(
+        429, "Too many requests", "The key's requests come too fast; Retry-After says how long to wait."
+    ),
     "missing-scope": Kind(403, "Missing scope", "The key lacks the scope that this needs."),
     "cross-site-request": Kind(403, "Cross-site request", "A form of another site can't act here."),
     "not-found": Kind(404, "Not found", "There is nothing under this address or id."),

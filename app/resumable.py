@@ -18,8 +18,9 @@ import sqlalchemy as sa
 from app import actions
 from app.actions import Service
 from app.domain import ids
+from app.domain.owners import Sight
 from app.problems import Problem
-from app.store import blobs
+from app.store import blobs, notices, query
 from app.store.tables import Upload, now
 
 Json = dict[str, Any]
@@ -32,11 +33,12 @@ def part(service: Service, key: str) -> Path:
     return service.settings.blob_dir / "parts" / key
 
 
-def create(service: Service, owner: str, length: int, wish: Json) -> Upload:
-    """Begin an upload of `length` bytes; `wish` says what it becomes: kind, name, spec, model_id."""
+def create(service: Service, owner_id: str, key_id: str, length: int, wish: Json) -> Upload:
+    """Begin an owner's upload of `length` bytes; `wish` says what it becomes: kind, name, spec, model_id."""
     sweep(service)
     made = now()
-    row = Upload(id=ids.new_id("upload"), key_id=owner, length=length, offset=0, wish=wish, state="open")
+    row = Upload(id=ids.new_id("upload"), key_id=key_id, length=length, offset=0, wish=wish, state="open")
+    row.owner_id = owner_id
     row.created_at, row.expires_at = made, made + timedelta(seconds=service.settings.upload_keep_s)
     part(service, row.id).parent.mkdir(parents=True, exist_ok=True)
     part(service, row.id).touch()
@@ -45,11 +47,11 @@ def create(service: Service, owner: str, length: int, wish: Json) -> Upload:
     return row
 
 
-def find(service: Service, key: str, owner: str | None) -> Upload:
-    """Return an upload of a key's own (None: of any). Raises Problem not-found or upload-expired."""
+def find(service: Service, key: str, sight: Sight) -> Upload:
+    """Return an upload that is seen. Raises Problem not-found or upload-expired."""
     with service.database.reading() as session:
-        row = session.get(Upload, key)
-    if row is None or (owner is not None and row.key_id != owner):
+        row: Upload | None = query.find(session, Upload, key, sight)
+    if row is None:
         raise Problem("not-found", f"no upload {key[:64]!r}")
     if row.state == "expired" or (row.state == "open" and row.expires_at < now()):
         raise Problem("upload-expired", "the upload was not finished in time; begin another")
@@ -88,25 +90,28 @@ def finish(service: Service, row: Upload, found: tuple[str, int, str]) -> str:
     with service.database.joining() as session:
         current = session.get_one(Upload, row.id, with_for_update=True)
         if current.location is None:
-            current.location, current.state = _made(service, current.wish, found), "done"
+            current.location, current.state = _made(service, current, found), "done"
         location: str = current.location
     part(service, row.id).unlink(missing_ok=True)
     return location
 
 
-def _made(service: Service, wish: Json, found: tuple[str, int, str]) -> str:
+def _made(service: Service, upload: Upload, found: tuple[str, int, str]) -> str:
     sha256, size, format = found
+    owner_id, wish = upload.owner_id, upload.wish
     if wish["kind"] == "dataset":
-        return f"/v1/datasets/{actions.create_dataset(service, wish['name'], wish['spec'], sha256, size).id}"
+        return f"/v1/datasets/{actions.create_dataset(service, owner_id, wish['name'], wish['spec'], sha256, size).id}"
     if wish["kind"] == "weights":
-        return f"/v1/models/{actions.create_weights(service, wish['model_id'], wish['name'], sha256, size).id}"
-    return f"/v1/models/{actions.create_model(service, wish['name'], format, sha256, size).id}"
+        base_id = wish["model_id"]
+        return f"/v1/models/{actions.create_weights(service, owner_id, base_id, wish['name'], sha256, size).id}"
+    return f"/v1/models/{actions.create_model(service, owner_id, wish['name'], format, sha256, size).id}"
 
 
 def remove(service: Service, row: Upload) -> None:
     """Forget an upload and its bytes."""
     with service.database.writing() as session:
         session.execute(sa.delete(Upload).where(Upload.id == row.id))
+        notices.removed(session, "upload", [(row.id, row.owner_id)])
     part(service, row.id).unlink(missing_ok=True)
 
 

@@ -38,10 +38,14 @@ class Settings(BaseSettings):
     event_ping_s: float = Field(default=15.0, gt=0)
     event_stream_s: float = Field(default=600.0, gt=0)
     event_write_s: float = Field(default=30.0, gt=0)  # a client that reads nothing for so long is left
+    requests_per_s: float = Field(default=100.0, ge=0)  # of a key, to each process of the service; 0: any number
+    request_burst: int = Field(default=500, ge=1)  # at once
+    notices_s: float = Field(default=30 * 86_400.0, ge=0)  # events of owners are kept; 0: for ever
+    audit_s: float = Field(default=365 * 86_400.0, ge=0)  # the audit log is kept; 0: for ever
     streams_per_key: int = Field(default=8, ge=1)
     streams: int = Field(default=64, ge=1)
-    max_stored_bytes: int = Field(default=0, ge=0)  # of uploads and artefacts together; 0: no quota
-    max_live_searches: int = Field(default=1_000, ge=1)
+    max_stored_bytes: int = Field(default=0, ge=0)  # an owner's uploads and artefacts; 0: no quota
+    max_live_searches: int = Field(default=1_000, ge=1)  # of an owner
     child_memory_bytes: int = Field(default=8192 * MIB, ge=512 * MIB)
     trial_s: float = Field(default=600.0, gt=0)
     slice_s: float = Field(default=300.0, gt=0)

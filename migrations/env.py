@@ -7,7 +7,7 @@ from typing import Any
 from alembic import context
 
 from app.store.migrate import VERSION_TABLE
-from app.store.tables import Base
+from app.store.records import Base
 
 
 def _is_ours(name: str | None, kind: str, _parents: Any) -> bool:

@@ -21,6 +21,7 @@ from app import logs, mending, queue
 from app.settings import Settings
 from app.store.engine import Database, connect
 from app.store.migrate import OtherVersion, upgrade
+from app.store.notices import prune
 from app.store.runner import beat, leave, others
 from app.store.sweep import sweep
 from worker import jobs
@@ -124,6 +125,8 @@ class Watch:
         if at >= self._sweep_at:
             self._sweep_at = at + SWEEP_S
             log.info("swept: %s", sweep(self._database, jobs.context().site.blobs, self._settings.data_dir))
+            with self._database.writing() as session:
+                prune(session, self._settings.notices_s, self._settings.audit_s)
 
     def give_back(self) -> None:
         """Put this worker's unfinished work back on its queues, as no attempt; a killed worker's is found later."""

@@ -116,7 +116,7 @@ class Calibrator:
             row = session.get_one(Calibration, self._id)
             agent = None if row.agent_id is None else session.get(Agent, row.agent_id)
             profile = calibrated(base.profile, made, self._id, None if agent is None else agent.name)
-            row.device_id = devices.add_revision(session, profile).id
+            row.device_id = devices.add_revision(session, profile, row.owner_id).id
             row.table, row.report, row.progress_done = made["table"], made["report"], row.progress_total
             measuring.conclude(row, "done")
 

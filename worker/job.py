@@ -19,6 +19,7 @@ from app.domain.graph import ModelGraph
 from app.domain.methods import Method, method_of
 from app.domain.metrics import Labels, default_metric, labelled
 from app.domain.opsets import DEFAULT
+from app.domain.owners import DEFAULT as DEFAULT_OWNER
 from app.domain.space import build_space, widest
 from app.store import runner as rows
 from app.store.blobs import Blobs
@@ -173,6 +174,8 @@ def load_job(site: Site, search_id: str) -> Job:
             if not datasets
             else json.dumps([[role, d.blob_sha, d.spec] for role, d in sorted(datasets.items())], sort_keys=True)
         )
+        if search.owner_id != DEFAULT_OWNER:  # measurements are shared among one owner's searches alone
+            data_key = json.dumps([search.owner_id, data_key])
         names: Json = {
             "model": model.name,
             "model_sha256": model.blob_sha,

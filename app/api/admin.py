@@ -17,7 +17,7 @@ from app.actions import Service
 from app.api import shapes
 from app.api.auth import new_key, require
 from app.api.conditional import check_match, shown
-from app.api.deps import Json, KeyDep, PagingDep, ServiceDep, body, idempotent, paged
+from app.api.deps import Json, KeyDep, ListDep, ServiceDep, body, idempotent, paged
 from app.api.resources import accepted, listing, one
 from app.api.schemas import KeyIn, ScheduleChangeIn, ScheduleIn
 from app.metrics import Tables
@@ -37,14 +37,14 @@ async def create_schedule(request: Request, service: ServiceDep, key: KeyDep) ->
     wanted = (await body(request, ScheduleIn)).model_dump(mode="json")
 
     def act() -> JSONResponse:
-        row = actions.create_schedule(service, wanted)
+        row = actions.create_schedule(service, key.owner_id, wanted)
         return accepted(shapes.schedule(row), f"/v1/schedules/{row.id}", 201)
 
     return await run_in_threadpool(idempotent, request, key, json.dumps(wanted, sort_keys=True).encode(), act)
 
 
 @router.get("/v1/schedules", tags=["schedules"])
-def list_schedules(request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep) -> Json:
+def list_schedules(request: Request, service: ServiceDep, key: KeyDep, paging: ListDep) -> Json:
     """List schedules, newest first."""
     rows, size, last = listing(service, Schedule, paging)
     return paged(request, [shapes.schedule(row) for row in rows], size, last)
@@ -53,7 +53,7 @@ def list_schedules(request: Request, service: ServiceDep, key: KeyDep, paging: P
 @router.get("/v1/schedules/{id}", tags=["schedules"])
 def get_schedule(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return a schedule."""
-    return shown(request, shapes.schedule(one(service, Schedule, id)))
+    return shown(request, shapes.schedule(one(service, key.sight, Schedule, id)))
 
 
 @router.patch("/v1/schedules/{id}", tags=["schedules"])
@@ -61,7 +61,7 @@ async def change_schedule(id: str, request: Request, service: ServiceDep, key: K
     """Rename a schedule, or switch it off or on (`If-Match` needed)."""
     require(key, "searches:write")
     change = (await body(request, ScheduleChangeIn)).model_dump(exclude_none=True)
-    await run_in_threadpool(one, service, Schedule, id)
+    await run_in_threadpool(one, service, key.sight, Schedule, id)
     row = await run_in_threadpool(editing.change_schedule, service, id, change, _as_seen(request))
     return shown(request, shapes.schedule(row))
 
@@ -70,7 +70,7 @@ async def change_schedule(id: str, request: Request, service: ServiceDep, key: K
 def delete_schedule(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Remove a schedule; its searches stay (`If-Match` needed)."""
     require(key, "searches:write")
-    one(service, Schedule, id)
+    one(service, key.sight, Schedule, id)
     editing.delete_schedule(service, id, _as_seen(request))
     return Response(status_code=204)
 
@@ -84,12 +84,13 @@ async def create_key(request: Request, service: ServiceDep, key: KeyDep) -> Resp
     """Create an API key; its text is in this answer only."""
     require(key, "admin")
     wanted = await body(request, KeyIn)
-    row, text = await run_in_threadpool(new_key, service, wanted.name, tuple(wanted.scopes))
+    owner = wanted.owner or key.owner_id
+    row, text = await run_in_threadpool(new_key, service, wanted.name, tuple(wanted.scopes), owner)
     return accepted({**shapes.api_key(row), "key": text}, f"/v1/keys/{row.id}", 201)
 
 
 @router.get("/v1/keys", tags=["keys"])
-def list_keys(request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep) -> Json:
+def list_keys(request: Request, service: ServiceDep, key: KeyDep, paging: ListDep) -> Json:
     """List keys, without their texts."""
     require(key, "admin")
     rows, size, last = listing(service, ApiKey, paging)

@@ -15,11 +15,12 @@ from app import agents
 from app.api.agent_schema import EnrolIn, HeartbeatIn, MeasurementIn, PullIn, ResultsIn
 from app.api.auth import require
 from app.api.conditional import shown, stored_file
-from app.api.deps import Filter, Json, KeyDep, PagingDep, ServiceDep, body, idempotent, paged
+from app.api.deps import Filter, Json, KeyDep, ListDep, ServiceDep, body, idempotent, paged
 from app.api.deps import service as service_of
 from app.api.resources import accepted, checked_name, is_id_like, listing, one
 from app.api.shapes import moment
 from app.problems import Problem
+from app.store import acting
 from app.store.tables import Agent, Measuring
 
 router = APIRouter(prefix="/v1")
@@ -31,7 +32,9 @@ def agent_of(id: str, request: Request) -> Agent:
     header = request.headers.get("authorization", "")
     if not header.lower().startswith("bearer "):
         raise Problem("unauthenticated", "an agent's token is needed: Authorization: Bearer tfa_...")
-    return agents.identify(service_of(request), header[7:].strip(), id)
+    found = agents.identify(service_of(request), header[7:].strip(), id)
+    acting.known(found.id, found.owner_id)
+    return found
 
 
 AgentDep = Annotated[Agent, Depends(agent_of)]
@@ -41,7 +44,7 @@ AgentDep = Annotated[Agent, Depends(agent_of)]
 def create_enrolment(service: ServiceDep, key: KeyDep) -> Response:
     """Create a one-time code that enrols an agent within 15 minutes; it is in this answer only."""
     require(key, "searches:write")
-    text, row = agents.create_code(service)
+    text, row = agents.create_code(service, key.owner_id)
     return JSONResponse({"code": text, "expires_at": moment(row.expires_at)}, 201)
 
 
@@ -55,7 +58,7 @@ async def enrol(request: Request, service: ServiceDep) -> Response:
 
 
 @router.get("/agents", tags=["agents"])
-def list_agents(request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep) -> Json:
+def list_agents(request: Request, service: ServiceDep, key: KeyDep, paging: ListDep) -> Json:
     """List agents that were not removed, newest first, and when they were last heard of."""
     rows, size, last = listing(service, Agent, paging, state="active")
     return paged(request, [shape(row) for row in rows], size, last)
@@ -64,14 +67,14 @@ def list_agents(request: Request, service: ServiceDep, key: KeyDep, paging: Pagi
 @router.get("/agents/{id}", tags=["agents"])
 def get_agent(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return an agent."""
-    return shown(request, shape(one(service, Agent, id)))
+    return shown(request, shape(one(service, key.sight, Agent, id)))
 
 
 @router.delete("/agents/{id}", status_code=204, tags=["agents"])
 def remove_agent(id: str, service: ServiceDep, key: KeyDep) -> Response:
     """Remove an agent: its token ends to work, its open measurements fail."""
     require(key, "searches:write")
-    one(service, Agent, id)
+    one(service, key.sight, Agent, id)
     agents.remove_agent(service, id)
     return Response(status_code=204)
 
@@ -125,7 +128,7 @@ async def create_measurement(request: Request, service: ServiceDep, key: KeyDep)
     wanted = (await body(request, MeasurementIn)).model_dump(mode="json")
 
     def act() -> JSONResponse:
-        row = agents.create_measurement(service, wanted)
+        row = agents.create_measurement(service, key.owner_id, wanted)
         return accepted(measurement(row), f"/v1/measurements/{row.id}")
 
     return await run_in_threadpool(idempotent, request, key, json.dumps(wanted, sort_keys=True).encode(), act)
@@ -133,7 +136,7 @@ async def create_measurement(request: Request, service: ServiceDep, key: KeyDep)
 
 @router.get("/measurements", tags=["measurements"])
 def list_measurements(
-    request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep, agent_id: Filter = None
+    request: Request, service: ServiceDep, key: KeyDep, paging: ListDep, agent_id: Filter = None
 ) -> Json:
     """List measurements, newest first."""
     rows, size, last = listing(service, Measuring, paging, agent_id=agent_id)
@@ -143,14 +146,14 @@ def list_measurements(
 @router.get("/measurements/{id}", tags=["measurements"])
 def get_measurement(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return a measurement: state, results by item so far, conditions."""
-    return shown(request, measurement(one(service, Measuring, id)))
+    return shown(request, measurement(one(service, key.sight, Measuring, id)))
 
 
 @router.post("/measurements/{id}/cancel", tags=["measurements"])
 def cancel_measurement(id: str, service: ServiceDep, key: KeyDep) -> Json:
     """End a measurement; the results so far stay."""
     require(key, "searches:write")
-    one(service, Measuring, id)
+    one(service, key.sight, Measuring, id)
     return measurement(agents.cancel_measurement(service, id))
 
 
@@ -164,6 +167,7 @@ def shape(row: Agent) -> Json:
     """Return an agent's record (never its token)."""
     return {
         "id": row.id,
+        "owner_id": row.owner_id,
         "name": row.name,
         "state": row.state,
         "host": row.host,
@@ -183,6 +187,7 @@ def measurement(row: Measuring) -> Json:
     """Return a measurement."""
     return {
         "id": row.id,
+        "owner_id": row.owner_id,
         "agent_id": row.agent_id,
         "kind": row.kind,
         "state": row.state,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from app.problems import Problem
@@ -25,6 +26,11 @@ _HEADERS = {
     "upload-too-slow": {"Connection": "close"},
 }
 """What a refusal's answer says beside its body, by slug."""
+
+
+def add_headers(request: Request, headers: Mapping[str, str]) -> None:
+    """Have a request's answer say more, whatever it will be."""
+    request.state.headers = {**getattr(request.state, "headers", {}), **headers}
 
 
 class ProblemResponse(JSONResponse):

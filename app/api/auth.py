@@ -19,8 +19,11 @@ import sqlalchemy as sa
 from fastapi import Request
 
 from app.actions import Service
+from app.api.answers import add_headers
 from app.domain import ids
+from app.domain.owners import DEFAULT, Sight
 from app.problems import Problem
+from app.store import acting
 from app.store.tables import ApiKey, now
 
 MAX_ADDRESSES = 10_000
@@ -34,15 +37,22 @@ class Key:
     """Who asks."""
 
     id: str
+    owner_id: str
     scopes: tuple[str, ...]
 
+    @property
+    def sight(self) -> Sight:
+        """What it may see: its owner's rows, or an administrator's everything."""
+        return None if "admin" in self.scopes else self.owner_id
 
-def new_key(service: Service, name: str, scopes: tuple[str, ...] = SCOPES) -> tuple[ApiKey, str]:
-    """Create a key; its text is returned once and not stored."""
+
+def new_key(service: Service, name: str, scopes: tuple[str, ...] = SCOPES, owner: str = DEFAULT) -> tuple[ApiKey, str]:
+    """Create an owner's key; its text is returned once and not stored."""
     key_id = ids.new_id("key")
     text = f"tf_{key_id[4:14]}_{''.join(secrets.choice(_ALPHABET) for _ in range(32))}"
     with service.database.writing() as session:
         row = ApiKey(id=key_id, name=name, sha256=ids.digest(text), scopes=list(scopes), created_at=now())
+        row.owner_id = owner
         session.add(row)
     return row, text
 
@@ -103,15 +113,22 @@ class Attempts:
 
 
 def authenticate(request: Request) -> Key:
-    """Return the key of a request's bearer token or session cookie. Raises Problem unauthenticated."""
+    """Return the key of a request's bearer token or session cookie.
+
+    Raises Problem unauthenticated, too-many-requests or, for a session, cross-site-request.
+    """
     service: Service = request.app.state.service
     header = request.headers.get("authorization", "")
-    if header.lower().startswith("bearer "):
-        return check_token(service, header[7:].strip())
     cookie = request.cookies.get(COOKIE)
-    if cookie:
-        return check_session(request, service, cookie)
-    raise Problem("unauthenticated", "an API key is needed: Authorization: Bearer tf_...")
+    if header.lower().startswith("bearer "):
+        key = check_token(service, header[7:].strip())
+    elif cookie:
+        key = check_session(request, service, cookie)
+    else:
+        raise Problem("unauthenticated", "an API key is needed: Authorization: Bearer tf_...")
+    acting.known(key.id, key.owner_id)
+    add_headers(request, request.app.state.rates.take(key.id))
+    return key
 
 
 def check_token(service: Service, text: str) -> Key:
@@ -120,7 +137,7 @@ def check_token(service: Service, text: str) -> Key:
         row = session.scalar(sa.select(ApiKey).where(ApiKey.sha256 == ids.digest(text)))
     if row is None or not _is_valid(row):
         raise Problem("unauthenticated", "the API key is not valid")
-    return Key(row.id, tuple(row.scopes))
+    return _of(row)
 
 
 def issue_session(service: Service, key: Key) -> str:
@@ -141,7 +158,7 @@ def check_session(request: Request, service: Service, cookie: str) -> Key:
         row = session.get(ApiKey, key_id)
     if row is None or not _is_valid(row):
         raise Problem("unauthenticated", "the session has ended; log in again")
-    return Key(row.id, tuple(row.scopes))
+    return _of(row)
 
 
 def from_here(request: Request) -> bool:
@@ -162,6 +179,10 @@ def require(key: Key, scope: str) -> None:
 def same(given: str, expected: str) -> bool:
     """Compare two texts in constant time, whatever characters a client sent."""
     return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), expected.encode())
+
+
+def _of(row: ApiKey) -> Key:
+    return Key(row.id, row.owner_id, tuple(row.scopes))
 
 
 def _is_valid(row: ApiKey) -> bool:

@@ -12,7 +12,7 @@ from app import agents
 from app.api.agent_schema import CalibrationIn
 from app.api.auth import require
 from app.api.conditional import shown
-from app.api.deps import Json, KeyDep, PagingDep, ServiceDep, body, idempotent, paged
+from app.api.deps import Json, KeyDep, ListDep, ServiceDep, body, idempotent, paged
 from app.api.resources import accepted, is_id_like, listing, one
 from app.api.shapes import moment
 from app.problems import Problem
@@ -30,14 +30,14 @@ async def create_calibration(name: str, request: Request, service: ServiceDep, k
     wanted = (await body(request, CalibrationIn)).model_dump(mode="json")
 
     def act() -> JSONResponse:
-        row = agents.create_calibration(service, name, wanted["model_ids"], wanted["agent_id"])
+        row = agents.create_calibration(service, key.owner_id, name, wanted["model_ids"], wanted["agent_id"])
         return accepted(shape(row), f"/v1/calibrations/{row.id}")
 
     return await run_in_threadpool(idempotent, request, key, json.dumps(wanted, sort_keys=True).encode(), act)
 
 
 @router.get("/calibrations", tags=["calibrations"])
-def list_calibrations(request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep) -> Json:
+def list_calibrations(request: Request, service: ServiceDep, key: KeyDep, paging: ListDep) -> Json:
     """List calibrations, newest first."""
     rows, size, last = listing(service, Calibration, paging)
     return paged(request, [shape(row) for row in rows], size, last)
@@ -46,14 +46,14 @@ def list_calibrations(request: Request, service: ServiceDep, key: KeyDep, paging
 @router.get("/calibrations/{id}", tags=["calibrations"])
 def get_calibration(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return a calibration: state, progress, and at its end the table and the new revision's id."""
-    return shown(request, shape(one(service, Calibration, id)))
+    return shown(request, shape(one(service, key.sight, Calibration, id)))
 
 
 @router.post("/calibrations/{id}/cancel", tags=["calibrations"])
 def cancel_calibration(id: str, service: ServiceDep, key: KeyDep) -> Json:
     """Ask a calibration to end; the profile stays as it is."""
     require(key, "searches:write")
-    one(service, Calibration, id)
+    one(service, key.sight, Calibration, id)
     return shape(agents.cancel_calibration(service, id))
 
 
@@ -61,6 +61,7 @@ def shape(row: Calibration) -> Json:
     """Return a calibration."""
     return {
         "id": row.id,
+        "owner_id": row.owner_id,
         "device": row.device,
         "base_id": row.base_id,
         "model_ids": row.model_ids,

@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import Depends, Query, Request
@@ -18,7 +18,9 @@ from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from app.actions import Service
 from app.api import auth
-from app.api.answers import ProblemResponse
+from app.api.answers import ProblemResponse, add_headers
+from app.domain import owners
+from app.domain.owners import Sight
 from app.problems import Problem, field_error
 from app.store import idempotency
 from app.store.tables import Idempotency
@@ -49,6 +51,8 @@ def key(request: Request) -> auth.Key:
 ServiceDep = Annotated[Service, Depends(_service)]
 KeyDep = Annotated[auth.Key, Depends(key)]
 Filter = Annotated[str | None, Query(pattern=r"^[\x21-\x7e]{1,64}$")]
+_WHOSE = "`me`, or an owner's name, for administrators, whose lists else hold every owner's."
+Whose = Annotated[str | None, Query(pattern=r"^[\x21-\x7e]{1,40}$", description=_WHOSE)]
 Since = Annotated[AwareDatetime | None, Query(description="Only what was made after this moment (RFC 3339).")]
 
 
@@ -181,6 +185,14 @@ async def optional_body(request: Request, schema: type[Body]) -> Body:
     return validated(schema, parse_json(raw))
 
 
+class Listed(NamedTuple):
+    """What a list's page is asked for: so many rows below an id, of whom."""
+
+    size: int
+    before: str | None
+    sight: Sight
+
+
 async def page_of(request: Request, limit: int | None = None, cursor: str | None = None) -> tuple[int, str | None]:
     """Return (limit, last id) of a paging request. Raises Problem invalid-limit or invalid-cursor."""
     size = 50 if limit is None else limit
@@ -201,13 +213,32 @@ async def page_of(request: Request, limit: int | None = None, cursor: str | None
 PagingDep = Annotated[tuple[int, str | None], Depends(page_of)]
 
 
+def owner_of(key: auth.Key, named: str | None) -> Sight:
+    """Return whose rows are asked for: those of an owner that is named, else all that the key sees.
+
+    Raises Problem not-found for another's than the key's own, unless an administrator asks.
+    """
+    owner = key.owner_id if named == owners.ME else named
+    if key.sight is not None and owner not in (None, key.owner_id):
+        raise Problem("not-found", f"no owner {owner!r}")
+    return key.sight if owner is None else owner
+
+
+async def list_of(paging: PagingDep, key: KeyDep, owner: Whose = None) -> Listed:
+    """Return the page of a list that is asked for, and whose rows are in it."""
+    return Listed(*paging, owner_of(key, owner))
+
+
+ListDep = Annotated[Listed, Depends(list_of)]
+
+
 def paged(request: Request, items: list[Json], size: int, last: str | None) -> Json:
     """Return a page; `last` is the sort key of its last item. A `Link` header leads to the next one."""
     if len(items) < size or last is None:
         return {"items": items, "next_cursor": None}
     cursor = f"{base64.urlsafe_b64encode(last.encode()).decode()}.{_signature(request, last)}"
     query = urlencode([*_filters(request), ("limit", str(size)), ("cursor", cursor)])
-    request.state.headers = {"Link": f'<{request.url.path}?{query}>; rel="next"'}
+    add_headers(request, {"Link": f'<{request.url.path}?{query}>; rel="next"'})
     return {"items": items, "next_cursor": cursor}
 
 

@@ -8,17 +8,18 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from app import actions
 from app.api import shapes
-from app.api.auth import require
+from app.api.auth import Key, require
 from app.api.conditional import shown
 from app.api.deps import (
     Filter,
     Json,
     KeyDep,
-    PagingDep,
+    ListDep,
     ServiceDep,
     content_type,
     idempotent,
@@ -48,7 +49,7 @@ async def create_device(request: Request, service: ServiceDep, key: KeyDep) -> R
     fingerprint = hashlib.sha256(json.dumps(profile, sort_keys=True).encode()).digest()
 
     def act() -> JSONResponse:
-        row, new = actions.push_device(service, profile)
+        row, new = actions.push_device(service, key.owner_id, profile)
         return accepted(shapes.device(row), shapes.device_address(row), 201 if new else 200)
 
     return await run_in_threadpool(idempotent, request, key, fingerprint, act)
@@ -56,7 +57,7 @@ async def create_device(request: Request, service: ServiceDep, key: KeyDep) -> R
 
 @router.get("/devices")
 def list_devices(
-    request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep, name: Filter = None,
+    request: Request, service: ServiceDep, key: KeyDep, paging: ListDep, name: Filter = None,
 ) -> Json:  # fmt: skip
     """List device profiles: built-in ones under their names, users' revisions newest first; `name` leaves one's."""
     rows, size, last = listing(service, Device, paging, name=name)
@@ -67,10 +68,9 @@ def list_devices(
 def get_device(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return a device profile by id, the newest revision of a name, or a certain one (`name@revision`)."""
     with service.database.reading() as session:
-        row = query.device(session, id) if query.is_device_like(id) else None
-        if row is None:
-            raise Problem("not-found", f"no device {id[:64]!r}")
-        return shown(request, {**shapes.device(row), "accuracy": timings.accuracy(session, row.profile).to_json()})
+        row = device_of(session, key, id)
+        accuracy = timings.accuracy(session, row.profile, row.owner_id or key.owner_id)
+        return shown(request, {**shapes.device(row), "accuracy": accuracy.to_json()})
 
 
 @router.post("/devices/{id}:refit", status_code=201)
@@ -79,10 +79,23 @@ def refit_device(id: str, request: Request, service: ServiceDep, key: KeyDep) ->
     require(key, "searches:write")
 
     def act() -> JSONResponse:
-        row = actions.refit_device(service, id)
+        row = actions.refit_device(service, key.owner_id, id)
         return accepted(shapes.device(row), shapes.device_address(row), 201)
 
     return idempotent(request, key, id.encode(), act)
+
+
+def device_of(session: Session, who: Key, key: str) -> Device:
+    """Return a device profile: the owner's own or a built-in one, then, for administrators, anybody's.
+
+    Raises Problem not-found.
+    """
+    row = query.device(session, key, who.owner_id) if query.is_device_like(key) else None
+    if row is None and who.sight is None and query.is_device_like(key):
+        row = query.device(session, key)
+    if row is None:
+        raise Problem("not-found", f"no device {key[:64]!r}")
+    return row
 
 
 async def _record(request: Request, limit: int) -> Any:

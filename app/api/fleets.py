@@ -13,7 +13,7 @@ from app.actions import Service
 from app.api import shapes
 from app.api.auth import require
 from app.api.conditional import shown
-from app.api.deps import Json, KeyDep, PagingDep, ServiceDep, body, idempotent, paged
+from app.api.deps import Json, KeyDep, ListDep, ServiceDep, body, idempotent, paged
 from app.api.resources import accepted, listing, one
 from app.api.schemas import FleetIn
 from app.store import query
@@ -29,14 +29,14 @@ async def create_fleet(request: Request, service: ServiceDep, key: KeyDep) -> Re
     wanted = (await body(request, FleetIn)).model_dump(mode="json")
 
     def act() -> JSONResponse:
-        row, members = fleets.create_fleet(service, wanted, key.id)
+        row, members = fleets.create_fleet(service, wanted, key.owner_id)
         return accepted(shapes.fleet(row, members), f"/v1/fleets/{row.id}")
 
     return await run_in_threadpool(idempotent, request, key, json.dumps(wanted, sort_keys=True).encode(), act)
 
 
 @router.get("/fleets", tags=["fleets"])
-def list_fleets(request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep) -> Json:
+def list_fleets(request: Request, service: ServiceDep, key: KeyDep, paging: ListDep) -> Json:
     """List fleets, newest first."""
     rows, size, last = listing(service, Fleet, paging)
     return paged(request, [_shape(service, row) for row in rows], size, last)
@@ -45,14 +45,14 @@ def list_fleets(request: Request, service: ServiceDep, key: KeyDep, paging: Pagi
 @router.get("/fleets/{id}", tags=["fleets"])
 def get_fleet(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return a fleet with its members' searches: states, progress, best so far, evaluations made."""
-    return shown(request, _shape(service, one(service, Fleet, id)))
+    return shown(request, _shape(service, one(service, key.sight, Fleet, id)))
 
 
 @router.post("/fleets/{id}/cancel", status_code=202, tags=["fleets"])
 def cancel_fleet(id: str, service: ServiceDep, key: KeyDep) -> Response:
     """Ask every member that is not finished to end."""
     require(key, "searches:write")
-    row = one(service, Fleet, id)
+    row = one(service, key.sight, Fleet, id)
     fleets.cancel_fleet(service, id)
     return JSONResponse(_shape(service, row), 202)
 

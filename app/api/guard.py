@@ -14,6 +14,7 @@ from app.api.answers import answer
 from app.api.auth import Attempts
 from app.problems import Problem
 from app.settings import Settings
+from app.store import acting
 
 MAX_PATH = 512
 MAX_HEADERS = 100
@@ -113,7 +114,8 @@ class Guard:
         except Problem as problem:
             await answer(scope, problem)(scope, receive, told)
             return
-        await self._app(scope, Pace(receive, self._settings), told)
+        with acting.request(request_id):
+            await self._app(scope, Pace(receive, self._settings), told)
 
     def _check(self, scope: Scope, headers: Headers, address: str) -> None:
         check_headers(scope["headers"])

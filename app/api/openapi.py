@@ -43,6 +43,7 @@ PART = "PATCH /v1/uploads/{id}"
 OPEN = ("/healthz", "/readyz", "/metrics", "/problems/{slug}", "/v1/agents:enrol")
 MEDIA = {
     "GET /v1/searches/{id}/events": "text/event-stream",
+    "GET /v1/events": "text/event-stream",
     "GET /v1/searches/{id}/study": "application/x-ndjson",
     "GET /v1/artefacts/{id}/content": "application/octet-stream",
     "GET /v1/agents/{id}/jobs/{job}/items/{item}": "application/octet-stream",

@@ -19,7 +19,8 @@ from app.api.deps import (
     Filter,
     Json,
     KeyDep,
-    PagingDep,
+    ListDep,
+    Listed,
     ServiceDep,
     Since,
     body,
@@ -31,9 +32,10 @@ from app.api.deps import (
 from app.api.schemas import DatasetSpecIn, RenameIn
 from app.api.uploads import receive
 from app.checking import check_ready
+from app.domain.owners import Sight
 from app.problems import Problem, field_error
 from app.store import query
-from app.store.tables import Blob, Dataset, Model
+from app.store.tables import Dataset, Model
 
 router = APIRouter(prefix="/v1")
 Cascade = Literal["cancel"] | None
@@ -55,27 +57,26 @@ def is_id_like(key: str) -> bool:
     return len(key) <= 64 and key.isascii() and key.isprintable()
 
 
-def one(service: Service, table: Any, key: str) -> Any:
-    """Return a row by id or raise Problem not-found."""
+def one(service: Service, sight: Sight, table: Any, key: str) -> Any:
+    """Return a row by id or raise Problem not-found, for another owner's as for none."""
     with service.database.reading() as session:
-        row = session.get(table, key) if is_id_like(key) else None
+        row = query.find(session, table, key, sight) if is_id_like(key) else None
     if row is None:
         raise Problem("not-found", f"no {table.__tablename__} {key[:64]!r}")
     return row
 
 
-def listing(service: Service, table: Any, paging: tuple[int, str | None], **equal: Any) -> Any:
+def listing(service: Service, table: Any, paging: Listed, **equal: Any) -> Any:
     """Return one page of rows and the page's (size, last id)."""
-    size, before = paging
     with service.database.reading() as session:
-        rows = query.page(session, table, size, before, **equal)
-    return rows, size, rows[-1].id if rows else None
+        rows = query.page(session, table, paging.size, paging.before, sight=paging.sight, **equal)
+    return rows, paging.size, rows[-1].id if rows else None
 
 
-def is_stored(service: Service, sha256: str) -> bool:
-    """Tell whether a file with these bytes was recorded before."""
+def is_stored(service: Service, owner_id: str, sha256: str) -> bool:
+    """Tell whether an owner has uploaded a file with these bytes before."""
     with service.database.reading() as session:
-        return session.get(Blob, sha256) is not None
+        return query.has_file(session, owner_id, sha256)
 
 
 def accepted(content: Json, location: str, status: int = 202) -> JSONResponse:
@@ -90,13 +91,13 @@ async def create_model(
     """Upload a network (raw body: ONNX or torch.export .pt2); it is read in a sandboxed worker."""
     require(key, "models:write")
     checked_name(name)
-    sha256, size, found = await receive(request, service, "network")
+    sha256, size, found = await receive(request, service, key.owner_id, "network")
     if format is not None and format != found:
         raise Problem("unrecognised-format", f"declared as {format!r}, but the content is {found!r}")
 
     def act() -> JSONResponse:
-        known = is_stored(service, sha256)
-        row = actions.create_model(service, name, found, sha256, size)
+        known = is_stored(service, key.owner_id, sha256)
+        row = actions.create_model(service, key.owner_id, name, found, sha256, size)
         return accepted({**shapes.model(row), "deduplicated": known}, f"/v1/models/{row.id}")
 
     return await run_in_threadpool(idempotent, request, key, f"{name}|{sha256}".encode(), act)
@@ -110,11 +111,11 @@ async def create_weights(
     require(key, "models:write")
     if name is not None:
         checked_name(name)
-    check_ready(await run_in_threadpool(one, service, Model, id), "model-not-ready")
-    sha256, size, _ = await receive(request, service, "weights")
+    check_ready(await run_in_threadpool(one, service, key.owner_id, Model, id), "model-not-ready")
+    sha256, size, _ = await receive(request, service, key.owner_id, "weights")
 
     def act() -> JSONResponse:
-        row = actions.create_weights(service, id, name, sha256, size)
+        row = actions.create_weights(service, key.owner_id, id, name, sha256, size)
         return accepted(shapes.model(row), f"/v1/models/{row.id}")
 
     return await run_in_threadpool(idempotent, request, key, f"{name}|{sha256}".encode(), act)
@@ -135,7 +136,7 @@ def list_models(
     request: Request,
     service: ServiceDep,
     key: KeyDep,
-    paging: PagingDep,
+    paging: ListDep,
     equal: Annotated[Json, Depends(model_filters)],
 ) -> Json:
     """List models, newest first; `base_id` leaves the weights versions made from that model."""
@@ -146,7 +147,7 @@ def list_models(
 @router.get("/models/{id}", tags=["models"])
 def get_model(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return a model; `graph` is null until it is ready, `problem` says why it was rejected."""
-    return shown(request, shapes.model(one(service, Model, id)))
+    return shown(request, shapes.model(one(service, key.sight, Model, id)))
 
 
 @router.patch("/models/{id}", tags=["models"])
@@ -171,14 +172,14 @@ async def create_dataset(request: Request, service: ServiceDep, key: KeyDep, nam
     checked_name(name)
     header = request.headers.get("x-tightfit-dataset-spec", "{}")
     spec = validated(DatasetSpecIn, parse_json(header.encode("latin-1"))).model_dump()
-    sha256, size, found = await receive(request, service, "dataset")
+    sha256, size, found = await receive(request, service, key.owner_id, "dataset")
     if found not in ("npz", "safetensors"):
         raise Problem("unrecognised-format", f"a dataset is npz or safetensors; the content is {found}")
     fingerprint = f"{name}|{json.dumps(spec, sort_keys=True)}|{sha256}".encode()
 
     def act() -> JSONResponse:
-        known = is_stored(service, sha256)
-        row = actions.create_dataset(service, name, spec, sha256, size)
+        known = is_stored(service, key.owner_id, sha256)
+        row = actions.create_dataset(service, key.owner_id, name, spec, sha256, size)
         return accepted({**shapes.dataset(row), "deduplicated": known}, f"/v1/datasets/{row.id}")
 
     return await run_in_threadpool(idempotent, request, key, fingerprint, act)
@@ -189,7 +190,7 @@ def list_datasets(
     request: Request,
     service: ServiceDep,
     key: KeyDep,
-    paging: PagingDep,
+    paging: ListDep,
     equal: Annotated[Json, Depends(dataset_filters)],
 ) -> Json:
     """List datasets, newest first."""
@@ -200,7 +201,7 @@ def list_datasets(
 @router.get("/datasets/{id}", tags=["datasets"])
 def get_dataset(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return a dataset."""
-    return shown(request, shapes.dataset(one(service, Dataset, id)))
+    return shown(request, shapes.dataset(one(service, key.sight, Dataset, id)))
 
 
 @router.patch("/datasets/{id}", tags=["datasets"])
@@ -228,7 +229,7 @@ def _shape(row: Model | Dataset) -> Json:
 async def _rename(request: Request, service: Service, key: auth.Key, table: Upload, id: str) -> Response:
     require(key, "models:write")
     name = (await body(request, RenameIn)).name
-    await run_in_threadpool(one, service, table, id)
+    await run_in_threadpool(one, service, key.sight, table, id)
     row = await run_in_threadpool(
         editing.rename, service, table, id, name, lambda row: check_match(request, _shape(row))
     )
@@ -237,7 +238,7 @@ async def _rename(request: Request, service: Service, key: auth.Key, table: Uplo
 
 def _delete(request: Request, service: Service, key: auth.Key, table: Upload, id: str, cascade: Cascade) -> Response:
     require(key, "models:write")
-    one(service, table, id)
+    one(service, key.sight, table, id)
     pending = editing.delete_upload(
         service, table, id, lambda row: check_match(request, _shape(row)), cascade == "cancel"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -28,7 +29,15 @@ from app.domain.methods import (
 )
 from app.domain.metrics import MetricName
 from app.domain.opsets import DEFAULT, LOWEST
+from app.domain.owners import ME, PATTERN
 from app.domain.turns import FIRST, LAST
+
+
+def _not_me(name: str) -> str:
+    if name == ME:
+        raise ValueError(f"{ME!r} stands for the owner who asks")
+    return name
+
 
 Name = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]+$")
@@ -38,6 +47,7 @@ SamplerName = Literal["tpe", "nsga2", "cmaes", "gp", "random"]
 Axis = Literal["kl", "macs", "bops", "weight_bytes", "peak_activation_bytes", "latency_ms", "energy_mj"]
 Ident = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,64}$")]
 DeviceRef = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,64}(@[0-9]{1,9})?$")]
+Owner = Annotated[str, StringConstraints(pattern=PATTERN), AfterValidator(_not_me)]
 Bits = Annotated[int, Field(ge=2, le=32)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 
@@ -451,9 +461,10 @@ class RenameIn(Strict):
 
 
 class KeyIn(Strict):
-    """A new API key."""
+    """A new API key; its owner is that of the key that makes it where none is named."""
 
     name: Name
+    owner: Owner | None = None
     scopes: list[Literal["models:write", "searches:write", "artefacts:read", "admin"]] = [
         "models:write",
         "searches:write",

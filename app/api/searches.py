@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+import sqlalchemy as sa
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from app import actions
-from app.actions import Service
-from app.api import shapes
+from app.api import shapes, streaming
 from app.api.auth import require
 from app.api.conditional import shown, stored_file
-from app.api.deps import Filter, Json, KeyDep, PagingDep, ServiceDep, Since, body, idempotent, optional_body, paged
-from app.api.flights import EventStream
+from app.api.deps import (
+    Filter,
+    Json,
+    KeyDep,
+    ListDep,
+    PagingDep,
+    ServiceDep,
+    Since,
+    body,
+    idempotent,
+    optional_body,
+    paged,
+)
 from app.api.resources import accepted, listing, one
 from app.api.schemas import ExportAgainIn, SearchIn, WhatIfIn
+from app.api.streaming import After, Told
 from app.domain import pareto
 from app.domain.cost import METRICS
 from app.domain.lifecycle import SearchState
@@ -34,8 +44,6 @@ from app.study import journal
 from app.whatif import whatif
 
 router = APIRouter(prefix="/v1")
-MAX_SEQ_DIGITS = 18
-After = Annotated[int | None, Query(ge=0, lt=10**MAX_SEQ_DIGITS)]
 
 
 @router.post("/searches", status_code=202, tags=["searches"])
@@ -45,7 +53,7 @@ async def create_search(request: Request, service: ServiceDep, key: KeyDep) -> R
     wanted = (await body(request, SearchIn)).model_dump(mode="json")
 
     def act() -> JSONResponse:
-        row = actions.create_search(service, wanted, owner_id=key.id)
+        row = actions.create_search(service, wanted, owner_id=key.owner_id)
         return accepted({**shapes.search(row), **cautions_of(service, row)}, f"/v1/searches/{row.id}")
 
     return await run_in_threadpool(idempotent, request, key, json.dumps(wanted, sort_keys=True).encode(), act)
@@ -55,7 +63,7 @@ async def create_search(request: Request, service: ServiceDep, key: KeyDep) -> R
 async def preflight(request: Request, service: ServiceDep, key: KeyDep) -> Json:
     """Count what a search request could reach, without queueing it."""
     wanted = (await body(request, SearchIn)).model_dump(mode="json")
-    return await run_in_threadpool(actions.preflight, service, wanted)
+    return await run_in_threadpool(actions.preflight, service, wanted, key.owner_id)
 
 
 async def search_filters(
@@ -70,7 +78,7 @@ def list_searches(
     request: Request,
     service: ServiceDep,
     key: KeyDep,
-    paging: PagingDep,
+    paging: ListDep,
     equal: Annotated[Json, Depends(search_filters)],
 ) -> Json:
     """List searches, newest first."""
@@ -81,7 +89,7 @@ def list_searches(
 @router.get("/searches/{id}", tags=["searches"])
 def get_search(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return a search: state, stage, progress, outcome, best so far; `warnings` say which latencies not to trust."""
-    row = one(service, Search, id)
+    row = one(service, key.sight, Search, id)
     return shown(request, {**shapes.search(row), **cautions_of(service, row)})
 
 
@@ -89,6 +97,7 @@ def get_search(id: str, request: Request, service: ServiceDep, key: KeyDep) -> R
 def cancel_search(id: str, service: ServiceDep, key: KeyDep) -> Response:
     """Ask a search to end; its child is killed within a second or two."""
     require(key, "searches:write")
+    one(service, key.sight, Search, id)
     row, before = actions.cancel_search(service, id)
     return JSONResponse(shapes.search(row), 200 if before else 202)
 
@@ -96,7 +105,7 @@ def cancel_search(id: str, service: ServiceDep, key: KeyDep) -> Response:
 @router.get("/searches/{id}/trials", tags=["searches"])
 def list_trials(id: str, request: Request, service: ServiceDep, key: KeyDep, paging: PagingDep) -> Json:
     """List a search's trials by number."""
-    one(service, Search, id)
+    one(service, key.sight, Search, id)
     size, after = paging
     with service.database.reading() as session:
         rows = query.trials(session, id, int(after) if after is not None else -1, size)
@@ -109,7 +118,7 @@ def front(id: str, service: ServiceDep, key: KeyDep, axes: str | None = None, fe
 
     Without axes: the search's metric and BOPs.
     """
-    search = one(service, Search, id)
+    search = one(service, key.sight, Search, id)
     asked = f"{search.spec.get('metric') or 'accuracy'},bops" if axes is None else axes
     names = [name.strip() for name in asked.split(",") if name.strip()]
     unknown = [name for name in names if name not in (*METRICS, *QUALITIES)]
@@ -146,14 +155,14 @@ def _coordinate(row: Trial, name: str) -> float | None:
 async def what_if(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Json:
     """Return the best known inside other limits, measured and predicted, without measuring anything."""
     wanted = (await body(request, WhatIfIn)).model_dump(mode="json")
-    await run_in_threadpool(one, service, Search, id)
+    await run_in_threadpool(one, service, key.sight, Search, id)
     return await run_in_threadpool(whatif, service, id, wanted["limits"])
 
 
 @router.get("/searches/{id}/study", tags=["searches"])
 def study(id: str, service: ServiceDep, key: KeyDep) -> Response:
     """Return the search as an Optuna journal file, which optuna-dashboard opens."""
-    row = one(service, Search, id)
+    row = one(service, key.sight, Search, id)
     with service.database.reading() as session:
         lines = list(journal(row, all_trials(session, id)))
     headers = {"Content-Disposition": f'attachment; filename="{id}.journal"', "X-Content-Type-Options": "nosniff"}
@@ -163,7 +172,7 @@ def study(id: str, service: ServiceDep, key: KeyDep) -> Response:
 @router.get("/searches/{id}/candidates", tags=["candidates"])
 def list_candidates(id: str, service: ServiceDep, key: KeyDep) -> Json:
     """List a search's candidates by rank on the hold-out set."""
-    one(service, Search, id)
+    one(service, key.sight, Search, id)
     with service.database.reading() as session:
         rows = query.candidates(session, id)
         items = [shapes.candidate(row, query.artefacts(session, row.id)) for row in rows]
@@ -173,17 +182,18 @@ def list_candidates(id: str, service: ServiceDep, key: KeyDep) -> Json:
 @router.get("/candidates/{id}", tags=["candidates"])
 def get_candidate(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return a candidate: assignment, costs, metrics, layers, budget table, verification, artefacts."""
-    row = one(service, Candidate, id)
+    row = one(service, key.sight, Candidate, id)
     with service.database.reading() as session:
         search = session.get_one(Search, row.search_id)
         found = shapes.candidate(row, query.artefacts(session, id))
-        found["latency"] = shapes.latency(row, timings.accuracy(session, search.device))
+        found["latency"] = shapes.latency(row, timings.accuracy(session, search.device, search.owner_id))
     return shown(request, {**found, **cautions_of(service, search, row.assignment)})
 
 
 @router.get("/candidates/{id}/why", tags=["candidates"])
 def why_candidate(id: str, service: ServiceDep, key: KeyDep) -> Json:
     """Return what a candidate's time goes to, operation by operation, and the changes that would save most."""
+    one(service, key.sight, Candidate, id)
     return why(service, id)
 
 
@@ -195,6 +205,7 @@ async def export_candidate(id: str, request: Request, service: ServiceDep, key: 
     """
     require(key, "searches:write")
     opset = (await optional_body(request, ExportAgainIn)).opset
+    await run_in_threadpool(one, service, key.sight, Candidate, id)
 
     def act() -> JSONResponse:
         row = actions.export_candidate(service, id, opset)
@@ -208,47 +219,26 @@ async def export_candidate(id: str, request: Request, service: ServiceDep, key: 
 @router.get("/artefacts/{id}", tags=["artefacts"])
 def get_artefact(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Return an artefact's record."""
-    return shown(request, shapes.artefact(one(service, Artefact, id)))
+    return shown(request, shapes.artefact(one(service, key.sight, Artefact, id)))
 
 
 @router.get("/artefacts/{id}/content", tags=["artefacts"])
 def artefact_content(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Download an artefact; one range and If-None-Match work, the ETag and the Repr-Digest are its SHA-256."""
-    row = one(service, Artefact, id)
+    row = one(service, key.sight, Artefact, id)
     return stored_file(request, service.blobs.path(row.blob_sha), row.blob_sha, row.filename)
 
 
 @router.get("/searches/{id}/events", tags=["searches"])
 async def stream(id: str, request: Request, service: ServiceDep, key: KeyDep, after: After = None) -> Response:
     """Server-sent events of a search from the first, or behind `Last-Event-ID` (or `after`); ends with the search."""
-    await run_in_threadpool(one, service, Search, id)
-    text = request.headers.get("last-event-id", "")
-    seen = int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_SEQ_DIGITS else 0
-    start = seen if after is None else after
-    leave = request.app.state.streams.enter(key.id)
-    return EventStream(_events(request, service, id, start), leave, service.settings.event_write_s)
+    await run_in_threadpool(one, service, key.sight, Search, id)
 
+    def read(seq: int) -> tuple[Sequence[Told], bool]:
+        with service.database.reading() as session:
+            rows = events.after(session, id, seq)
+            state = session.scalar(sa.select(Search.state).where(Search.id == id))
+        finished = state is None or SearchState(state).is_finished
+        return [Told(row.seq, row.kind, row.at, row.payload) for row in rows], finished
 
-async def _events(request: Request, service: Service, id: str, seq: int) -> AsyncIterator[str]:
-    settings = service.settings
-    end, pinged = time.monotonic() + settings.event_stream_s, time.monotonic()
-    while time.monotonic() < end and not request.app.state.stopping.is_set():
-        rows, finished = await run_in_threadpool(_after, service, id, seq)
-        for row in rows:
-            seq = row.seq
-            data = {"seq": row.seq, "kind": row.kind, "at": shapes.moment(row.at), **row.payload}
-            yield f"id: {row.seq}\nevent: {row.kind}\ndata: {json.dumps(data)}\n\n"
-        if finished and not rows:
-            return
-        if time.monotonic() - pinged > settings.event_ping_s:
-            pinged = time.monotonic()
-            yield ": ping\n\n"
-        if not rows:
-            await asyncio.sleep(settings.event_poll_s)
-
-
-def _after(service: Service, id: str, seq: int) -> tuple[Any, bool]:
-    with service.database.reading() as session:
-        rows = events.after(session, id, seq)
-        search = session.get(Search, id)
-        return rows, search is None or SearchState(search.state).is_finished
+    return streaming.stream(request, key, after, read)

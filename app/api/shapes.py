@@ -23,6 +23,7 @@ def model(row: Model) -> Json:
     """Return a model; of a weights version the base, and the digest and size of the weights' own file."""
     return {
         "id": row.id,
+        "owner_id": row.owner_id,
         "name": row.name,
         "format": row.format,
         "bytes": row.bytes,
@@ -44,6 +45,7 @@ def dataset(row: Dataset) -> Json:
     info = row.info or {}
     return {
         "id": row.id,
+        "owner_id": row.owner_id,
         "name": row.name,
         "bytes": row.bytes,
         "sha256": row.blob_sha,
@@ -60,6 +62,7 @@ def device(row: Device) -> Json:
     """Return a device profile."""
     return {
         "id": row.id,
+        "owner_id": row.owner_id,
         "name": row.name,
         "revision": row.revision,
         "builtin": row.builtin,
@@ -122,6 +125,7 @@ def fleet(row: Fleet, members: Sequence[Search]) -> Json:
     base = f"/v1/fleets/{row.id}"
     return {
         "id": row.id,
+        "owner_id": row.owner_id,
         "name": row.name,
         "state": state_of([item.state for item in members]),
         "share": row.spec["share"],
@@ -228,6 +232,7 @@ def schedule(row: Schedule) -> Json:
     """Return a schedule."""
     return {
         "id": row.id,
+        "owner_id": row.owner_id,
         "name": row.name,
         "cron": row.cron,
         "timezone": row.timezone,
@@ -245,6 +250,7 @@ def api_key(row: ApiKey) -> Json:
     """Return a key's record (never its text)."""
     return {
         "id": row.id,
+        "owner_id": row.owner_id,
         "name": row.name,
         "scopes": row.scopes,
         "created_at": moment(row.created_at),

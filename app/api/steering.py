@@ -10,7 +10,9 @@ from app import steering
 from app.api import shapes
 from app.api.auth import require
 from app.api.deps import KeyDep, ServiceDep, body
+from app.api.resources import one
 from app.api.schemas import ExtendIn, PriorityIn
+from app.store.tables import Search
 
 router = APIRouter(prefix="/v1", tags=["searches"])
 
@@ -19,6 +21,7 @@ router = APIRouter(prefix="/v1", tags=["searches"])
 def pause_search(id: str, service: ServiceDep, key: KeyDep) -> Response:
     """Ask a search to pause: it ends the trial in flight (one that takes longer than 30 s is measured again later)."""
     require(key, "searches:write")
+    one(service, key.sight, Search, id)
     row, before = steering.pause_search(service, id)
     return JSONResponse(shapes.search(row), 200 if before else 202)
 
@@ -27,6 +30,7 @@ def pause_search(id: str, service: ServiceDep, key: KeyDep) -> Response:
 def resume_search(id: str, service: ServiceDep, key: KeyDep) -> Response:
     """Let a paused search go on, with the trials that it would have made without the pause."""
     require(key, "searches:write")
+    one(service, key.sight, Search, id)
     row, before = steering.resume_search(service, id)
     return JSONResponse(shapes.search(row), 200 if before else 202)
 
@@ -36,6 +40,7 @@ async def extend_search(id: str, request: Request, service: ServiceDep, key: Key
     """Give a search more trials or time, as new totals: asking twice changes nothing. One that is completed goes on."""
     require(key, "searches:write")
     wanted = await body(request, ExtendIn, "invalid-limits")
+    await run_in_threadpool(one, service, key.sight, Search, id)
     row = await run_in_threadpool(steering.extend_search, service, id, wanted.trials, wanted.max_wall_s)
     return JSONResponse(shapes.search(row), 202)
 
@@ -45,5 +50,6 @@ async def prioritise_search(id: str, request: Request, service: ServiceDep, key:
     """Put a search into another priority: 1 is served first, 5 last."""
     require(key, "searches:write")
     wanted = await body(request, PriorityIn)
+    await run_in_threadpool(one, service, key.sight, Search, id)
     row = await run_in_threadpool(steering.prioritise_search, service, id, wanted.priority)
     return JSONResponse(shapes.search(row))

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from app import resumable
 from app.actions import Service
+from app.api.answers import add_headers
 from app.api.auth import require
 from app.api.deps import Json, KeyDep, ServiceDep, content_type, parse_json, validated
 from app.api.resources import checked_name, is_id_like, one
@@ -34,18 +35,18 @@ router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
 def speaks_tus(request: Request) -> None:
     """Raise Problem unsupported-tus-version unless a request speaks this version; the answer does in any case."""
-    request.state.headers = {"Tus-Resumable": VERSION}
+    add_headers(request, {"Tus-Resumable": VERSION})
     if request.headers.get("tus-resumable") != VERSION:
         raise Problem("unsupported-tus-version", f"Tus-Resumable: {VERSION}", headers={"Tus-Version": VERSION})
 
 
 def upload_of(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Upload:
-    """Return the upload of the address, which the key began."""
+    """Return the upload of the address, which the key's owner began."""
     speaks_tus(request)
     require(key, "models:write")
     if not is_id_like(id):
         raise Problem("not-found", "no such upload")
-    return resumable.find(service, id, None if "admin" in key.scopes else key.id)
+    return resumable.find(service, id, key.sight)
 
 
 UploadDep = Annotated[Upload, Depends(upload_of)]
@@ -75,8 +76,8 @@ def create_upload(request: Request, service: ServiceDep, key: KeyDep) -> Respons
     speaks_tus(request)
     require(key, "models:write")
     length = _number(request, "upload-length")
-    check_room(service, length)
-    row = resumable.create(service, key.id, length, _wish(request, service))
+    check_room(service, key.owner_id, length)
+    row = resumable.create(service, key.owner_id, key.id, length, _wish(request, service, key.owner_id))
     return Response(status_code=201, headers={"Location": f"/v1/uploads/{row.id}", **_state(row)})
 
 
@@ -175,7 +176,7 @@ def _checksum(request: Request) -> tuple[Any, bytes]:
     return hashlib.new(name, usedforsecurity=False), wanted
 
 
-def _wish(request: Request, service: Service) -> Json:
+def _wish(request: Request, service: Service, owner_id: str) -> Json:
     """Read Upload-Metadata: `key base64, key base64, ...`."""
     told: dict[str, str] = {}
     try:
@@ -192,6 +193,6 @@ def _wish(request: Request, service: Service) -> Json:
     if kind == "dataset":
         wish["spec"] = validated(DatasetSpecIn, parse_json(told.get("spec", "{}").encode())).model_dump()
     if kind == "weights":
-        check_ready(one(service, Model, told.get("model_id", "")), "model-not-ready")
+        check_ready(one(service, owner_id, Model, told.get("model_id", "")), "model-not-ready")
         wish.update(model_id=told["model_id"], name=told.get("name"))
     return wish

@@ -16,9 +16,12 @@ from app.store import query
 from app.store.blobs import BlobWriter
 
 
-async def receive(request: Request, service: Service, what: Kind) -> tuple[str, int, str]:
-    """Store a request's body as a blob; return (sha256, bytes, format by content: onnx, pt2, npz, safetensors)."""
-    declared = _length(request, service)
+async def receive(request: Request, service: Service, owner_id: str, what: Kind) -> tuple[str, int, str]:
+    """Store a request's body as a blob, on an owner's quota.
+
+    Returns (sha256, bytes, format by content: onnx, pt2, npz, safetensors).
+    """
+    declared = _length(request, service, owner_id)
     with service.blobs.writer() as writer:
         head = await _drain(request, writer, declared)
         found = format_of(head, writer, what)
@@ -26,22 +29,23 @@ async def receive(request: Request, service: Service, what: Kind) -> tuple[str, 
         return writer.commit(), declared, found
 
 
-def _length(request: Request, service: Service) -> int:
+def _length(request: Request, service: Service, owner_id: str) -> int:
     text = request.headers.get("content-length")
     if text is None or not text.isdigit():
         raise Problem("length-required", "an upload needs a Content-Length")
     declared = int(text)
-    check_room(service, declared)
+    check_room(service, owner_id, declared)
     return declared
 
 
-def check_room(service: Service, declared: int) -> None:
-    """Raise Problem upload-too-large, quota-exceeded or insufficient-storage for a file of so many bytes."""
+def check_room(service: Service, owner_id: str, declared: int) -> None:
+    """Raise Problem upload-too-large, quota-exceeded or insufficient-storage for an owner's file of so many bytes."""
     if declared > service.settings.max_upload_bytes:
         raise Problem("upload-too-large", f"{declared} bytes; at most {service.settings.max_upload_bytes}")
     if service.settings.max_stored_bytes:
         with service.database.reading() as session:
-            check_quota("stored_bytes", query.stored_bytes(session), service.settings.max_stored_bytes, declared)
+            used = query.stored_bytes(session, owner_id)
+        check_quota("stored_bytes", used, service.settings.max_stored_bytes, declared)
     if service.blobs.free_bytes() - declared < service.settings.disk_floor_bytes:
         raise Problem("insufficient-storage", "the disk is nearly full")
 

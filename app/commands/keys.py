@@ -16,9 +16,13 @@ app = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 
 
 @verb(app, "create")
-def create(session: Session, name: Annotated[str, typer.Option(help="What the key is for.")] = "key") -> None:
+def create(
+    session: Session,
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "key",
+    owner: Annotated[str | None, typer.Option(help="For whom it acts; default: for you.")] = None,
+) -> None:
     """Make a key. It is shown once; the service keeps only its hash."""
-    key = session.client.post("/v1/keys", {"name": name})
+    key = session.client.post("/v1/keys", {"name": name, **({"owner": owner} if owner else {})})
 
     def draw(console: Console) -> None:
         console.print(f"{key['id']}  {key['name']}")
@@ -31,7 +35,7 @@ def create(session: Session, name: Annotated[str, typer.Option(help="What the ke
 def list_keys(session: Session) -> None:
     """List the keys (never their secrets)."""
     keys = list(session.client.items("/v1/keys"))
-    session.answer(keys, listing(("id", "name", "state", "created", "last used"), keys, _row))
+    session.answer(keys, listing(("id", "name", "owner", "state", "created", "last used"), keys, _row))
 
 
 @verb(app, "revoke")
@@ -48,7 +52,7 @@ def secret(key: Any) -> str:
 
 def _row(key: Any) -> tuple[object, ...]:
     state = "revoked" if key["revoked_at"] else "valid"
-    return key["id"], key["name"], state, _minute(key["created_at"]), _minute(key["last_used_at"])
+    return key["id"], key["name"], key["owner_id"], state, _minute(key["created_at"]), _minute(key["last_used_at"])
 
 
 def _minute(text: str | None) -> str:

@@ -82,14 +82,20 @@ def restore(
 
 
 def sweep(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Remove stored files that nothing refers to. Workers do this every hour."""
+    """Remove stored files that nothing refers to, and events and audit entries that are older than is to be kept.
+
+    Workers do this every hour.
+    """
     from app.store.blobs import Blobs
     from app.store.engine import connect
+    from app.store.notices import prune
     from app.store.sweep import sweep as run
 
     settings = _settings(data_dir)
     database = connect(settings.database_url)
     found = asdict(run(database, Blobs(settings.blob_dir), settings.data_dir))
+    with database.writing() as session:
+        found["old"] = prune(session, settings.notices_s, settings.audit_s)
     database.dispose()
     _answer(found, ", ".join(f"{key} {value}" for key, value in found.items()), as_json)
 

@@ -23,6 +23,7 @@ PREFIXES = {
     "measuring": "msr",
     "calibration": "cal",
     "upload": "upl",
+    "audit": "aud",
 }
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32

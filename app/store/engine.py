@@ -20,6 +20,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
+from app.store.notices import Noting
+
 _joined: ContextVar[tuple[str, Session] | None] = ContextVar("joined", default=None)
 _PRAGMAS = ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
 
@@ -43,7 +45,7 @@ class Database:
             yield joined[1]
             joined[1].flush()
             return
-        with Session(self.write, expire_on_commit=False) as session:
+        with Noting(self.write, expire_on_commit=False) as session:
             with session.begin():
                 yield session
             for act in session.info.pop("afterwards", ()):

@@ -24,6 +24,7 @@ def ask(session: Session, agent_id: str, kind: str, items: Sequence[Json], round
     """Queue a job for an agent and return it."""
     row = Measuring(id=ids.new_id("measuring"), agent_id=agent_id, kind=kind, items=list(items), rounds=rounds)
     row.state, row.attempt, row.results, row.created_at = "queued", 0, {}, now()
+    row.owner_id = session.get_one(Agent, agent_id).owner_id
     session.add(row)
     return row
 

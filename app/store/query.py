@@ -1,4 +1,7 @@
-"""Reading rows: one by id, or a page of many, newest first."""
+"""Reading rows: one by id, or a page of many, newest first.
+
+A sight (app.domain.owners) limits what is found to an owner's rows: what is another's is as if it were not there.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,40 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.store.tables import Artefact, Blob, Candidate, Device, Schedule, Search, Trial, Worker
+from app.domain.owners import Sight
+from app.store.tables import Artefact, Candidate, Dataset, Device, Model, Schedule, Search, Trial, Worker
 
 MAX_DEVICE_KEY = 80
 LIVE = ("queued", "running", "pausing", "paused", "cancelling")
 
 
+def seen(table: Any, sight: Sight) -> tuple[sa.ColumnElement[bool], ...]:
+    """Return the conditions under which a row is seen; what hangs on a search is seen with it."""
+    if sight is None:
+        return ()
+    if table is Device:
+        return (sa.or_(Device.owner_id == sight, Device.owner_id.is_(None)),)
+    if table is Candidate:
+        return (sa.exists().where(Search.id == Candidate.search_id, Search.owner_id == sight),)
+    if table is Artefact:
+        return (sa.exists().where(Candidate.id == Artefact.candidate_id, *seen(Candidate, sight)),)
+    return (table.owner_id == sight,)
+
+
+def find(session: Session, table: Any, key: str, sight: Sight) -> Any:
+    """Return a row by id, or None where there is none that is seen."""
+    if sight is None:
+        return session.get(table, key)
+    return session.scalar(sa.select(table).where(table.id == key, *seen(table, sight)))
+
+
 def page(session: Session, table: Any, limit: int, before: str | None = None, **equal: Any) -> Sequence[Any]:
     """Return up to `limit` rows ordered by id descending (ids sort by time), below id `before`, filtered by columns.
 
-    `created_after` leaves those made later.
+    `created_after` leaves those made later, `sight` those that are seen.
     """
-    since = equal.pop("created_after", None)
-    query = sa.select(table).order_by(table.id.desc()).limit(limit)
+    since, sight = equal.pop("created_after", None), equal.pop("sight", None)
+    query = sa.select(table).where(*seen(table, sight)).order_by(table.id.desc()).limit(limit)
     if before is not None:
         query = query.where(table.id < before)
     if since is not None:
@@ -36,18 +60,30 @@ def is_device_like(key: str) -> bool:
     return len(key) <= MAX_DEVICE_KEY and key.isascii() and key.isprintable()
 
 
-def device(session: Session, key: str) -> Device | None:
-    """Return the newest revision of a name, a certain one (`name@revision`), or a device by id."""
-    newest = sa.select(Device).order_by(Device.revision.desc()).limit(1)
+def device(session: Session, key: str, sight: Sight = None) -> Device | None:
+    """Return the newest revision of a name, a certain one (`name@revision`), or a device by id.
+
+    An owner's own revisions come before built-in ones.
+    """
+    newest = sa.select(Device).where(*seen(Device, sight)).limit(1)
+    newest = newest.order_by(Device.owner_id.is_(None), Device.revision.desc())
     name, at, revision = key.rpartition("@")
     if at and revision.isascii() and revision.isdigit() and len(revision) <= 9:
         return session.scalar(newest.where(Device.name == name, Device.revision == int(revision)))
-    return session.scalar(newest.where(Device.name == key)) or session.get(Device, key)
+    found: Device | None = session.scalar(newest.where(Device.name == key)) or find(session, Device, key, sight)
+    return found
 
 
-def revisions(session: Session, name: str) -> Sequence[Device]:
+def builtin_device(session: Session, name: str) -> Device | None:
+    """Return the newest built-in revision of a name."""
+    query = sa.select(Device).where(Device.name == name, Device.owner_id.is_(None))
+    return session.scalar(query.order_by(Device.revision.desc()).limit(1))
+
+
+def revisions(session: Session, name: str, sight: Sight) -> Sequence[Device]:
     """Return the revisions of a device profile, newest first."""
-    return session.scalars(sa.select(Device).where(Device.name == name).order_by(Device.revision.desc())).all()
+    query = sa.select(Device).where(Device.name == name, *seen(Device, sight))
+    return session.scalars(query.order_by(Device.revision.desc())).all()
 
 
 def candidates(session: Session, search_id: str) -> Sequence[Candidate]:
@@ -73,14 +109,34 @@ def members(session: Session, fleet_id: str) -> Sequence[Search]:
     return session.scalars(sa.select(Search).where(Search.fleet_id == fleet_id).order_by(Search.place)).all()
 
 
-def live_count(session: Session) -> int:
-    """Return how many searches are unfinished."""
-    return session.scalar(sa.select(sa.func.count()).select_from(Search).where(Search.state.in_(LIVE))) or 0
+def live_count(session: Session, owner_id: str) -> int:
+    """Return how many searches of an owner are unfinished."""
+    query = sa.select(sa.func.count()).where(Search.owner_id == owner_id, Search.state.in_(LIVE))
+    return session.scalar(query) or 0
 
 
-def stored_bytes(session: Session) -> int:
-    """Return the bytes of all stored files."""
-    return int(session.scalar(sa.select(sa.func.coalesce(sa.func.sum(Blob.bytes), 0))) or 0)
+def stored_bytes(session: Session, owner_id: str) -> int:
+    """Return the bytes of the files that an owner's rows name, each file once."""
+    files = sa.union(
+        sa.select(Model.blob_sha, Model.bytes).where(Model.owner_id == owner_id),
+        sa.select(Model.weights_sha, Model.weights_bytes).where(
+            Model.owner_id == owner_id, Model.weights_sha.is_not(None)
+        ),
+        sa.select(Dataset.blob_sha, Dataset.bytes).where(Dataset.owner_id == owner_id),
+        sa.select(Artefact.blob_sha, Artefact.bytes).where(*seen(Artefact, owner_id)),
+    ).subquery()
+    return int(session.scalar(sa.select(sa.func.coalesce(sa.func.sum(files.c[1]), 0))) or 0)
+
+
+def has_file(session: Session, owner_id: str, sha256: str) -> bool:
+    """Tell whether an upload of an owner's has these bytes. Others' are none of its business."""
+    uploads = sa.union_all(
+        sa.select(Model.id).where(
+            Model.owner_id == owner_id, sa.or_(Model.blob_sha == sha256, Model.weights_sha == sha256)
+        ),
+        sa.select(Dataset.id).where(Dataset.owner_id == owner_id, Dataset.blob_sha == sha256),
+    )
+    return session.execute(uploads.limit(1)).first() is not None
 
 
 def live_searches(session: Session, column: Any, value: str) -> list[str]:
@@ -104,7 +160,7 @@ def workers(session: Session) -> Sequence[Worker]:
     return session.scalars(sa.select(Worker).order_by(Worker.executor_id)).all()
 
 
-def counts(session: Session, table: Any) -> dict[str, int]:
+def counts(session: Session, table: Any, sight: Sight = None) -> dict[str, int]:
     """Return how many rows are in each state."""
-    query = sa.select(table.state, sa.func.count()).group_by(table.state)
+    query = sa.select(table.state, sa.func.count()).where(*seen(table, sight)).group_by(table.state)
     return {state: number for state, number in session.execute(query)}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
+from app.domain.owners import DEFAULT
+
 Json = dict[str, Any]
+OwnerId = Annotated[str, mapped_column(sa.String(40), default=DEFAULT)]
+"""Whose the row is (app.domain.owners)."""
 
 NAMES = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -78,7 +82,9 @@ class Model(Base):
     """
 
     __tablename__ = "model"
+    __table_args__ = (sa.Index(None, "owner_id", "id"),)
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    owner_id: Mapped[OwnerId]
     name: Mapped[str]
     format: Mapped[str]
     blob_sha: Mapped[str] = mapped_column(sa.ForeignKey("blob.sha256"))
@@ -97,7 +103,9 @@ class Dataset(Base):
     """An uploaded set of pictures; `spec` is declared by the user, `info` was read: rows, shape, dtype, classes."""
 
     __tablename__ = "dataset"
+    __table_args__ = (sa.Index(None, "owner_id", "id"),)
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    owner_id: Mapped[OwnerId]
     name: Mapped[str]
     blob_sha: Mapped[str] = mapped_column(sa.ForeignKey("blob.sha256"))
     bytes: Mapped[int]
@@ -109,11 +117,12 @@ class Dataset(Base):
 
 
 class Device(Base):
-    """One revision of a device profile."""
+    """One revision of a device profile; a built-in one is nobody's, and everybody sees it."""
 
     __tablename__ = "device"
-    __table_args__ = (sa.UniqueConstraint("name", "revision"),)
+    __table_args__ = (sa.UniqueConstraint("owner_id", "name", "revision"), sa.Index(None, "owner_id", "id"))
     id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    owner_id: Mapped[str | None] = mapped_column(sa.String(40))
     name: Mapped[str]
     revision: Mapped[int] = mapped_column(default=1)
     builtin: Mapped[bool] = mapped_column(default=False)
@@ -125,6 +134,7 @@ class Search(Base):
     """A search: the request as it was made, snapshots of what it refers to, and how far it is."""
 
     __tablename__ = "search"
+    __table_args__ = (sa.Index(None, "owner_id", "id"),)
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
     name: Mapped[str]
     model_id: Mapped[str] = mapped_column(sa.ForeignKey("model.id"), index=True)
@@ -148,7 +158,7 @@ class Search(Base):
     desired: Mapped[str] = mapped_column(sa.String(8), default="run")  #: run | pause | cancel
     priority: Mapped[int] = mapped_column(default=3)  #: 1 is served first, 5 last
     turn: Mapped[int | None]  #: its place in the fair order of its priority (app.store.turns)
-    owner_id: Mapped[str | None] = mapped_column(sa.String(40), index=True)  #: the API key that asked for it
+    owner_id: Mapped[str] = mapped_column(sa.String(40), default=DEFAULT, nullable=True)
     extended: Mapped[Json | None]  #: {trials, max_wall_s} that took the place of those in `spec`
     paused_at: Mapped[datetime | None]
     paused_s: Mapped[float] = mapped_column(default=0.0)  #: seconds it was paused or at an end, all together
@@ -170,7 +180,9 @@ class Fleet(Base):
     """One request for several devices: a search per device, which share what they measure."""
 
     __tablename__ = "fleet"
+    __table_args__ = (sa.Index(None, "owner_id", "id"),)
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    owner_id: Mapped[OwnerId]
     name: Mapped[str]
     spec: Mapped[Json]
     created_at: Mapped[datetime] = mapped_column(default=now)
@@ -302,7 +314,9 @@ class Schedule(Base):
     """A search template that is run again and again."""
 
     __tablename__ = "schedule"
+    __table_args__ = (sa.Index(None, "owner_id", "id"),)
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    owner_id: Mapped[OwnerId]
     name: Mapped[str]
     cron: Mapped[str]
     timezone: Mapped[str]
@@ -330,6 +344,7 @@ class Upload(Base):
 
     __tablename__ = "upload"
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    owner_id: Mapped[OwnerId]
     key_id: Mapped[str] = mapped_column(sa.String(40))
     length: Mapped[int]
     offset: Mapped[int] = mapped_column(default=0)
@@ -356,7 +371,9 @@ class Agent(Base):
     """A program on another machine that measures there; only the SHA-256 of its token is kept."""
 
     __tablename__ = "agent"
+    __table_args__ = (sa.Index(None, "owner_id", "id"),)
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    owner_id: Mapped[OwnerId]
     name: Mapped[str]
     sha256: Mapped[str] = mapped_column(sa.String(64), unique=True)
     state: Mapped[str] = mapped_column(sa.String(16), default="active")  #: active | removed
@@ -370,6 +387,7 @@ class Enrolment(Base):
 
     __tablename__ = "enrolment"
     sha256: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    owner_id: Mapped[OwnerId]
     created_at: Mapped[datetime] = mapped_column(default=now)
     expires_at: Mapped[datetime]
     used_at: Mapped[datetime | None]
@@ -383,7 +401,9 @@ class Measuring(Base):
     """
 
     __tablename__ = "measuring"
+    __table_args__ = (sa.Index(None, "owner_id", "id"),)
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    owner_id: Mapped[OwnerId]
     agent_id: Mapped[str] = mapped_column(sa.ForeignKey("agent.id"), index=True)
     kind: Mapped[str] = mapped_column(sa.String(16))  #: time | kernels
     items: Mapped[list[Any]]
@@ -404,7 +424,9 @@ class Calibration(Base):
     """Measuring a device to make the next revision of its profile; without an agent the worker's host is the device."""
 
     __tablename__ = "calibration"
+    __table_args__ = (sa.Index(None, "owner_id", "id"),)
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    owner_id: Mapped[OwnerId]
     device: Mapped[str]  #: the name of the profile
     base_id: Mapped[str] = mapped_column(sa.String(64))  #: the revision that was calibrated
     model_ids: Mapped[list[Any]]
@@ -424,10 +446,11 @@ class Calibration(Base):
 
 
 class ApiKey(Base):
-    """An API key; only the SHA-256 of its text is kept."""
+    """An API key, which acts for its owner; only the SHA-256 of its text is kept."""
 
     __tablename__ = "api_key"
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    owner_id: Mapped[OwnerId]
     name: Mapped[str]
     sha256: Mapped[str] = mapped_column(sa.String(64), unique=True)
     scopes: Mapped[list[Any]]

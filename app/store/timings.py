@@ -55,20 +55,21 @@ def note(session: Session, search_id: str, found: Mapping[str, Any]) -> None:
     session.get_one(Search, search_id).measured = dict(found)
 
 
-def pairs(session: Session, profile: Mapping[str, Any]) -> list[Pair]:
-    """Return the newest (modelled, measured minimum) pairs of a profile's revision, oldest first."""
+def pairs(session: Session, profile: Mapping[str, Any], owner_id: str) -> list[Pair]:
+    """Return an owner's newest (modelled, measured minimum) pairs of a profile's revision, oldest first."""
     query = (
         sa.select(tables.Timing)
-        .where(tables.Timing.profile_sha == profile_sha(profile))
+        .join(Search, Search.id == tables.Timing.search_id)
+        .where(tables.Timing.profile_sha == profile_sha(profile), Search.owner_id == owner_id)
         .order_by(tables.Timing.id.desc())
         .limit(MAX_PAIRS)
     )
     return [(row.modelled_ms, float(row.latency["min_ms"])) for row in reversed(session.scalars(query).all())]
 
 
-def accuracy(session: Session, profile: Mapping[str, Any]) -> Accuracy:
-    """Return how far a profile's predictions lie from what was measured."""
-    return assess(pairs(session, profile), (profile.get("evidence") or {}).get("error_p90"))
+def accuracy(session: Session, profile: Mapping[str, Any], owner_id: str) -> Accuracy:
+    """Return how far a profile's predictions lie from what an owner's searches measured."""
+    return assess(pairs(session, profile, owner_id), (profile.get("evidence") or {}).get("error_p90"))
 
 
 def _timing(row: tables.Timing) -> Timing:

@@ -31,10 +31,10 @@ def take(session: Session, search_id: str) -> tuple[int, int]:
     return int(row.slice) + 1, turns.place(row.priority, turn)
 
 
-def _under_way(session: Session, owner_id: str | None) -> int:
+def _under_way(session: Session, owner_id: str) -> int:
     """Return how many searches of an owner are worked on (at least 1)."""
     query = sa.select(sa.func.count()).where(
-        Search.state.in_((SearchState.running, SearchState.pausing)), Search.owner_id.is_not_distinct_from(owner_id)
+        Search.state.in_((SearchState.running, SearchState.pausing)), Search.owner_id == owner_id
     )
     return max(1, int(session.scalar(query) or 0))
 
@@ -44,7 +44,7 @@ def _first(session: Session, search_id: str) -> int:
     me = session.execute(sa.select(Search.owner_id, Search.priority).where(Search.id == search_id)).one()
     others = (Search.state.in_(_LIVE), Search.turn.is_not(None), Search.priority == me.priority, Search.id != search_id)
     served = session.scalar(sa.select(sa.func.min(Search.turn)).where(*others)) or 0
-    own = sa.select(sa.func.max(Search.turn)).where(*others, Search.owner_id.is_not_distinct_from(me.owner_id))
+    own = sa.select(sa.func.max(Search.turn)).where(*others, Search.owner_id == me.owner_id)
     last = session.scalar(own)
     return turns.first_turn(served, None if last is None else last + _usual_slices(session))
 

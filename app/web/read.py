@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from app.actions import Service
 from app.api import shapes
+from app.api.auth import Key
 from app.api.calibrations import shape as calibration
+from app.api.devices import device_of
 from app.domain.drift import Accuracy, Pair
 from app.domain.lifecycle import Outcome, SearchState
 from app.domain.words import amount
@@ -19,6 +21,7 @@ from app.explaining import cautions_of, why
 from app.problems import Problem
 from app.store import query, timings
 from app.store.tables import Calibration, Candidate, Dataset, Device, Fleet, Model, Schedule, Search, now
+from app.web.login import signed_in
 from app.web.view import moment
 
 Json = dict[str, Any]
@@ -27,10 +30,10 @@ ALL_TRIALS = 100_000
 
 
 class Reader:
-    """Reads rows in short transactions. Raises Problem not-found for an unknown id."""
+    """Reads what a key sees in short transactions. Raises Problem not-found for an id unknown to it."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, key: Key) -> None:
+        self._service, self._key = service, key
         self._database = service.database
 
     def models(self) -> list[Json]:
@@ -44,7 +47,7 @@ class Reader:
     def versions(self, id: str) -> list[Json]:
         """Return the newest weights versions made from a model."""
         with self._database.reading() as session:
-            return [shapes.model(row) for row in query.page(session, Model, SHOWN, base_id=id)]
+            return [shapes.model(row) for row in query.page(session, Model, SHOWN, base_id=id, sight=self._key.sight)]
 
     def datasets(self) -> list[Json]:
         """Return the newest datasets."""
@@ -62,30 +65,28 @@ class Reader:
     def device(self, key: str) -> Json:
         """Return a device profile by name, `name@revision` or id."""
         with self._database.reading() as session:
-            row = query.device(session, key) if query.is_device_like(key) else None
-        if row is None:
-            raise Problem("not-found", f"no device {key[:64]!r}")
-        return shapes.device(row)
+            return shapes.device(device_of(session, self._key, key))
 
     def revisions(self, name: str) -> list[Json]:
         """Return the revisions of a device profile, newest first."""
         with self._database.reading() as session:
-            return [shapes.device(row) for row in query.revisions(session, name)]
+            return [shapes.device(row) for row in query.revisions(session, name, self._key.sight)]
 
     def calibrations(self, name: str) -> list[Json]:
         """Return the newest calibrations of a device profile."""
         with self._database.reading() as session:
-            return [calibration(row) for row in query.page(session, Calibration, SHOWN, device=name)]
+            rows = query.page(session, Calibration, SHOWN, device=name, sight=self._key.sight)
+            return [calibration(row) for row in rows]
 
     def timed(self, profile: Json) -> list[Pair]:
         """Return (predicted, measured) milliseconds of the files timed with a profile's revision."""
         with self._database.reading() as session:
-            return timings.pairs(session, profile)
+            return timings.pairs(session, profile, self._key.owner_id)
 
     def accuracy(self, profile: Json) -> Accuracy:
         """Return how far a profile's predictions lie from what was measured."""
         with self._database.reading() as session:
-            return timings.accuracy(session, profile)
+            return timings.accuracy(session, profile, self._key.owner_id)
 
     def searches(self) -> list[Json]:
         """Return the newest searches."""
@@ -138,7 +139,8 @@ class Reader:
         """Return one candidate with its artefacts."""
         row = self._one(Candidate, id)
         with self._database.reading() as session:
-            accuracy = timings.accuracy(session, session.get_one(Search, row.search_id).device)
+            search = session.get_one(Search, row.search_id)
+            accuracy = timings.accuracy(session, search.device, search.owner_id)
             return {**shapes.candidate(row, query.artefacts(session, id)), "latency": shapes.latency(row, accuracy)}
 
     def report(self, id: str) -> Path:
@@ -153,6 +155,7 @@ class Reader:
 
     def why(self, id: str) -> Json | None:
         """Return what a candidate's time goes to (None where its network was deleted)."""
+        self._one(Candidate, id)
         try:
             return why(self._service, id)
         except Problem:
@@ -161,7 +164,7 @@ class Reader:
     def model_name(self, id: str) -> str:
         """Return a model's name, or its id where it was deleted."""
         with self._database.reading() as session:
-            row = session.get(Model, id)
+            row = query.find(session, Model, id, self._key.sight)
         return id if row is None else row.name
 
     def device_name(self, id: str) -> str:
@@ -188,7 +191,9 @@ class Reader:
         """Return facts about the service: version, database, disk, rows by state."""
         settings = self._service.settings
         with self._database.reading() as session:
-            counts = {table.__tablename__: query.counts(session, table) for table in (Model, Dataset, Search)}
+            counts = {
+                table.__tablename__: query.counts(session, table, self._key.sight) for table in (Model, Dataset, Search)
+            }
         facts = [
             ("Version", version("tightfit")),
             ("Database", "SQLite" if settings.is_sqlite else "PostgreSQL"),
@@ -199,19 +204,19 @@ class Reader:
 
     def _page(self, table: Any) -> list[Any]:
         with self._database.reading() as session:
-            return list(query.page(session, table, SHOWN))
+            return list(query.page(session, table, SHOWN, sight=self._key.sight))
 
     def _one(self, table: Any, id: str) -> Any:
         with self._database.reading() as session:
-            row = session.get(table, id)
+            row = query.find(session, table, id, self._key.sight)
         if row is None:
             raise Problem("not-found", f"no {table.__tablename__} {id!r}")
         return row
 
 
-async def reader(request: Request) -> Reader:
-    """Return the reader of a request's service."""
-    return Reader(request.app.state.service)
+async def reader(request: Request, key: Annotated[Key, Depends(signed_in)]) -> Reader:
+    """Return the reader of a request's service, for who is signed in."""
+    return Reader(request.app.state.service, key)
 
 
 def _by_state(counts: dict[str, int]) -> str:

@@ -132,6 +132,21 @@ def test_key_when_revoked_then_opens_nothing_any_more(run: Any, client: Client) 
     assert (caught.value.slug, caught.value.status) == ("unauthenticated", 401)
 
 
+def test_audit_when_an_owners_key_acted_then_shown_and_its_events_followed(run: Any, client: Client) -> None:
+    made = json.loads(run("key", "create", "--name", "ci", "--owner", "vision").stdout)
+    guest = Client(client.url, made["key"])
+    model = guest.push_model(b"\x08\x0e" + b"v" * 50, "net", wait=False)["id"]
+    (entry,) = json.loads(run("audit", "--by", made["id"]).stdout)
+    assert (entry["action"], entry["object_id"], entry["owner_id"]) == ("model.created", model, "vision")
+    assert [item["action"] for item in json.loads(run("audit", "--object", made["id"]).stdout)] == ["key.created"]
+    followed = guest.events()
+    assert [(item["seq"], item["kind"], item["id"]) for item in (next(followed), next(followed))] == [
+        (1, "key.created", made["id"]),
+        (2, "model.created", model),
+    ]
+    followed.close()
+
+
 def test_model_when_the_content_is_no_network_then_is_refused_at_once(run: Any, tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"garbage")
     result = run("model", "push", str(tmp_path / "net.onnx"))

@@ -27,7 +27,7 @@ from tests.app.store.databases import postgres_url
 
 def upload(service: Service, data: bytes, name: str = "net") -> Model:
     """Store an upload as the API does."""
-    return actions.create_model(service, name, "onnx", service.blobs.put(data), len(data))
+    return actions.create_model(service, "default", name, "onnx", service.blobs.put(data), len(data))
 
 
 def age(service: Service, sha: str, seconds: float) -> None:

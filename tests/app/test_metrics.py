@@ -33,7 +33,7 @@ def told(client: TestClient) -> dict[tuple[str, tuple[tuple[str, str], ...]], fl
 
 def fill(service: Service) -> None:
     """Store a model that waits, and a search with trials of every kind."""
-    model = create_model(service, "net", "onnx", service.blobs.put(b"net"), 3)
+    model = create_model(service, "default", "net", "onnx", service.blobs.put(b"net"), 3)
     search = Search(id=ids.new_id("search"), name="s", model_id=model.id, dataset={}, device_id="d", device={}, spec={},
                     limits={}, state="running")  # fmt: skip
     with service.database.writing() as session:

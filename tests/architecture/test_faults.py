@@ -18,7 +18,6 @@ NOT_APPLICABLE: dict[int, str] = {}
 """Rows about something that tightfit does not have."""
 
 MISSING: dict[int, str] = {
-    23: "owners: every key sees everything",
     71: "webhooks: none",
 }
 """Rows that no test proves yet."""

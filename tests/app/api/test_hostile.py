@@ -198,7 +198,10 @@ def test_schedule_when_killed_between_the_search_and_its_note_then_not_fired_twi
 @pytest.mark.fault(21)
 def test_session_when_its_key_expired_then_ended(client: TestClient, service: Service) -> None:
     row, text = auth.new_key(service, "short")
-    cookie = {"Authorization": "", "Cookie": f"{auth.COOKIE}={auth.issue_session(service, auth.Key(row.id, ()))}"}
+    cookie = {
+        "Authorization": "",
+        "Cookie": f"{auth.COOKIE}={auth.issue_session(service, auth.Key(row.id, row.owner_id, ()))}",
+    }
     assert client.get("/v1/models", headers=cookie).status_code == 200
     with service.database.writing() as session:
         session.get_one(ApiKey, row.id).expires_at = now()

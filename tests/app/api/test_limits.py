@@ -92,7 +92,7 @@ def test_form_when_of_another_site_then_403_and_nothing_happens(
     service = client.app.state.service  # type: ignore[attr-defined]
     with service.database.reading() as session:
         row = session.query(ApiKey).first()
-    cookie = f"{auth.COOKIE}={auth.issue_session(service, auth.Key(row.id, ()))}"
+    cookie = f"{auth.COOKIE}={auth.issue_session(service, auth.Key(row.id, row.owner_id, ()))}"
     name = ids.new_id("key")
     answer = client.post("/v1/keys", json={"name": name}, headers={**headers, "Authorization": "", "Cookie": cookie})
     assert answer.status_code == status

@@ -125,4 +125,4 @@ def test_search_when_asked_with_a_priority_then_it_has_it_and_knows_its_owner(
 ) -> None:
     found = client.post("/v1/searches", json={**request_body, "priority": 2}).json()
     assert found["priority"] == found["request"]["priority"] == 2
-    assert found["owner_id"].startswith("key_")
+    assert found["owner_id"] == "default"
