@@ -29,6 +29,7 @@ from app.api.flights import Flights, Streams
 from app.api.guard import Guard
 from app.api.rates import Rates
 from app.api.timed import Timed
+from app.api.usage import Usage
 from app.problems import Problem, field_error
 from app.settings import Settings
 from app.store.blobs import Blobs
@@ -57,6 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.flights = Flights()
     app.state.streams = Streams(chosen.streams_per_key, chosen.streams)
     app.state.rates = Rates(chosen.requests_per_s, chosen.request_burst)
+    app.state.usage = Usage()
     app.state.attempts = Attempts(chosen.failed_logins_per_minute)
     for router in (
         resources.router,
@@ -89,6 +91,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.service = start(app.state.settings)
     yield
     app.state.stopping.set()
+    app.state.usage.close()
     app.state.service.client.destroy()
     app.state.service.database.dispose()
 

@@ -107,6 +107,9 @@ PROBLEMS: dict[str, Kind] = {
     ),
     "invalid-search-space": Kind(422, "Invalid search space", "The space leaves a layer without a legal choice."),
     "search-space-too-large": Kind(422, "Search space too large", "More layers than one search handles."),
+    "invalid-method-params": Kind(
+        422, "Invalid method parameters", "A method that there is not, or parameters that are another's, or illegal."
+    ),
     "invalid-limits": Kind(422, "Invalid limits", "Trials or time outside what the service allows."),
     "model-not-ready": Kind(409, "Model not ready", "The model is still being read, or was rejected."),
     "non-finite-weights": Kind(409, "Non-finite weights", "Weights are NaN or infinite, and so are the outputs."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1 << 20
@@ -33,6 +33,7 @@ class Settings(BaseSettings):
 
     idempotency_s: float = Field(default=86_400.0, gt=0)
     idempotency_wait_s: float = Field(default=10.0, gt=0)  # for the first request under the same key
+    key_pepper: SecretStr = SecretStr("")  #: keys are stored as HMACs under it; who loses it loses the keys
     session_s: float = Field(default=7 * 86_400.0, gt=0)
     event_poll_s: float = Field(default=0.5, gt=0)
     event_ping_s: float = Field(default=15.0, gt=0)

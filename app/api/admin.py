@@ -20,6 +20,7 @@ from app.api.conditional import check_match, shown
 from app.api.deps import Json, KeyDep, ListDep, ServiceDep, body, idempotent, paged
 from app.api.resources import accepted, listing, one
 from app.api.schemas import KeyIn, ScheduleChangeIn, ScheduleIn
+from app.api.sealing import Seal
 from app.metrics import Tables
 from app.problems import PROBLEMS, Problem
 from app.store import query
@@ -81,12 +82,20 @@ def _as_seen(request: Request) -> Callable[[Schedule], None]:
 
 @router.post("/v1/keys", status_code=201, tags=["keys"])
 async def create_key(request: Request, service: ServiceDep, key: KeyDep) -> Response:
-    """Create an API key; its text is in this answer only."""
+    """Create an API key; its text is in this answer only.
+
+    Repeated under its Idempotency-Key with the same credential the request gets the same text.
+    """
     require(key, "admin")
     wanted = await body(request, KeyIn)
-    owner = wanted.owner or key.owner_id
-    row, text = await run_in_threadpool(new_key, service, wanted.name, tuple(wanted.scopes), owner)
-    return accepted({**shapes.api_key(row), "key": text}, f"/v1/keys/{row.id}", 201)
+
+    def act() -> JSONResponse:
+        owner = wanted.owner or key.owner_id
+        row, text = new_key(service, wanted.name, tuple(wanted.scopes), owner, wanted.expires_at)
+        return accepted({**shapes.api_key(row), "key": text}, f"/v1/keys/{row.id}", 201)
+
+    fingerprint = wanted.model_dump_json().encode()
+    return await run_in_threadpool(idempotent, request, key, fingerprint, act, Seal(request))
 
 
 @router.get("/v1/keys", tags=["keys"])

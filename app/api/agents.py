@@ -150,11 +150,15 @@ def get_measurement(id: str, request: Request, service: ServiceDep, key: KeyDep)
 
 
 @router.post("/measurements/{id}/cancel", tags=["measurements"])
-def cancel_measurement(id: str, service: ServiceDep, key: KeyDep) -> Json:
+def cancel_measurement(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """End a measurement; the results so far stay."""
     require(key, "searches:write")
     one(service, key.sight, Measuring, id)
-    return measurement(agents.cancel_measurement(service, id))
+
+    def act() -> JSONResponse:
+        return JSONResponse(measurement(agents.cancel_measurement(service, id)))
+
+    return idempotent(request, key, b"", act)
 
 
 def path_like(key: str) -> None:

@@ -7,11 +7,11 @@ import hashlib
 import hmac
 import os
 import secrets
-import string
 import tempfile
 import time
 from collections import defaultdict, deque
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,7 +20,7 @@ from fastapi import Request
 
 from app.actions import Service
 from app.api.answers import add_headers
-from app.domain import ids
+from app.domain import ids, keytext
 from app.domain.owners import DEFAULT, Sight
 from app.problems import Problem
 from app.store import acting
@@ -29,7 +29,6 @@ from app.store.tables import ApiKey, now
 MAX_ADDRESSES = 10_000
 COOKIE = "tightfit_session"
 SCOPES = ("models:write", "searches:write", "artefacts:read", "admin")
-_ALPHABET = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,25 @@ class Key:
         return None if "admin" in self.scopes else self.owner_id
 
 
-def new_key(service: Service, name: str, scopes: tuple[str, ...] = SCOPES, owner: str = DEFAULT) -> tuple[ApiKey, str]:
+def new_key(
+    service: Service,
+    name: str,
+    scopes: tuple[str, ...] = SCOPES,
+    owner: str = DEFAULT,
+    expires_at: datetime | None = None,
+) -> tuple[ApiKey, str]:
     """Create an owner's key; its text is returned once and not stored."""
     key_id = ids.new_id("key")
-    text = f"tf_{key_id[4:14]}_{''.join(secrets.choice(_ALPHABET) for _ in range(32))}"
+    text = keytext.make(key_id)
     with service.database.writing() as session:
-        row = ApiKey(id=key_id, name=name, sha256=ids.digest(text), scopes=list(scopes), created_at=now())
-        row.owner_id = owner
+        row = ApiKey(id=key_id, name=name, sha256=_digests(service, text)[0], scopes=list(scopes), created_at=now())
+        row.owner_id, row.expires_at = owner, expires_at
         session.add(row)
     return row, text
+
+
+def _digests(service: Service, text: str) -> list[str]:
+    return keytext.digests(text, service.settings.key_pepper.get_secret_value())
 
 
 def ensure_admin_key(service: Service) -> None:
@@ -119,25 +128,36 @@ def authenticate(request: Request) -> Key:
     """
     service: Service = request.app.state.service
     header = request.headers.get("authorization", "")
-    cookie = request.cookies.get(COOKIE)
+    cookie, digest = request.cookies.get(COOKIE), None
     if header.lower().startswith("bearer "):
-        key = check_token(service, header[7:].strip())
+        key, digest = identified(service, header[7:].strip())
     elif cookie:
         key = check_session(request, service, cookie)
     else:
         raise Problem("unauthenticated", "an API key is needed: Authorization: Bearer tf_...")
     acting.known(key.id, key.owner_id)
+    request.app.state.usage.note(service.database, key.id, digest)
     add_headers(request, request.app.state.rates.take(key.id))
     return key
 
 
 def check_token(service: Service, text: str) -> Key:
-    """Return the key that a token's text is. Unknown, revoked and expired look alike."""
-    with service.database.reading() as session:
-        row = session.scalar(sa.select(ApiKey).where(ApiKey.sha256 == ids.digest(text)))
+    """Return the key that a token's text is. Mistyped, unknown, revoked and expired look alike."""
+    return identified(service, text)[0]
+
+
+def identified(service: Service, text: str) -> tuple[Key, str | None]:
+    """Return the key that a text is, and the digest that it is to be stored as, where that is another one now.
+
+    A text that can't be a key is told without a look at the database. Raises Problem unauthenticated.
+    """
+    row, digests = None, _digests(service, text) if keytext.is_whole(text) else []
+    if digests:
+        with service.database.reading() as session:
+            row = session.scalar(sa.select(ApiKey).where(ApiKey.sha256.in_(digests)))
     if row is None or not _is_valid(row):
         raise Problem("unauthenticated", "the API key is not valid")
-    return _of(row)
+    return _of(row), None if row.sha256 == digests[0] else digests[0]
 
 
 def issue_session(service: Service, key: Key) -> str:

@@ -50,11 +50,15 @@ def get_calibration(id: str, request: Request, service: ServiceDep, key: KeyDep)
 
 
 @router.post("/calibrations/{id}/cancel", tags=["calibrations"])
-def cancel_calibration(id: str, service: ServiceDep, key: KeyDep) -> Json:
+def cancel_calibration(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Ask a calibration to end; the profile stays as it is."""
     require(key, "searches:write")
     one(service, key.sight, Calibration, id)
-    return shape(agents.cancel_calibration(service, id))
+
+    def act() -> JSONResponse:
+        return JSONResponse(shape(agents.cancel_calibration(service, id)))
+
+    return idempotent(request, key, b"", act)
 
 
 def shape(row: Calibration) -> Json:

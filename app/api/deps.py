@@ -19,6 +19,7 @@ from pydantic import AwareDatetime, BaseModel, ValidationError
 from app.actions import Service
 from app.api import auth
 from app.api.answers import ProblemResponse, add_headers
+from app.api.sealing import Seal
 from app.domain import owners
 from app.domain.owners import Sight
 from app.problems import Problem, field_error
@@ -146,7 +147,7 @@ def validated(schema: type[Body], data: Any, slug: str = "invalid-request") -> B
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)
         errors = [field_error("/" + "/".join(map(str, item["loc"])), item["msg"], item["type"]) for item in faults]
-        unknown = all(item["type"] == "extra_forbidden" for item in faults)
+        unknown = all(item["type"] == "extra_forbidden" and item["loc"][0] != "methods" for item in faults)
         found = "unknown-field" if unknown and slug == "invalid-request" else _slug(faults, slug)
         detail = "; ".join(f"{item['pointer']}: {item['detail']}" for item in errors[:5])
         raise Problem(found, detail, errors) from error
@@ -158,6 +159,7 @@ _BY_FIELD = {
     "search": "invalid-limits",
     "name": "invalid-name",
     "metric": "metric-not-measurable",
+    "methods": "invalid-method-params",
 }
 
 
@@ -252,8 +254,16 @@ def _signature(request: Request, value: str) -> str:
     return hmac.new(auth.secret(service(request)), text, hashlib.sha256).hexdigest()[:16]
 
 
-def idempotent(request: Request, who: auth.Key, fingerprint: bytes, act: Callable[[], JSONResponse]) -> JSONResponse:
+def idempotent(
+    request: Request,
+    who: auth.Key,
+    fingerprint: bytes,
+    act: Callable[[], JSONResponse],
+    seal: Seal | None = None,
+) -> JSONResponse:
     """Run `act` once per Idempotency-Key: a repeated request gets the first answer, another body is refused.
+
+    A seal covers the secret of an answer where it is kept.
 
     What `act` writes and the answer are kept in one transaction, so a kill leaves both or neither. The same request at
     the same instant waits for the first one's transaction, but not for ever: then it raises request-in-progress.
@@ -272,7 +282,7 @@ def idempotent(request: Request, who: auth.Key, fingerprint: bytes, act: Callabl
         except idempotency.StillHeld as held:
             raise Problem("request-in-progress", "the first request under this key is still under way") from held
         if row is not None:
-            return _replayed(request, row, digest)
+            return _replayed(request, row, digest, seal)
         mine = session.get_one(Idempotency, place)
         try:
             with session.begin_nested():
@@ -283,18 +293,20 @@ def idempotent(request: Request, who: auth.Key, fingerprint: bytes, act: Callabl
             refusal = problem
             mine.status, mine.body = problem.status, problem.to_json(request.url.path)
         else:
-            mine.status, mine.body = answer.status_code, json.loads(bytes(answer.body))
+            told = json.loads(bytes(answer.body))
+            mine.status, mine.body = answer.status_code, told if seal is None else seal.close(told)
             mine.location = answer.headers.get("location")
             return answer
     raise refusal
 
 
-def _replayed(request: Request, row: Idempotency, digest: str) -> JSONResponse:
+def _replayed(request: Request, row: Idempotency, digest: str, seal: Seal | None) -> JSONResponse:
     if row.digest != digest:
         raise Problem("idempotency-key-reused", "the key came with another body before")
     assert row.status is not None, "the answer is committed with the row"
     headers = {"Idempotency-Replayed": "true", **({"Location": row.location} if row.location else {})}
     if row.status < 400:
-        return JSONResponse(row.body, row.status, headers)
+        body = row.body or {}
+        return JSONResponse(body if seal is None else seal.open(body), row.status, headers)
     told = {**(row.body or {}), "request_id": request.state.request_id}
     return ProblemResponse(told, row.status, headers)

@@ -49,12 +49,17 @@ def get_fleet(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Re
 
 
 @router.post("/fleets/{id}/cancel", status_code=202, tags=["fleets"])
-def cancel_fleet(id: str, service: ServiceDep, key: KeyDep) -> Response:
+def cancel_fleet(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Ask every member that is not finished to end."""
     require(key, "searches:write")
     row = one(service, key.sight, Fleet, id)
-    fleets.cancel_fleet(service, id)
-    return JSONResponse(_shape(service, row), 202)
+
+    def act() -> JSONResponse:
+        fleets.cancel_fleet(service, id)
+        with service.database.writing() as session:  # the one that is open: what was cancelled is not committed yet
+            return JSONResponse(shapes.fleet(row, query.members(session, id)), 202)
+
+    return idempotent(request, key, b"", act)
 
 
 def _shape(service: Service, row: Fleet) -> Json:

@@ -20,7 +20,9 @@ router = APIRouter(prefix="/v1", tags=["history"])
 
 
 @router.get("/events")
-async def events(request: Request, service: ServiceDep, key: KeyDep, after: After = None, owner: Whose = None) -> Response:
+async def events(
+    request: Request, service: ServiceDep, key: KeyDep, after: After = None, owner: Whose = None
+) -> Response:
     """Server-sent events of all that changes of an owner's objects, behind `Last-Event-ID` (or `after`).
 
     `kind` is what of (`search.state`, `model.created`, `schedule.deleted`), `id` whose; read the object for the rest.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -39,6 +41,12 @@ def _not_me(name: str) -> str:
     return name
 
 
+def _to_come(moment: datetime) -> datetime:
+    if moment <= datetime.now(UTC):
+        raise ValueError("the moment has passed")
+    return moment
+
+
 Name = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]+$")
 ]
@@ -47,6 +55,7 @@ SamplerName = Literal["tpe", "nsga2", "cmaes", "gp", "random"]
 Axis = Literal["kl", "macs", "bops", "weight_bytes", "peak_activation_bytes", "latency_ms", "energy_mj"]
 Ident = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,64}$")]
 DeviceRef = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,64}(@[0-9]{1,9})?$")]
+FutureMoment = Annotated[AwareDatetime, AfterValidator(_to_come)]
 Owner = Annotated[str, StringConstraints(pattern=PATTERN), AfterValidator(_not_me)]
 Bits = Annotated[int, Field(ge=2, le=32)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
@@ -461,10 +470,11 @@ class RenameIn(Strict):
 
 
 class KeyIn(Strict):
-    """A new API key; its owner is that of the key that makes it where none is named."""
+    """A new API key; its owner is that of the key that makes it where none is named. Without an end it lasts."""
 
     name: Name
     owner: Owner | None = None
+    expires_at: FutureMoment | None = None
     scopes: list[Literal["models:write", "searches:write", "artefacts:read", "admin"]] = [
         "models:write",
         "searches:write",

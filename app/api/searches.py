@@ -94,12 +94,16 @@ def get_search(id: str, request: Request, service: ServiceDep, key: KeyDep) -> R
 
 
 @router.post("/searches/{id}/cancel", status_code=202, tags=["searches"])
-def cancel_search(id: str, service: ServiceDep, key: KeyDep) -> Response:
+def cancel_search(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Ask a search to end; its child is killed within a second or two."""
     require(key, "searches:write")
     one(service, key.sight, Search, id)
-    row, before = actions.cancel_search(service, id)
-    return JSONResponse(shapes.search(row), 200 if before else 202)
+
+    def act() -> JSONResponse:
+        row, before = actions.cancel_search(service, id)
+        return JSONResponse(shapes.search(row), 200 if before else 202)
+
+    return idempotent(request, key, b"", act)
 
 
 @router.get("/searches/{id}/trials", tags=["searches"])

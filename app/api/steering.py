@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from app import steering
 from app.api import shapes
 from app.api.auth import require
-from app.api.deps import KeyDep, ServiceDep, body
+from app.api.deps import KeyDep, ServiceDep, body, idempotent
 from app.api.resources import one
 from app.api.schemas import ExtendIn, PriorityIn
 from app.store.tables import Search
@@ -18,21 +18,29 @@ router = APIRouter(prefix="/v1", tags=["searches"])
 
 
 @router.post("/searches/{id}/pause", status_code=202)
-def pause_search(id: str, service: ServiceDep, key: KeyDep) -> Response:
+def pause_search(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Ask a search to pause: it ends the trial in flight (one that takes longer than 30 s is measured again later)."""
     require(key, "searches:write")
     one(service, key.sight, Search, id)
-    row, before = steering.pause_search(service, id)
-    return JSONResponse(shapes.search(row), 200 if before else 202)
+
+    def act() -> JSONResponse:
+        row, before = steering.pause_search(service, id)
+        return JSONResponse(shapes.search(row), 200 if before else 202)
+
+    return idempotent(request, key, b"", act)
 
 
 @router.post("/searches/{id}/resume", status_code=202)
-def resume_search(id: str, service: ServiceDep, key: KeyDep) -> Response:
+def resume_search(id: str, request: Request, service: ServiceDep, key: KeyDep) -> Response:
     """Let a paused search go on, with the trials that it would have made without the pause."""
     require(key, "searches:write")
     one(service, key.sight, Search, id)
-    row, before = steering.resume_search(service, id)
-    return JSONResponse(shapes.search(row), 200 if before else 202)
+
+    def act() -> JSONResponse:
+        row, before = steering.resume_search(service, id)
+        return JSONResponse(shapes.search(row), 200 if before else 202)
+
+    return idempotent(request, key, b"", act)
 
 
 @router.post("/searches/{id}/extend", status_code=202)
@@ -41,8 +49,11 @@ async def extend_search(id: str, request: Request, service: ServiceDep, key: Key
     require(key, "searches:write")
     wanted = await body(request, ExtendIn, "invalid-limits")
     await run_in_threadpool(one, service, key.sight, Search, id)
-    row = await run_in_threadpool(steering.extend_search, service, id, wanted.trials, wanted.max_wall_s)
-    return JSONResponse(shapes.search(row), 202)
+
+    def act() -> JSONResponse:
+        return JSONResponse(shapes.search(steering.extend_search(service, id, wanted.trials, wanted.max_wall_s)), 202)
+
+    return await run_in_threadpool(idempotent, request, key, wanted.model_dump_json().encode(), act)
 
 
 @router.post("/searches/{id}/priority")
@@ -51,5 +62,8 @@ async def prioritise_search(id: str, request: Request, service: ServiceDep, key:
     require(key, "searches:write")
     wanted = await body(request, PriorityIn)
     await run_in_threadpool(one, service, key.sight, Search, id)
-    row = await run_in_threadpool(steering.prioritise_search, service, id, wanted.priority)
-    return JSONResponse(shapes.search(row))
+
+    def act() -> JSONResponse:
+        return JSONResponse(shapes.search(steering.prioritise_search(service, id, wanted.priority)))
+
+    return await run_in_threadpool(idempotent, request, key, wanted.model_dump_json().encode(), act)

@@ -14,12 +14,11 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction
 
 from app.domain import ids
 from app.store import acting, tables
-from app.store.records import Audit, Notice, Owner
+from app.store.records import Audit, Notice
 
 Json = dict[str, Any]
 WATCHED: dict[type[Any], tuple[str, tuple[str, ...]]] = {
@@ -38,6 +37,10 @@ WATCHED: dict[type[Any], tuple[str, tuple[str, ...]]] = {
 }
 """What an owner's objects are called, and the columns whose change is worth telling; the first may be a state."""
 _STATES = ("state", "export_state")
+_COUNT = sa.text(
+    "INSERT INTO owner (id, seq, created_at) VALUES (:id, :more, :at)"
+    " ON CONFLICT (id) DO UPDATE SET seq = owner.seq + :more RETURNING seq"
+).bindparams(sa.bindparam("at", type_=tables.Utc()))  # as text: SQLAlchemy compiles its own form anew each time
 
 
 class Noting(Session):
@@ -171,10 +174,8 @@ def _owners(connection: sa.Connection, changes: Sequence[Change]) -> list[str | 
 
 def _count(connection: sa.Connection, owner_id: str, more: int) -> int:
     """Count an owner's notices on, under the lock of its row; return the number before."""
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    row = {"id": owner_id, "seq": more, "created_at": tables.now()}
-    put = insert(Owner).values(row).on_conflict_do_update(index_elements=["id"], set_={"seq": Owner.seq + more})
-    return int(connection.execute(put.returning(Owner.seq)).scalar_one()) - more
+    given = {"id": owner_id, "more": more, "at": tables.now()}
+    return int(connection.execute(_COUNT, given).scalar_one()) - more
 
 
 def _audit(

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from app.cli import app
 from app.commands.datamake import guess_layout, parse_size
+from app.commands.keys import moment_of
 from app.commands.searches import Request, merged, parse_stop, read_request
 from app.commands.show import best_line, quality_columns, quality_rows, search_summary
 
@@ -261,3 +263,23 @@ def test_size_when_malformed_then_says_how_to_write_it() -> None:
     assert parse_size("32X24") == (32, 24)
     with pytest.raises(ValueError, match="WIDTHxHEIGHT"):
         parse_size("32")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("12h", datetime(2026, 5, 1, 22, tzinfo=UTC)),
+        ("90d", datetime(2026, 7, 30, 10, tzinfo=UTC)),
+        ("2026-12-31", datetime(2027, 1, 1, tzinfo=UTC)),
+        ("2026-12-31T12:00:00Z", datetime(2026, 12, 31, 12, tzinfo=UTC)),
+        ("2026-12-31T12:00:00+02:00", datetime(2026, 12, 31, 10, tzinfo=UTC)),
+    ],
+)
+def test_end_of_a_key_when_said_then_that_moment(text: str, expected: datetime) -> None:
+    assert moment_of(text, datetime(2026, 5, 1, 10, tzinfo=UTC)) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0d", "7", "d", "-1d", "2026-13-01", "tomorrow", "2026-12-31T12:00:00"])
+def test_end_of_a_key_when_no_moment_then_wrong_usage(runner: CliRunner, text: str) -> None:
+    result = runner.invoke(app, ["keys", "create", "--expires", text])
+    assert result.exit_code == 2 and "--expires" in result.output

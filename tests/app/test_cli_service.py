@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,8 @@ def test_device_when_a_figure_is_illegal_then_the_field_is_pointed_at(run: Any, 
 
 
 def test_key_when_revoked_then_opens_nothing_any_more(run: Any, client: Client) -> None:
-    made = json.loads(run("key", "create", "--name", "ci").stdout)
+    made = json.loads(run("key", "create", "--name", "ci", "--expires", "90d").stdout)
+    assert 89 <= (datetime.fromisoformat(made["expires_at"]) - datetime.now(UTC)).days <= 90
     guest = Client(client.url, made["key"])
     assert list(guest.items("/v1/searches")) == []
     assert run("key", "revoke", made["id"]).exit_code == 0

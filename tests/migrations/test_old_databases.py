@@ -72,6 +72,28 @@ def test_old_database_when_upgraded_then_todays_tables_and_every_row(file: Path,
     database.dispose()
 
 
+def test_rows_when_from_before_owners_then_the_default_owners_and_built_in_profiles_nobodys(tmp_path: Path) -> None:
+    url = opened(dump.ASSETS / "0014.sql", tmp_path)
+    with sqlite3.connect(tmp_path / "app.db") as connection:
+        connection.execute("UPDATE search SET owner_id = 'key_1'")  # what stood there was the key that asked for it
+        columns = "name, revision, profile, created_at"
+        source = "SELECT 'dev_own', 0, 'own', 1, profile, created_at FROM device"
+        connection.execute(f"INSERT INTO device (id, builtin, {columns}) {source}")
+    upgrade(url)
+    database = connect(url)
+    with database.reading() as session:
+        found = {
+            mapper.class_.__tablename__: set(session.scalars(sa.select(mapper.class_.owner_id)))
+            for mapper in Base.registry.mappers
+            if hasattr(mapper.class_, "owner_id")
+        }
+    database.dispose()
+    assert found.pop("device") == {None, "default"}
+    assert {name for name, owners in found.items() if owners == set()} == {"notice", "audit"}
+    assert {name for name, owners in found.items() if owners == {"default"}} == set(found) - {"notice", "audit"}
+    assert len(found) == 13
+
+
 @pytest.mark.fault(88)
 @pytest.mark.parametrize("after_s", [0.9, 1.2, 1.5, 1.8])
 def test_upgrade_when_killed_on_its_way_then_repeating_it_completes(tmp_path: Path, after_s: float) -> None:

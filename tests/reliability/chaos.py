@@ -110,6 +110,7 @@ class Campaign:
         settings = {
             "TIGHTFIT_DATA_DIR": str(self.folder), "TIGHTFIT_DATABASE_URL": self.url, "TIGHTFIT_DISK_FLOOR_BYTES": "0",
             "TIGHTFIT_WORKER_SILENCE_S": "10", "TIGHTFIT_SLICE_S": "20", "OMP_NUM_THREADS": "1",
+            "TIGHTFIT_REQUESTS_PER_S": "0",
         }  # fmt: skip
         words = ["-m", "worker", "--executor-id", name]
         if name == "api":

@@ -62,7 +62,9 @@ class Tally:
 def service() -> Iterator[tuple[FastAPI, str]]:
     """Run the application on a fresh folder with a network and a dataset in it; yield it and its key."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(data_dir=Path(folder), disk_floor_bytes=0, failed_logins_per_minute=10**9, **QUICK)
+        settings = Settings(
+            data_dir=Path(folder), disk_floor_bytes=0, failed_logins_per_minute=10**9, requests_per_s=0, **QUICK
+        )
         application = create_app(settings)
         with asgi.get_client(application):
             put_ready(application.state.service)

@@ -257,6 +257,10 @@ def test_budget_when_impossible_but_best_effort_is_allowed_then_queued_and_prefl
         ({"device_id": "toaster"}, "not-found"),
         ({"dataset": {"calibration": "dst_none"}}, "calibration-required"),
         ({"colour": "red"}, "unknown-field"),
+        ({"methods": [{"name": "straight-through", "gates": 2}]}, "invalid-method-params"),
+        ({"methods": [{"name": "bias-correction", "mode": "analytic", "training": {}}]}, "invalid-method-params"),
+        ({"methods": [{"name": "magic"}]}, "invalid-method-params"),
+        ({"methods": [{"name": "relaxed-rounding", "rate": 7}]}, "invalid-method-params"),
     ],
 )
 def test_search_when_request_is_bad_then_refused_by_name(
