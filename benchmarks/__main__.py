@@ -16,6 +16,7 @@ from benchmarks import (
     papers,
     search,
     service,
+    soak,
     trials,
 )
 
@@ -31,6 +32,7 @@ SUITES = {
     "papers": papers.run,
     "search": search.run,
     "service": service.run,
+    "soak": soak.run,
     "trials": trials.run,
 }
 PAGES = {"papers": papers.write_page, "search": search.write_page}
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", metavar="PATTERN", help="search, papers: some of the cells")
     parser.add_argument("--workers", type=int, default=2, help="search: how many processes")
     parser.add_argument("--fresh", action="store_true", help="search, papers: measure again what is published")
+    parser.add_argument("--minutes", type=float, default=soak.MINUTES, help="soak: for how long")
     parser.add_argument(
         "--page",
         action="store_true",
@@ -59,7 +62,7 @@ def main() -> None:
     if (asked.only or asked.fresh) and not asked.quick:
         _some(asked, wanted)
         return
-    chosen = {**SUITES, **QUICK} if asked.quick else SUITES
+    chosen = {**SUITES, "soak": lambda: soak.run(asked.minutes), **(QUICK if asked.quick else {})}
     for name in asked.names or SUITES:
         chosen[name]()
 

@@ -29,7 +29,7 @@ from worker.engine import default_executor_id, launch
 
 BEAT_S = 5.0
 NICE = 5
-"""How far a worker gives way to the service that it runs beside: requests are answered first."""
+"""How far a worker and its trials give way to the service that they run beside: requests are answered first."""
 MEND_S, SWEEP_S, FIRST_SWEEP_S = 60.0, 3600.0, 300.0
 INFO = {"jobs": queue.APPLICATION_VERSION}
 """What others are told of this worker: it leaves jobs of other versions alone."""

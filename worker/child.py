@@ -34,8 +34,6 @@ if TYPE_CHECKING:  # torch is imported once the limits stand
 Params = dict[str, Any]
 CPU_GRACE_S = 5
 WATCH_S = 1.0
-NICE = 5
-"""How far trials give way to the worker that gives them out, and both to a service beside them."""
 SPENT = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EAGAIN)
 
 
@@ -401,7 +399,6 @@ def _answer(session: Session, request: Params) -> Params:
 
 def main() -> None:
     """Serve requests until stdin closes."""
-    os.nice(NICE)
     _limit(json.loads(sys.argv[1]))
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")

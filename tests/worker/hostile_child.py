@@ -26,7 +26,6 @@ def environment(session: Session, params: Params) -> Params:
             link.name: str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()
         },
         "core": list(resource.getrlimit(resource.RLIMIT_CORE)),
-        "nice": os.getpriority(os.PRIO_PROCESS, 0),
         "files": list(resource.getrlimit(resource.RLIMIT_NOFILE)),
     }
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
-from worker.__main__ import Silence
+from worker.__main__ import NICE, Silence
 
+ROOT = Path(__file__).resolve().parents[2]
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
@@ -39,3 +45,22 @@ def test_silence_when_a_worker_left_then_it_is_forgotten() -> None:
     silence.of({"w1": NOON}, 0.0)
     assert silence.of({}, 40.0) == []
     assert silence.of({"w1": NOON}, 50.0) == []
+
+
+@pytest.mark.timeout(90)
+def test_worker_when_a_service_started_it_then_it_gives_way_to_that(tmp_path: Path) -> None:
+    environment = {**os.environ, "TIGHTFIT_DATA_DIR": str(tmp_path), "TIGHTFIT_DATABASE_URL": ""}
+    command = [sys.executable, "-m", "worker", "--executor-id", "w0"]
+    workers = [subprocess.Popen([*command, *more], cwd=ROOT, env=environment) for more in ([], ["--supervised"])]
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    try:
+        file, deadline = tmp_path / "app.db.lock", time.monotonic() + 60
+        while not file.exists() and time.monotonic() < deadline:  # made once the options are read
+            time.sleep(0.1)
+        time.sleep(1.0)
+        found = [os.getpriority(os.PRIO_PROCESS, worker.pid) - mine for worker in workers]
+        assert found == [0, min(NICE, 19 - mine)]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()

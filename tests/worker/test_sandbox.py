@@ -84,10 +84,6 @@ def test_environment_when_started_then_own_folder_group_and_limits(seen: dict[st
     assert seen["files"] == [128, 128]
 
 
-def test_environment_when_started_then_the_child_gives_way_to_its_worker(seen: dict[str, Any]) -> None:
-    assert seen["nice"] == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
-
-
 def test_descriptors_when_the_worker_holds_open_files_then_the_child_has_none_of_them(seen: dict[str, Any]) -> None:
     assert not [link for link in seen["descriptors"].values() if link.endswith((Path(__file__).name, ".db"))]
 
