@@ -60,9 +60,7 @@ class Live:
 @contextmanager
 def started(folder: Path) -> Iterator[Live]:
     """Run service, worker and agent in a folder; end them all."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _port()
     url, file = f"http://127.0.0.1:{port}", folder / "agent.json"
     service = _process(folder, "service", ["serve", "--port", str(port), "--workers", "1"])
     try:
@@ -81,10 +79,17 @@ def started(folder: Path) -> Iterator[Live]:
         _end(service)
 
 
-def _process(folder: Path, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
-    """Start `tightfit ARGUMENTS`; its log is FOLDER/NAME.log."""
+def _port() -> int:
+    """Return a port that is free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _process(folder: Path, name: str, arguments: list[str], database: str = "") -> subprocess.Popen[bytes]:
+    """Start `tightfit ARGUMENTS` on a database ("": SQLite in the folder); its log is FOLDER/NAME.log."""
     environment = {**os.environ, "TIGHTFIT_DATA_DIR": str(folder), "OMP_NUM_THREADS": "1"}
-    environment.pop("TIGHTFIT_DATABASE_URL", None)
+    environment["TIGHTFIT_DATABASE_URL"] = database
     with (folder / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-c", MAIN, *arguments], cwd=ROOT, env=environment, stdout=log, stderr=log

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import tempfile
 import threading
 import time
@@ -24,7 +23,7 @@ import numpy as np
 
 from app.client import Client
 from benchmarks.claims import Claim, judged
-from benchmarks.live import START_S, _answers, _end, _process, _wait
+from benchmarks.live import START_S, _answers, _end, _port, _process, _wait
 from tests.worker.digit_files import SPEC, write_files
 
 Json = dict[str, Any]
@@ -72,9 +71,7 @@ def claims(found: Json) -> list[Claim]:
 @contextmanager
 def served(folder: Path, workers: int) -> Iterator[tuple[Client, int, float]]:
     """Run a service; yield a client, the process id and the seconds it took to be ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _port()
     url, begun = f"http://127.0.0.1:{port}", time.perf_counter()
     os.environ["TIGHTFIT_DISK_FLOOR_BYTES"] = "0"
     process = _process(folder, "service", ["serve", "--port", str(port), "--workers", str(workers)])
