@@ -153,7 +153,10 @@ def _started(folder: Path, url: str) -> Iterator[dict[str, Client]]:
         with Client(address, (folder / "api_key").read_text().strip()) as admin:
             _wait(lambda: len(admin.get("/v1/workers")["items"]) == WORKERS, START_S, "the workers")
             scopes = ["models:write", "searches:write", "artefacts:read"]
-            keys = {who: admin.post("/v1/keys", {"name": who, "scopes": scopes})["key"] for who in ("ada", "ben")}
+            keys = {
+                who: admin.post("/v1/keys", {"name": who, "owner": who, "scopes": scopes})["key"]
+                for who in ("ada", "ben")
+            }
         yield {who: Client(address, key) for who, key in keys.items()}
     finally:
         for process in reversed(processes):

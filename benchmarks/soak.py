@@ -282,7 +282,7 @@ def _folder() -> Iterator[Path]:
         folder, before = Path(name), os.environ.get("TMPDIR")
         for part in ("tmp", "files"):
             (folder / part).mkdir()
-        os.environ["TMPDIR"] = str(folder / "tmp")
+        os.environ.update(TMPDIR=str(folder / "tmp"), TIGHTFIT_REQUESTS_PER_S="0")
         try:
             yield folder
         finally:

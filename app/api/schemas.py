@@ -64,7 +64,7 @@ Positive = Annotated[FiniteFloat, Field(gt=0)]
 class Strict(BaseModel):
     """Forbids unknown fields."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)  # an idle service need not hold what checks requests
 
 
 _MEASURED = ("evidence", "stat")
