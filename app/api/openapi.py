@@ -57,6 +57,19 @@ TUS = {
     "DELETE": {"Tus-Resumable": "1.0.0"},
 }
 """Headers of resumable uploads."""
+UNKEPT = frozenset(
+    {
+        "POST /v1/searches/preflight",
+        "POST /v1/searches/{id}/whatif",
+        "POST /v1/uploads",
+        "POST /v1/agents/enrolments",
+        "POST /v1/agents:enrol",
+        "POST /v1/agents/{id}/heartbeat",
+        "POST /v1/agents/{id}/jobs:pull",
+        "POST /v1/agents/{id}/jobs/{job}/results",
+    }
+)
+"""POSTs whose answers are not kept: they change nothing, may be repeated anyway, or tell a secret once."""
 ALWAYS = (400, 404, 405, 408, 421, 422, 429, 431, 500, 503)
 MATCHED = ("/v1/models/{id}", "/v1/datasets/{id}", "/v1/schedules/{id}")
 MORE: dict[str, tuple[int, ...]] = {
@@ -159,7 +172,7 @@ def _conditions(name: str, method: str, path: str, operation: Json) -> None:
     if MEDIA.get(name) == "application/octet-stream":
         responses["206"] = {**responses["200"], "description": "The range that was asked for."}
         responses["416"] = _refusal(416)
-    if method == "POST" and path.startswith("/v1/"):
+    if method == "POST" and path.startswith("/v1/") and name not in UNKEPT:
         _header(operation, "Idempotency-Key", "A repeated request under the same key gets the first one's answer.")
 
 
