@@ -84,6 +84,12 @@ MORE: dict[str, tuple[int, ...]] = {
 }
 """Good answers beside the first."""
 
+_EVENT: Json = {
+    "type": "object",
+    "description": "One event of the stream; `data` is JSON: seq, kind, at, and what the kind tells.",
+    "required": ["id", "event", "data"],
+    "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+}
 _PROBLEM: Json = {
     "type": "object",
     "required": ["type", "title", "status", "detail", "instance", "errors", "request_id"],
@@ -143,7 +149,8 @@ def _complete(name: str, path: str, operation: Json) -> None:
     responses.pop("422", None)
     good = next(iter(responses))
     if name in MEDIA:
-        responses[good]["content"] = {MEDIA[name]: {"schema": {"type": "string"}}}
+        schema = _EVENT if MEDIA[name] == "text/event-stream" else {"type": "string"}
+        responses[good]["content"] = {MEDIA[name]: {"schema": schema}}
     for status in MORE.get(name, ()):
         responses[str(status)] = {**responses[good], "description": HTTPStatus(status).phrase}
         if status == 204:

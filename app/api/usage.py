@@ -40,9 +40,11 @@ class Usage:
             self._writer.submit(_write, database, key_id, digest)
 
     def close(self) -> None:
-        """Wait for what is being written."""
-        if self._writer is not None:
-            self._writer.shutdown()
+        """Wait for what is being written. A request that comes later is noted all the same."""
+        with self._lock:
+            writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.shutdown()
 
 
 def _write(database: Database, key_id: str, digest: str | None) -> None:

@@ -205,6 +205,16 @@ def test_cancel_when_repeated_under_one_idempotency_key_then_the_first_answer(cl
     assert shown["state"] == "cancelled" == shown["members"][0]["state"]
 
 
+def test_request_when_the_service_is_ending_then_answered_and_noted(client: TestClient) -> None:
+    bee = owner(client, "bee")
+    bee.ask("GET", "/v1/models")
+    client.app.state.usage.close()  # type: ignore[attr-defined]
+    ant = owner(client, "ant")
+    assert ant.ask("GET", "/v1/models").status_code == 200
+    settled(client)
+    assert None not in [rows(client)[who.made["keys"]].last_used_at for who in (ant, bee)]
+
+
 def test_service_when_it_ends_then_the_last_use_is_written(tmp_path: Path, url: str) -> None:
     with ExitStack() as stack:
         client = stack.enter_context(serving(tmp_path, url))
