@@ -29,9 +29,10 @@ WATCHED: dict[type[Any], tuple[str, tuple[str, ...]]] = {
     tables.Fleet: ("fleet", ()),
     tables.Schedule: ("schedule", ("name", "enabled", "last_search_id", "problem")),
     tables.Candidate: ("candidate", ("export_state",)),
-    tables.Calibration: ("calibration", ("state",)),
+    tables.Calibration: ("calibration", ("state", "desired")),
     tables.Measuring: ("measurement", ("state",)),
     tables.Agent: ("agent", ("state",)),
+    tables.Enrolment: ("enrolment", ("used_at",)),
     tables.Upload: ("upload", ("state",)),
     tables.ApiKey: ("key", ("revoked_at",)),
 }
@@ -114,7 +115,8 @@ def _change(row: Any, what: str) -> Change | None:
         payload["outcome"] = row.outcome
     search_id = row.search_id if noun == "candidate" else None
     owner_id = None if noun == "candidate" else row.owner_id
-    return Change(noun, what, row.id, owner_id, {} if what == "deleted" else payload, search_id)
+    key = row.sha256[:16] if noun == "enrolment" else row.id  # a code has no id, and its text is nobody's to know
+    return Change(noun, what, key, owner_id, {} if what == "deleted" else payload, search_id)
 
 
 def _plain(value: Any) -> Any:

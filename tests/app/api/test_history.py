@@ -17,12 +17,13 @@ from app.actions import Service
 from app.main import create_app
 from app.settings import Settings
 from app.store.records import Audit
-from app.store.tables import Model
-from tests.app.api.owning import Owner, owner, request
+from app.store.tables import Calibration, Model
+from tests.app.api.owning import Owner, fill, owner, request
 from tests.app.store.databases import postgres_url
 from tests.app.uploaded import put_ready
 
 Json = dict[str, Any]
+PROFILE: Json = json.loads((Path(__file__).resolve().parents[3] / "examples" / "device.json").read_text())
 NETWORK = b"\x08\x0e" + b"h" * 60
 
 
@@ -189,6 +190,23 @@ def test_audit_when_an_agent_enrols_and_acts_then_by_its_own_id(client: TestClie
     agent = client.post("/v1/agents:enrol", json={"code": code, "name": "board", "host": {}}).json()
     (entry,) = audited(queen, object_id=agent["id"])
     assert (entry["action"], entry["key_id"], entry["object_owner_id"]) == ("agent.created", None, "ant")
+    codes = [item for item in audited(queen) if item["action"].startswith("enrolment")]
+    assert [item["action"] for item in codes] == ["enrolment.changed", "enrolment.created"]
+    assert [item["key_id"] for item in codes] == [None, ant.made["keys"]]
+    assert code not in json.dumps(codes) and codes[0]["detail"]["used_at"]
+
+
+def test_audit_when_a_calibration_is_to_end_then_who_wished_it(client: TestClient) -> None:
+    ant, queen = owner(client, "ant"), owner(client, "queen", ("admin",))
+    fill(ant, PROFILE)
+    key = ant.made["calibrations"]
+    with service_of(client).database.writing() as session:
+        session.get_one(Calibration, key).state = "running"
+    assert ant.ask("POST", f"/v1/calibrations/{key}/cancel").status_code == 200
+    (entry,) = audited(queen, object_id=key)
+    assert (entry["action"], entry["detail"], entry["key_id"]) == (
+        "calibration.changed", {"desired": "cancel"}, ant.made["keys"],
+    )  # fmt: skip
 
 
 def test_cascade_when_searches_go_with_their_model_then_each_is_told(client: TestClient) -> None:
