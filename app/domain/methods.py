@@ -102,8 +102,8 @@ class JointPruning:
     joint: float = 0.25
     gamma: float = 1e-5
     threshold: float = 1.0
-    kappa: float = 0.5
-    structure_rate: float = 1e-2
+    kappa: float = 5.0
+    structure_rate: float = 3e-3
     widths: Widths = "learned"
 
 

@@ -27,6 +27,9 @@ from worker.quant.network import CompressedNetwork
 
 LOWERED = 0.7
 """The share of the joint part in which limits come down to what is asked. Behind it widths are drawn to legal ones."""
+UNTRAINED = 1.1
+"""What the loss of a network that the joint part did not train is multiplied by: training goes on at the rate where
+that part left off, and what is trained loses less as soon as the rate falls."""
 LOOKED_AT = 2048
 """How many calibration rows decide which network is fine-tuned."""
 WIDEST = 0.5
@@ -53,12 +56,15 @@ class JointStage:
     @functools.cached_property
     def _second(self) -> Trainer:
         """Fine-tuning, of the start with the least loss on calibration rows. Raises NothingLegal."""
-        quantizers = StraightThrough(self._subject.powers)
-        found = [
-            Trainer(TrainableNetwork(start, quantizers), self._task, self._method.training, part=self._second_part)
+        quantizers, how = StraightThrough(self._subject.powers), self._method.training
+        found = {
+            start: Trainer(TrainableNetwork(start.network, quantizers), self._task, how, part=self._second_part)
             for start in starts(self._joint, self._subject)
-        ]
-        return found[0] if len(found) == 1 else min(found, key=lambda item: item.loss(LOOKED_AT))
+        }
+        if len(found) == 1:
+            return next(iter(found.values()))
+        best = min(found, key=lambda start: found[start].loss(LOOKED_AT) * (1.0 if start.is_trained else UNTRAINED))
+        return found[best]
 
     def _penalty(self, whole: float) -> Tensor:
         share = whole * self._method.training.epochs / self._first_part.last

@@ -6,7 +6,7 @@ Weights stay what they were trained to, multiplied by their rows' gates; each la
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,16 +42,24 @@ def settled(joint: JointNetwork, subject: Subject) -> Hardened:
     return Hardened(assignment, kept)
 
 
-def starts(joint: JointNetwork, subject: Subject) -> list[CompressedNetwork]:
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A network to train on, and whether the joint part has trained its weights."""
+
+    network: CompressedNetwork
+    is_trained: bool
+
+
+def starts(joint: JointNetwork, subject: Subject) -> list[Start]:
     """Return networks to train on: what was learned, and beside it the subject's own channels and bits where they keep
     every limit, with the joint network's weights and with its own. Raises NothingLegal."""
     found, own = settled(joint, subject), _own(joint, subject)
-    made = [hard_start(joint, found, subject)]
+    made = [Start(hard_start(joint, found, subject), True)]
     if own is None:
         return made
     if own != found:
-        made.append(hard_start(joint, own, subject))
-    return [*made, subject.network]
+        made.append(Start(hard_start(joint, own, subject), True))
+    return [*made, Start(subject.network, False)]
 
 
 def _own(joint: JointNetwork, subject: Subject) -> Hardened | None:

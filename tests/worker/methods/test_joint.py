@@ -20,7 +20,7 @@ from tests.worker.quant.digits import device, evaluator, trained
 from worker.methods.djpq import nearest_width
 from worker.methods.hardening import Hardened
 from worker.methods.joint import JointStage
-from worker.methods.joint_hard import hard_start, settled, widest_start
+from worker.methods.joint_hard import hard_start, settled, starts, widest_start
 from worker.methods.joint_network import JointNetwork, JointSetting
 from worker.methods.protocol import NothingLegal, Subject
 from worker.methods.straight import StraightThrough
@@ -192,6 +192,38 @@ def test_settled_when_no_assignment_keeps_the_limits_then_named() -> None:
     item = replace(subject(), budget=Budget({"bops": 1.0}))
     with pytest.raises(NothingLegal, match="no legal channels and bits"):
         settled(joint(item), item)
+
+
+def test_starts_when_the_candidate_keeps_the_limits_then_its_own_channels_and_bits_are_among_them() -> None:
+    item, made = subject(bits=4), jolted(joint(subject(bits=4)), 5)
+    item = replace(item, budget=Budget({"bops": costs_at(item.network.assignment).bops}))
+    learned, own, untouched = starts(made, item)
+    assert learned.network.assignment != item.network.assignment
+    assert own.network.assignment == untouched.network.assignment == item.network.assignment
+    assert own.network.kept == {**own.network.kept, **item.network.kept}
+    assert (learned.is_trained, own.is_trained, untouched.is_trained) == (True, True, False)
+    assert untouched.network is item.network
+
+
+def test_starts_when_the_candidate_breaks_a_limit_then_what_was_learned_alone() -> None:
+    item = subject(bits=4)
+    item = replace(item, budget=Budget({"bops": 0.9 * costs_at(item.network.assignment).bops}))
+    (only,) = starts(joint(item), item)
+    assert item.budget.is_met(costs_at(only.network.assignment))
+
+
+def test_stage_when_the_joint_part_ruined_the_weights_then_it_goes_on_from_the_candidate() -> None:
+    item = subject(bits=4)
+    item = replace(item, budget=Budget({"bops": costs_at(item.network.assignment).bops}))
+    stage = JointStage(item, domain.JointPruning(domain.Training(epochs=2, rows=256, batch=64, shift=0), joint=0.5))
+    stage.fit()
+    with torch.no_grad():
+        for weight in stage._joint.weights.values():
+            weight.zero_()
+    before = item.network.layers["stem"].weight_int
+    after = stage.finish().layers["stem"].weight_int
+    assert before is not None and after is not None
+    assert (before == after).all()
 
 
 def test_stage_when_a_limit_is_far_below_the_start_then_costs_come_down_to_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,9 @@ from app.domain.graph import Port
 from tests.worker.methods.digit_subject import loss, subject
 from worker.methods.protocol import LossNotFinite
 from worker.methods.quantized import QuantizedStage, straight_through
-from worker.methods.training import divergence, shifted
+from worker.methods.straight import StraightThrough
+from worker.methods.trainable import TrainableNetwork
+from worker.methods.training import Part, Task, Trainer, divergence, shifted
 
 SHORT = domain.Training(epochs=3, batch=32, shift=0)
 
@@ -55,6 +58,27 @@ def test_fit_when_the_loss_is_not_finite_then_named() -> None:
     made = straight_through(broken, domain.StraightThrough(SHORT))
     with pytest.raises(LossNotFinite, match="in epoch 1"):
         made.fit()
+
+
+def test_trainer_when_it_does_a_part_then_its_epochs_and_rates_are_those_of_the_whole() -> None:
+    how, item = replace(SHORT, epochs=4), subject()
+    network = TrainableNetwork(item.network, StraightThrough())
+    made = Trainer(network, Task(item.folded, item.rows, item.graph.outputs), how, part=Part(2, 3))
+    found = made.fit()
+    assert (found.number, found.of, made.done) == (3, 4, True)
+    share = (2 + (made.batches - 1) / made.batches) / 4
+    last = how.rate * 0.5 * (1 + math.cos(math.pi * share))
+    assert max(group["lr"] for group in made._optimizer.param_groups) == pytest.approx(last)
+
+
+def test_loss_when_asked_for_then_the_mean_divergence_on_those_rows_as_they_are() -> None:
+    item, made = subject(), stage(replace(SHORT, epochs=1))
+    rows = item.rows.head(300)
+    with torch.no_grad():
+        network = made._trainer.network
+        answers, wanted = network(*rows.inputs)[0], item.folded(*rows.inputs)
+    expected = float(divergence(answers, wanted, item.graph.outputs[0]))
+    assert made._trainer.loss(300) == pytest.approx(expected, rel=1e-4)
 
 
 def test_fit_when_labels_count_then_another_loss() -> None:
