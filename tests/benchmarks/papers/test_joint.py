@@ -38,6 +38,13 @@ def test_claims_when_seeds_are_missing_then_open_and_when_all_are_there_then_by_
     assert verdicts(worse)[text] == (False, "-1.00 points (-1.00, -1.00, -1.00)")
 
 
+def test_claims_when_the_control_is_measured_then_against_the_same_seed() -> None:
+    text = f"DJPQ, {NAME} at 1/32: joint no worse than training its start straight through (seed 0)"
+    found = {**seeds("joint", 31.0, 20.0, 20.0), f"{NAME}-32-straight": run(30.5)}
+    assert verdicts(found)[text] == (False, "-0.50 points")
+    assert verdicts(seeds("joint", 30.0))[text] == (None, "-")
+
+
 def test_claims_when_a_limit_is_broken_then_missed() -> None:
     text = "DJPQ: every limit on the BOPs kept"
     assert verdicts(seeds("joint", 30.0))[text] == (True, "1 networks")
