@@ -1,7 +1,8 @@
 """`python -m benchmarks queue`: a service, three workers on PostgreSQL, four searches of two owners: who comes when?
 
-Ada asks for two searches, then Ben for one, then Ben for an urgent one; two may run at a time and a fifth is too many.
-Who works on what is read from the database five times a second, what came of it from the searches' event logs.
+Ada asks for two searches, then Ben for one, all of them for five minutes' work however fast the machine is, then Ben
+for a short, urgent one. Two may run at a time, and an owner may have two. Who works on what is read from the database
+five times a second, what came of it from the searches' event logs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from tests.app.store.databases import postgres_url
 from tests.worker.digit_files import SPEC, write_files
 
 Json = dict[str, Any]
-WORKERS, MOST, LIVE, SLICE_S, TRIALS = 3, 2, 4, 15, 40
+WORKERS, MOST, LIVE, SLICE_S = 3, 2, 2, 10
+WALL_S, URGENT_TRIALS = 300.0, 10
 SAMPLE_S, JOB_S = 0.2, 1800.0
 FAIR = (0.35, 0.65)
 SETTINGS = {
@@ -83,18 +85,21 @@ def claims(found: Json) -> list[Claim]:
         Claim("the urgent search, asked for last, is never overtaken", not before, f"{len(before)} slices {before}"),
         Claim("it ends first", min(ends, key=ends.__getitem__) == "ben-urgent", f"{ends}"),
         Claim("owners share the workers, though one asks for twice as much",
-              FAIR[0] <= share <= FAIR[1], f"{100 * share:.0f} % of the time while both had usual searches was Ben's"),
-        Claim("every trial is counted once", min(counted) >= TRIALS and found["doubled"] == 0,
+              FAIR[0] <= share <= FAIR[1], f"{100 * share:.0f} % Ben's, behind his urgent one, while both had some"),
+        Claim("every trial is told once", min(counted) > 0 and found["doubled"] == 0,
               f"{counted} trials, {found['doubled']} events twice"),
         Claim("all keep their limits", set(outcomes.values()) == {"feasible"}, f"{outcomes}"),
-        Claim("a fifth search is refused by name", found["fifth"] == "quota-exceeded", f"{found['fifth']}"),
+        Claim("a third search of one owner is refused by name", found["third"] == "quota-exceeded", found["third"]),
     ]  # fmt: skip
 
 
 def shares(slices: Sequence[Slice], searches: Mapping[str, Json]) -> float:
-    """Return Ben's part of the time spent on usual searches while both owners had some."""
+    """Return Ben's part of the time spent on usual searches while both owners had some, and he no urgent one.
+
+    The urgent one counts as his, too: while it lasts his other one has fewer turns.
+    """
     usual = [name for name, (_, priority, _) in ASKED.items() if priority == 3]
-    begin = max(searches[name]["asked"] for name in usual)
+    begin = searches["ben-urgent"]["finished"]
     last = {who: max(searches[name]["finished"] for name in usual if ASKED[name][0] == who) for who in ("ada", "ben")}
     spent = {"ada": 0.0, "ben": 0.0}
     for item in slices:
@@ -125,13 +130,13 @@ def measure() -> Json:
         begun = time.time()
         with _watched(url) as seen:
             asked = _ask(owners, bodies, begun)
-            fifth = _refused(owners["ada"], bodies["ada"])
+            third = _refused(owners["ada"], bodies["ada"])
             for name, (id, _) in asked.items():
                 owners[ASKED[name][0]].wait_search(id)
         found = {name: _told(owners[ASKED[name][0]], id, at, begun) for name, (id, at) in asked.items()}
         names = {id: name for name, (id, _) in asked.items()}
         doubled = sum(item.pop("doubled") for item in found.values())
-        return {"slices": [asdict(item) for item in _slices(seen, names, begun)], "searches": found, "fifth": fifth,
+        return {"slices": [asdict(item) for item in _slices(seen, names, begun)], "searches": found, "third": third,
                 "most": max(len({id for id, _ in held}) for _, held in seen), "doubled": doubled}  # fmt: skip
 
 
@@ -172,7 +177,7 @@ def _body(client: Client, files: Path) -> Json:
     for noun, row in (("models", model), ("datasets", data)):
         client.wait_ready(noun, row["id"])
     return {"model_id": model["id"], "dataset": {"all": data["id"]}, "device_id": "generic-npu", "export_top": 0,
-            "polish": False, "search": {"trials": TRIALS, "warm_start": False}}  # fmt: skip
+            "polish": False, "search": {"warm_start": False}}  # fmt: skip
 
 
 def _ask(owners: Mapping[str, Client], bodies: Mapping[str, Json], begun: float) -> dict[str, tuple[str, float]]:
@@ -183,14 +188,15 @@ def _ask(owners: Mapping[str, Client], bodies: Mapping[str, Json], begun: float)
             first = asked["ada-1"][0]
             _wait(lambda id=first: owners["ada"].get(f"/v1/searches/{id}")["progress"]["done"] >= 1, JOB_S, "a trial")
         made = {**bodies[who], "name": name, "priority": priority, "limits": [limit]}
-        made["search"] = {**made["search"], "seed": number}
+        much = {"trials": URGENT_TRIALS} if priority == 1 else {"trials": 10_000, "max_wall_s": WALL_S}
+        made["search"] = {**made["search"], **much, "seed": number}
         asked[name] = (owners[who].create_search(made)["id"], time.time() - begun)
     return asked
 
 
 def _refused(client: Client, body: Json) -> str:
     try:
-        client.create_search({**body, "name": "fifth", "limits": [{"metric": "bops", "relative": 0.5}]})
+        client.create_search({**body, "name": "third", "limits": [{"metric": "bops", "relative": 0.5}]})
     except ApiProblem as problem:
         return problem.slug
     return "accepted"

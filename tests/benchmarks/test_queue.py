@@ -14,11 +14,11 @@ ASKED: dict[str, dict[str, Any]] = {
 }
 
 
-def test_shares_when_one_owner_has_two_searches_then_time_while_both_wait_is_counted_by_owner() -> None:
-    fair = [Slice("ada-1", 0, 40), Slice("ada-2", 40, 100), Slice("ben-1", 0, 80), Slice("ben-urgent", 20, 60)]
+def test_shares_when_one_owner_has_two_searches_then_time_behind_the_urgent_one_while_both_wait_is_counted() -> None:
+    fair = [Slice("ada-1", 0, 65), Slice("ada-2", 65, 100), Slice("ben-1", 0, 80), Slice("ben-urgent", 20, 60)]
     assert shares(fair, ASKED) == 0.5
     unfair = [Slice("ada-1", 0, 75), Slice("ada-2", 0, 75), Slice("ben-1", 75, 80)]
-    assert abs(shares(unfair, ASKED) - 5 / 155) < 1e-9
+    assert abs(shares(unfair, ASKED) - 5 / 35) < 1e-9
 
 
 def test_overtaken_when_a_usual_slice_begins_while_the_urgent_search_waits_then_it_is_named() -> None:
