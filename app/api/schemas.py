@@ -21,6 +21,7 @@ from pydantic import (
 from app.domain.methods import (
     BiasCorrection,
     ChannelGating,
+    GateStart,
     JointPruning,
     LearnedThresholds,
     RelaxedQuantization,
@@ -267,12 +268,16 @@ class ChannelGatingIn(Strict):
     name: Literal["channel-gating"]
     training: TrainingIn = TrainingIn()
     macs: Annotated[FiniteFloat, Field(gt=0, lt=1)] = ChannelGating.macs
+    p95: Annotated[FiniteFloat, Field(gt=0, le=2)] | None = None
     block: Annotated[int, Field(ge=1, le=1024)] = ChannelGating.block
     gamma: Annotated[FiniteFloat, Field(ge=0, le=100)] = ChannelGating.gamma
     alone: Annotated[FiniteFloat, Field(ge=0, le=1)] = ChannelGating.alone
     settled: Annotated[FiniteFloat, Field(ge=0, le=1)] = ChannelGating.settled
     gate_rate: Annotated[FiniteFloat, Field(gt=0, le=1)] = ChannelGating.gate_rate
     rare: Annotated[FiniteFloat, Field(ge=0, lt=0.5)] = ChannelGating.rare
+    start: GateStart = ChannelGating.start
+    ramp: Annotated[FiniteFloat, Field(gt=0, le=1)] = ChannelGating.ramp
+    shaped: Annotated[FiniteFloat, Field(gt=0, le=1)] = ChannelGating.shaped
 
 
 class BiasCorrectionIn(Strict):

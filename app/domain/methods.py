@@ -107,27 +107,38 @@ class JointPruning:
     widths: Widths = "learned"
 
 
+GateStart = Literal["all", "important"]
+
+
 @dataclass(frozen=True)
 class ChannelGating:
     """Small networks that look at the input and decide which filters of a layer run.
 
     Groups that one layer makes and others read get gates, one per `block` filters. They are steered to leave a share
-    `macs` of the network's multiply-accumulates in the mean. The first share `alone` of the epochs trains gates at
-    `gate_rate` with the weights frozen, the last share `settled` trains without the gates' noise. `gamma` weighs the
-    batch-shaping loss, which fades over the first half; without it gates hardly hang on the input. Gates that are on
-    for fewer than a share `rare` of the calibration rows go with their filters, those off for fewer go alone.
+    `macs` of the network's multiply-accumulates in the mean, and at most `p95` at the 95th percentile over inputs.
+
+    With `start` "all" nearly every filter runs at first and the share comes down until `ramp` of the epochs are done;
+    with "important" training begins at the network pruned to that share, what is pruned away being off. The first share
+    `alone` of the epochs trains gates at `gate_rate` with the weights frozen, the last share `settled` trains without
+    the gates' noise. `gamma` weighs the batch-shaping loss, which fades until `shaped`; without it gates hardly hang on
+    the input. Gates that are on for fewer than a share `rare` of the calibration rows go with their filters, those off
+    for fewer go alone.
     """
 
     name: ClassVar[str] = "channel-gating"
     paper: ClassVar[str] = "Bejnordi et al. 2020, Batch-Shaping for Learning Conditional Channel Gated Networks"
     training: Training = Training()
     macs: float = 0.6
-    block: int = 8
-    gamma: float = 0.75
-    alone: float = 0.2
-    settled: float = 0.2
-    gate_rate: float = 1e-2
+    p95: float | None = None
+    block: int = 1
+    gamma: float = 2.0
+    alone: float = 0.0
+    settled: float = 1.0
+    gate_rate: float = 2e-3
     rare: float = 0.01
+    start: GateStart = "important"
+    ramp: float = 0.5
+    shaped: float = 0.5
 
 
 @dataclass(frozen=True)

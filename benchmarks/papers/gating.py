@@ -19,9 +19,10 @@ from benchmarks.claims import Claim
 from benchmarks.papers.kind import Found, Kind, Rows
 from benchmarks.papers.subjects import error, prepared, trained, training_rows
 from worker.export.onnx_qdq import write_qdq
+from worker.export.onnx_skip import write_skipping
+from worker.graph.write_onnx import write_float
 from worker.hardware.measure import measure as timed
-from worker.methods.gated_hard import spread_of
-from worker.methods.gated_network import GatedCosts
+from worker.methods.gated_costs import GatedCosts, spread_of
 from worker.methods.gating import gateable
 from worker.methods.protocol import Subject
 from worker.quant.network import CompressedNetwork
@@ -29,17 +30,21 @@ from worker.search.evaluate import Evaluator
 
 CODE = "gating 1"
 ABOUT = """
-ResNet-8 on CIFAR-10 at 8 bits, gates at its three inner groups, steered to 60 % of the MACs in the mean (the paper
+ResNet-8 on CIFAR-10 at 8 bits, gates at its three inner groups, steered to 59 % of the MACs in the mean (the paper
 gates ResNets of 20 layers and more, for hundreds of epochs; it has no figures for this network). Static: the same
 groups narrowed evenly by the search's compressor, trained for as many steps. Control: trained for as many steps,
-nothing gated or pruned. MACs of gated networks are those over the test pictures, the gates' own among them. The ONNX
-file computes every filter and puts zeros where one is off: nothing is skipped, and the time it takes is beside that
-of the file without gates.
+nothing gated or pruned. Gated: the product's defaults, chosen on validation pictures by trainings of two epochs of
+7,500 pictures; training begins at a pruned network too, narrowed where its answers bear it best, so what it has over
+the static one is both that and its gates. Unshaped: the same without the batch-shaping loss. MACs of gated networks are
+those over the test pictures, the gates' own among them. Times, one picture: `masked` is model.onnx, which computes
+every filter and puts zeros where one is off, `skipping` is gated.onnx, which does not compute them; taken in the same
+rounds beside other work on the machine, so that they compare with each other only.
 """
 NAME, BITS = "resnet8_cifar10", 8
-SHARE, STATIC = 0.6, 0.57
+SHARE, STATIC = 0.588, 0.57
+TIMES = ("masked", "skipping", "ungated", "float")
 HOW = methods.Training(epochs=5, rows=15_000, batch=64, rate=3e-3, labels=0.3, shift=3, mirror=True)
-GATES = methods.ChannelGating(HOW, macs=SHARE, block=1, gamma=20.0)
+GATES = methods.ChannelGating(HOW, macs=SHARE)
 
 
 def parts() -> dict[str, Measure]:
@@ -78,6 +83,8 @@ def _spread(owner: Evaluator, network: CompressedNetwork) -> dict[str, Any]:
 def _latencies(owner: Evaluator, network: CompressedNetwork) -> dict[str, float]:
     row = [item.numpy() for item in owner.pictures("holdout").head(1).inputs]
     files = {"masked": write_qdq(network), "ungated": write_qdq(replace(network, gates={}))}
+    files |= {"skipping": write_skipping(network)} if network.gates else {}
+    files["float"] = write_float(owner.original)
     return {name: found.min_ms for name, found in timed(files, row).items()}
 
 
@@ -109,12 +116,13 @@ def _prepared() -> tuple[Evaluator, Subject]:
 
 def rows(found: Found) -> Rows:
     """Return test errors, MACs and spreads."""
-    table = [["network", "test error", "MACs, mean", "95th percentile", "gates", "variance", "masked, ungated ms"]]
+    times_ = ", ".join(TIMES)
+    table = [["network", "test error", "MACs, mean", "95th percentile", "gates", "variance", f"{times_} ms"]]
     for name, item in found.items():
         macs = [f"{100 * item['macs'][key]:.1f} %" for key in ("mean", "p95")]
         rest = ["-", "-", "-"]
         if "gates" in item:
-            times = ", ".join(f"{item['latency_ms'][key]:.3f}" for key in ("masked", "ungated"))
+            times = ", ".join(f"{item['latency_ms'][key]:.3f}" if key in item["latency_ms"] else "-" for key in TIMES)
             rest = [str(item["gates"]), f"{item['variance']:.3f}", times]
         table.append([name, f"{item['error']:.2f} %", *macs, *rest])
     return table

@@ -7,6 +7,7 @@ name, never a crash of the search that asked.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -37,8 +38,7 @@ from worker.export.second_opinion import Opinion, second_opinion
 from worker.graph.read import read_network
 from worker.hardware import host
 from worker.hardware.measure import Latency, fed, measure, open_session
-from worker.methods.gated_hard import spread_of
-from worker.methods.gated_network import GatedCosts
+from worker.methods.gated_costs import GatedCosts, spreads
 from worker.quant.network import CompressedNetwork
 from worker.quant.walk import run
 from worker.search.metrics import is_scores, joined, labels_of
@@ -339,14 +339,21 @@ def _tell_gates(report: VerificationReport, subject: Subject) -> None:
     """Say what the gates leave of the MACs over the evaluation rows, and that model.onnx skips nothing of it."""
     if not subject.network.gates:
         return
-    costs = GatedCosts.of(subject.graph, subject.network)
-    found = spread_of(subject.network, costs, subject.evaluation)
-    report.gating = {"dense": float(costs.dense), **asdict(found)}
-    shares = [f"{100 * value / costs.dense:.1f} %" for value in (found.mean, found.p95, found.largest)]
+    dense = GatedCosts.of(subject.graph, subject.network).dense
+    tails = spreads(subject.network, subject.graph, subject.evaluation)
+    found = tails["macs"]
+    report.gating = {"dense": float(dense), **asdict(found)}
+    shares = [f"{100 * value / dense:.1f} %" for value in (found.mean, found.p95, found.largest)]
     report.notes.append(
         f"gates leave {shares[0]} of the MACs in the mean, {shares[1]} at the 95th percentile, {shares[2]} at most; "
         "model.onnx computes all of them and puts zeros where a gate is off"
     )
+    for metric, spread in tails.items():
+        limit = subject.budget.limits.get(metric, math.inf)
+        if spread.p95 > limit:
+            report.notes.append(
+                f"{metric} at the 95th percentile over these rows: {spread.p95:.6g}, beyond {limit:.6g}"
+            )
 
 
 def _compare_skipping(report: VerificationReport, subject: Subject, files: Files) -> None:

@@ -17,11 +17,14 @@ from torch import Tensor
 from app.domain import methods as domain
 from worker.methods.gated_hard import tidied
 from worker.methods.gated_network import GatedNetwork
+from worker.methods.gated_start import begin
 from worker.methods.gating import Schedule
 from worker.methods.protocol import Epoch, Subject
 from worker.methods.training import Rates, Task, Trainer
 from worker.quant.network import CompressedNetwork
 
+FIRST = 0.2
+"""Before this part of the ramp is gone the share of the MACs is left alone."""
 STIFFNESS = 10.0
 """How hard the Lagrangian pulls at a share off its target: kappa, on the logarithm of their ratio."""
 PATIENCE = 50
@@ -36,8 +39,10 @@ class GatingStage:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(how.seed)
             self._network = GatedNetwork(subject, method.block)
+            if method.start == "important":
+                begin(self._network, subject, method.macs)
         self._network.register_buffer("multiplier", torch.zeros(()))
-        self._schedule = Schedule(method.gamma, sparsity=1.0)
+        self._schedule = schedule(method)
         self._alone = min(how.epochs, round(method.alone * how.epochs))
         self._settles = how.epochs - round(method.settled * how.epochs)
         self._parts = [self._trainer(0, self._alone), self._trainer(self._alone, how.epochs)]
@@ -114,3 +119,10 @@ class GatingStage:
     def finish(self) -> CompressedNetwork:
         """Return the network with its gates as it is stored, at whatever epoch. Raises NothingLegal."""
         return tidied(self._network.hard(), self._subject, self._method)
+
+
+def schedule(method: domain.ChannelGating) -> Schedule:
+    """Return how a method's losses go over training: what begins at its share of the MACs is held there at once."""
+    at_once = method.start == "important"
+    warm, full = (-1.0, 0.0) if at_once else (FIRST * method.ramp, method.ramp)
+    return Schedule(method.gamma, method.shaped, 1.0, warm, full)

@@ -17,15 +17,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from app.domain import methods as domain
-from app.domain.cost import count
 from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, is_legal
 from worker.data import RoleData
 from worker.export.checkpoint import dequantized
 from worker.graph.groups import Columns
 from worker.graph.labels import Side
-from worker.methods.gated_network import GatedCosts
-from worker.methods.gating import Spread, Tidy, tidy
+from worker.methods.gated_costs import GatedCosts, limited, spreads
+from worker.methods.gating import Tidy, tidy
 from worker.methods.protocol import NothingLegal, Subject
 from worker.methods.trainable import TRAINABLE
 from worker.quant.compressor import bias_on_grid
@@ -43,12 +42,15 @@ STEPS = 8
 def tidied(network: CompressedNetwork, subject: Subject, method: domain.ChannelGating) -> CompressedNetwork:
     """Return a trained network with its gates shifted and tidied. Raises NothingLegal where a limit has no room."""
     rows = subject.rows.head(ROWS)
-    most = method.macs * GatedCosts.of(subject.graph, network).dense
-    shifted = at_most(network, subject.graph, rows, most)
+    dense = GatedCosts.of(subject.graph, network).dense
+    most, tails = method.macs * dense, dict(subject.budget.limits)
+    if method.p95 is not None:
+        tails["macs"] = min(method.p95 * dense, tails.get("macs", math.inf))
+    shifted = at_most(network, subject.graph, rows, most, tails)
     seen = Seen.of(shifted, rows)
     found = {site: tidy(_rates(gate, seen.rates[site]), method.rare) for site, gate in shifted.gates.items()}
     small = without(shifted, subject, _legal(shifted, subject, found, seen), seen)
-    small = at_most(small, subject.graph, rows, most) if small.gates else small
+    small = at_most(small, subject.graph, rows, most, tails) if small.gates else small
     _check(small, subject, rows)
     return small
 
@@ -85,14 +87,19 @@ def _assignment(network: CompressedNetwork, found: Mapping[str, Tidy]) -> Assign
     return replace(network.assignment, keep={**network.assignment.keep, **keep})
 
 
-def at_most(network: CompressedNetwork, graph: ModelGraph, rows: RoleData, most: float) -> CompressedNetwork:
-    """Return a network whose gates, by one shift of all logits, leave at most so many MACs in the mean over rows."""
-    costs = GatedCosts.of(graph, network)
+def at_most(
+    network: CompressedNetwork, graph: ModelGraph, rows: RoleData, most: float, tails: Mapping[str, float] = {}
+) -> CompressedNetwork:
+    """Return a network whose gates, by one shift of all logits, leave at most so many MACs in the mean over rows, and
+    MACs and BOPs within `tails` at the 95th percentile, as far as a shift can."""
     low, high = -FARTHEST, FARTHEST
     for _ in range(STEPS):
         middle = (low + high) / 2
-        spread = spread_of(shifted_by(network, middle), costs, rows)
-        low, high = (low, middle) if spread.mean > most else (middle, high)
+        found = spreads(shifted_by(network, middle), graph, rows)
+        fits = found["macs"].mean <= most and all(
+            spread.p95 <= tails.get(metric, math.inf) for metric, spread in found.items()
+        )
+        low, high = (middle, high) if fits else (low, middle)
     return shifted_by(network, low)
 
 
@@ -102,11 +109,6 @@ def shifted_by(network: CompressedNetwork, shift: float) -> CompressedNetwork:
         site: replace(gate, excite_bias=gate.excite_bias + np.float32(shift)) for site, gate in network.gates.items()
     }
     return replace(network, gates=gates)
-
-
-def spread_of(network: CompressedNetwork, costs: GatedCosts, rows: RoleData) -> Spread:
-    """Return the spread of a network's MACs over rows."""
-    return Spread.of(torch.cat([costs.of_batch(network, *inputs) for inputs in rows.batches(BATCH)]))
 
 
 @dataclass(frozen=True)
@@ -235,12 +237,9 @@ class _Cut:
 
 
 def _check(network: CompressedNetwork, subject: Subject, rows: RoleData) -> None:
-    """Raise NothingLegal where the gates' own weights and work leave a limit no room."""
-    costs = count(subject.graph, network.assignment, subject.device)
-    limits = subject.budget.limits
-    own = sum(gate.bytes for gate in network.gates.values())
-    if costs.weight_bytes + own > limits.get("weight_bytes", math.inf):
-        raise NothingLegal(f"the gates' {own} bytes have no room in the limit on weights")
-    most = limits.get("macs", math.inf)
-    if network.gates and spread_of(network, GatedCosts.of(subject.graph, network), rows).p95 > most:
-        raise NothingLegal("the gates' own work leaves no room in the limit on MACs")
+    """Raise NothingLegal where the network with its gates has no room in a limit."""
+    for metric, value in limited(network, subject.graph, subject.device, rows).items():
+        limit = subject.budget.limits.get(metric, math.inf)
+        if value > limit:
+            tail = " at the 95th percentile" if metric in ("macs", "bops") else ""
+            raise NothingLegal(f"gates have no room in the limit on {metric}: {value:.6g}{tail}, at most {limit:.6g}")

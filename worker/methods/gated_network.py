@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from worker.graph.groups import ChannelPlan
 from worker.graph.operands import operands
 from worker.graph.sites import quantizer_sites
 from worker.methods.batch_shaping import BatchShaping
+from worker.methods.gated_costs import GatedCosts
 from worker.methods.gating import FilterGate, binary_gumbel, gateable
 from worker.methods.protocol import NothingLegal, Subject
 from worker.methods.straight import StraightThrough
@@ -23,8 +23,6 @@ from worker.quant.network import CompressedNetwork
 
 ROWS = 256
 """Over so many soft decisions, of this batch and those before it, their distribution is shaped."""
-Counts = Mapping[str, int | Tensor]
-"""How many channels of each group run: a number, or one per sample [n]."""
 
 
 @dataclass(frozen=True)
@@ -133,53 +131,6 @@ def stored(place: Place, gate: FilterGate) -> StoredGate:
     w1, b1, w2, b2 = (item.detach().float().contiguous().numpy().copy() for item in parts)
     owner = tuple(gate.owner.tolist())
     return StoredGate(place.group, place.reads, w1, b1, w2, b2, owner, place.read_axis, place.axis)
-
-
-@dataclass(frozen=True)
-class GatedCosts:
-    """MACs of a network per sample, whose groups run some of their filters; gates count theirs and what they pool.
-
-    `dense` is what the network needs without gates. `kept` are the channels that each group has.
-    """
-
-    graph: ModelGraph
-    kept: Mapping[str, int]
-    overhead: int
-
-    @classmethod
-    def of(cls, graph: ModelGraph, network: CompressedNetwork) -> GatedCosts:
-        """Return the costs of a network with its gates."""
-        kept, overhead = dict(network.assignment.keep), 0
-        for gate in network.gates.values():
-            source = graph.activation[graph.layer[graph.group[gate.group].producers[0]].input]
-            overhead += gate.macs + source.width.kept(kept) * source.positions
-        return cls(graph, kept, overhead)
-
-    @property
-    def dense(self) -> int:
-        """MACs where every filter runs and nothing decides."""
-        return int(self._layers(self.kept))
-
-    def macs(self, active: Counts) -> Tensor:
-        """Return MACs [n] where `active` filters run [n] of some groups, gates included (differentiable)."""
-        return torch.as_tensor(self._layers({**self.kept, **active}) + self.overhead)
-
-    def _layers(self, counts: Counts) -> int | Tensor:
-        total: int | Tensor = 0
-        for layer in self.graph.layers:
-            outs, ins = _columns(layer.out_width, counts), _columns(layer.in_width, counts)
-            grouped = layer.groups > 1 or layer.kind == "depthwise"
-            total += outs * (layer.weight_shape[1] if grouped else ins) * (layer.kernel_size * layer.positions)
-        return total
-
-    def of_batch(self, network: CompressedNetwork, *inputs: Tensor) -> Tensor:
-        """Return the MACs [n] of a batch's samples, as the stored gates decide."""
-        masks = network.masks(*inputs)
-        return self.macs({network.gates[site].group: mask.sum(1).double() for site, mask in masks.items()})
-
-
-def _columns(width: Width, counts: Counts) -> int | Tensor:
-    return width.fixed + sum(counts[group] * columns for group, columns in width.terms)
 
 
 def _key(site: str) -> str:

@@ -108,6 +108,11 @@ class TrainableNetwork(nn.Module):
             self.weight_quantizers[key] = quantizers.weight(stored)
 
     @property
+    def origin(self) -> CompressedNetwork:
+        """Return the network that training began with."""
+        return self._start
+
+    @property
     def trained(self) -> tuple[str, ...]:
         """Return the layers whose weights are trained, in execution order."""
         return tuple(self._leaves)

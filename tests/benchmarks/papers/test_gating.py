@@ -10,7 +10,7 @@ from benchmarks.papers import gating
 def found(error: float, mean: float, variance: float | None = None) -> dict[str, Any]:
     item: dict[str, Any] = {"error": error, "macs": {"mean": mean, "p95": mean, "largest": mean}}
     if variance is not None:
-        item |= {"gates": 4, "variance": variance, "latency_ms": {"masked": 2.0, "ungated": 1.5}}
+        item |= {"gates": 4, "variance": variance, "latency_ms": {"masked": 2.0, "ungated": 1.5, "float": 3.0}}
     return item
 
 
@@ -24,5 +24,5 @@ def test_claims_when_measured_then_judged_by_error_at_equal_macs_and_by_spread()
     assert [claim.holds for claim in gating.claims(good)] == [True, True]
     bad = {**good, "gated": found(25.0, 0.65, 0.05)}
     assert [claim.holds for claim in gating.claims(bad)] == [False, False]
-    assert gating.rows(good)[1] == ["gated", "25.00 %", "60.0 %", "60.0 %", "4", "0.200", "2.000, 1.500"]
+    assert gating.rows(good)[1] == ["gated", "25.00 %", "60.0 %", "60.0 %", "4", "0.200", "2.000, -, 1.500, 3.000"]
     assert gating.rows(good)[2][4:] == ["-", "-", "-"]

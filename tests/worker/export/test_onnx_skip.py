@@ -27,8 +27,9 @@ from worker.export.onnx_qdq import write_qdq
 from worker.export.onnx_skip import NothingToSkip, skips, write_skipping
 from worker.export.verify import run_onnx
 from worker.hardware.measure import fed, open_session
+from worker.methods.gated_costs import GatedCosts
 from worker.methods.gated_hard import at_most, shifted_by
-from worker.methods.gated_network import GatedCosts, GatedNetwork
+from worker.methods.gated_network import GatedNetwork
 from worker.methods.protocol import Subject
 from worker.quant.network import CompressedNetwork
 from worker.search.evaluate import open_evaluator, open_network

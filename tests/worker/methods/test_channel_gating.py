@@ -21,8 +21,9 @@ from worker.export.onnx_qdq import write_qdq
 from worker.export.recount import recount
 from worker.export.verify import run_onnx
 from worker.methods import registry
-from worker.methods.gated_hard import Seen, at_most, shifted_by, spread_of, without
-from worker.methods.gated_network import GatedCosts, GatedNetwork, places
+from worker.methods.gated_costs import GatedCosts, limited, running, spread_of, spreads
+from worker.methods.gated_hard import Seen, at_most, shifted_by, tidied, without
+from worker.methods.gated_network import GatedNetwork, places
 from worker.methods.gating import Tidy
 from worker.methods.protocol import NothingLegal
 from worker.quant.network import CompressedNetwork
@@ -59,7 +60,8 @@ def test_share_when_asked_for_then_met_from_below_and_counted_by_hand() -> None:
     per_left, per_last = 64 * 9 * (12 + 12), 16 * 9 * 12 + 10
     gates = sum(gate.macs for gate in network.gates.values()) + 2 * 12 * 64
     wanted = whole - (16 - left) * per_left - (24 - last) * per_last + gates
-    assert costs.of_batch(network, pictures()[:1]).tolist() == [wanted]
+    active = running(network, rows().head(1))
+    assert costs.macs(active).tolist() == [wanted]
 
 
 def test_training_network_when_settled_then_the_simulation_s_answers() -> None:
@@ -157,7 +159,7 @@ def test_stage_when_the_gates_have_no_room_then_said() -> None:
     item = subject(1.0, 8)
     tight = count(item.graph, item.network.assignment, item.device).weight_bytes + 100
     item = replace(item, budget=Budget({"weight_bytes": tight}))
-    how = domain.ChannelGating(domain.Training(epochs=2, rows=512, batch=32, shift=1), macs=0.8, block=2, gate_rate=0.1)
+    how = domain.ChannelGating(domain.Training(epochs=2, rows=512, batch=32, shift=1), macs=0.8, block=2)
     stage = registry.prepare(item, how)
     while not stage.done:
         stage.fit()
@@ -168,7 +170,9 @@ def test_stage_when_the_gates_have_no_room_then_said() -> None:
 def test_stage_when_steered_then_gates_near_the_share_and_still_hanging_on_the_input() -> None:
     item = subject(1.0, 8)
     how = domain.Training(epochs=10, rows=768, batch=32, shift=1)
-    stage = registry.prepare(item, domain.ChannelGating(how, macs=0.7, block=2, gamma=20.0, gate_rate=0.05))
+    noisy = {"alone": 0.2, "settled": 0.2, "gate_rate": 0.05}
+    steered = domain.ChannelGating(how, macs=0.7, block=2, gamma=20.0, start="all", **noisy)
+    stage = registry.prepare(item, steered)
     while not stage.done:
         note = stage.fit().note
     assert abs(float(note.split()[0]) - 70) < 6
@@ -197,3 +201,59 @@ def test_export_when_gated_then_verified_without_pruned_files(tmp_path: Path) ->
     assert {file.kind for file in found.files} == kinds
     with pytest.raises(ValueError, match="gates"):
         load(tmp_path / "model.tightfit", "dequantized")
+
+
+def test_bops_when_counted_then_bits_by_layer_and_gates_in_float32() -> None:
+    network, graph = gated(), trained().graph
+    whole = count(graph, network.assignment, device())
+    active = running(network, rows().head(1))
+    left, last = (int(active[group]) for group in ("left", "last"))
+    bits = {layer.name: network.assignment.activation_bits[layer.input] * 8 for layer in graph.layers}
+    wanted = whole.bops - (16 - left) * 64 * 9 * 12 * (bits["left"] + bits["right"])
+    wanted -= (24 - last) * (16 * 9 * 12 * bits["last"] + 10 * bits["head"])
+    gates = sum(gate.macs for gate in network.gates.values()) + 2 * 12 * 64
+    assert GatedCosts.of(graph, network).bops(active).tolist() == [wanted + 1024 * gates]
+
+
+def test_share_when_a_tail_is_given_then_the_95th_percentile_is_met_too() -> None:
+    network, graph = gated(), trained().graph
+    dense = GatedCosts.of(graph, network).dense
+    free = spreads(at_most(network, graph, rows().head(256), 0.7 * dense), graph, rows().head(256))
+    assert free["macs"].p95 > 0.75 * dense
+    for metric in ("macs", "bops"):
+        limit = 0.5 * (free[metric].mean + free[metric].p95)
+        small = spreads(
+            at_most(network, graph, rows().head(256), 0.7 * dense, {metric: limit}), graph, rows().head(256)
+        )
+        assert 0.9 * limit < small[metric].p95 <= limit
+        assert small["macs"].mean < free["macs"].mean
+
+
+def test_limits_when_gated_then_percentiles_whole_weights_and_the_gates_own_time() -> None:
+    network, graph = gated(), trained().graph
+    found, whole = limited(network, graph, device(), rows()), count(graph, network.assignment, device())
+    tails = spreads(network, graph, rows())
+    assert (found["macs"], found["bops"]) == (tails["macs"].p95, tails["bops"].p95)
+    assert found["weight_bytes"] == whole.weight_bytes + sum(gate.bytes for gate in network.gates.values())
+    assert found["peak_activation_bytes"] == whole.peak_activation_bytes
+    # two gates: a mean over 64 places of 12 channels and two layers each, at half of 4 giga-MACs, bytes waited for
+    (one, other) = network.gates.values()
+    moved = [4 * 12 * 65, 4 * (12 + 16)]
+    own = 0.0
+    for gate in (one, other):
+        outs = len(gate.excite_bias)
+        own += max(12 * 64 / 2e6, moved[0] / 2e6)
+        own += max(12 * 16 / 2e6, moved[1] / 2e6 + 4 * 16 * 13 / 1e6)
+        own += max(16 * outs / 2e6, 4 * (16 + outs) / 2e6 + 4 * outs * 17 / 1e6)
+    assert found["latency_ms"] == pytest.approx(whole.latency_ms + own, rel=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["macs", "bops", "latency_ms", "weight_bytes"])
+def test_tidied_when_a_limit_has_no_room_for_the_gates_then_said_and_with_room_kept(metric: str) -> None:
+    item, network = subject(1.0, 8), gated()
+    least = limited(shifted_by(network, -4.0), item.graph, item.device, rows().head(1024))[metric]
+    how = domain.ChannelGating(macs=0.7, block=2, rare=0.0)
+    with pytest.raises(NothingLegal, match=f"no room in the limit on {metric}"):
+        tidied(network, replace(item, budget=Budget({metric: 0.95 * least})), how)
+    made = tidied(network, replace(item, budget=Budget({metric: 1.2 * least})), how)
+    assert limited(made, item.graph, item.device, rows().head(1024))[metric] <= 1.2 * least

@@ -42,12 +42,13 @@ def epochs(method: domain.Method) -> int:
 
 
 def limited(method: domain.Method | None = None) -> Subject:
-    """Return a subject under a budget that it keeps with some room left: for gates' own weights where a method has
-    any, since they stay float."""
+    """Return a subject under a budget that it keeps with some room left: for gates' own weights and arithmetic where a
+    method has any, since they stay float."""
     item = subject(bits=4)
     costs = count(item.graph, item.network.assignment, device())
     own = 2000 if isinstance(method, domain.ChannelGating) else 0
-    return replace(item, budget=Budget({"bops": 1.1 * costs.bops, "weight_bytes": 1.1 * costs.weight_bytes + own}))
+    limits = {"bops": 1.1 * costs.bops + 1024 * own, "weight_bytes": 1.1 * costs.weight_bytes + own}
+    return replace(item, budget=Budget(limits))
 
 
 def made(method: domain.Method, item: Subject | None = None) -> Stage:
