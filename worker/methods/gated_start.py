@@ -16,7 +16,7 @@ import torch
 
 from worker.methods.gated_costs import GatedCosts
 from worker.methods.gated_network import GatedNetwork
-from worker.methods.protocol import Subject
+from worker.methods.protocol import LossNotFinite, Subject
 from worker.methods.untrained import loss_behind
 from worker.quant.compressor import Repair
 from worker.quant.network import CompressedNetwork
@@ -31,7 +31,10 @@ STEP = 1 / 32
 
 @torch.no_grad()
 def begin(network: GatedNetwork, subject: Subject, share: float) -> None:
-    """Set a network's gates, weights and biases to those of the network pruned to a share of the MACs."""
+    """Set a network's gates, weights and biases to those of the network pruned to a share of the MACs.
+
+    Raises LossNotFinite for rows on which a network's answers are no numbers.
+    """
     parts = parts_left(network.costs, filters_of(network), losses_of(network, subject), share)
     chosen = {site: _chosen(network, subject, site, part) for site, part in parts.items()}
     for site, on in chosen.items():
@@ -50,7 +53,10 @@ def losses_of(network: GatedNetwork, subject: Subject) -> dict[str, tuple[float,
     """Return by gated site how far answers go from the float network's when it alone is narrowed to each of `LEVELS`,
     in nats over the whole one's; a narrower one is taken to lose no less."""
     inputs = [subject.rows.head(ROWS).inputs]
-    whole = loss_behind(subject, network.origin, inputs)
+    try:
+        whole = loss_behind(subject, network.origin, inputs)
+    except LossNotFinite as error:
+        raise LossNotFinite(f"in epoch 1: {error}") from error
     found = {}
     for site in network.places:
         lost = [0.0]

@@ -159,7 +159,8 @@ def test_stage_when_the_gates_have_no_room_then_said() -> None:
     item = subject(1.0, 8)
     tight = count(item.graph, item.network.assignment, item.device).weight_bytes + 100
     item = replace(item, budget=Budget({"weight_bytes": tight}))
-    how = domain.ChannelGating(domain.Training(epochs=2, rows=512, batch=32, shift=1), macs=0.8, block=2)
+    training = domain.Training(epochs=2, rows=512, batch=32, shift=1)
+    how = domain.ChannelGating(training, macs=0.8, block=2, start="all", gate_rate=0.1)
     stage = registry.prepare(item, how)
     while not stage.done:
         stage.fit()
