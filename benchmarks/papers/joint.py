@@ -40,8 +40,10 @@ switch bits on and off, from 8 bits everywhere on the channels of that answer. "
 of the way to the limit in its logarithm, by a search of channels alone, then two epochs of training; then a search of
 bits alone on the trained network, and the other two epochs; all training of it is straight-through. Other ways to
 divide the budget between its stages were not run. Where "joint" has the MACs and bits of "search" it kept the channels
-and bits it started from: what it is ahead by is then the search's choice of both at once. Controls: the search's answer
-as it is, that answer trained straight through for as many steps, and the float network trained further on labels.
+and bits it started from: what it is ahead by is then the search's choice of both at once. (On LeNet-5 "joint" and
+"gates" came to one network: both went on from the search's answer as it was, what they had learned had more loss.)
+Controls: the search's answer as it is, that answer trained straight through for as many steps, and the float network
+trained further on labels.
 """
 SEARCH, PRUNED, STRAIGHT, JOINT, STAGED = "search", "pruned", "straight", "joint", "two-stage"
 FLOAT, GATES = "float", "gates"
