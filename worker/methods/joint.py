@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from app.domain import methods as domain
-from worker.methods.joint_hard import starts, widest_start
+from worker.methods.joint_hard import Start, starts, widest_start
 from worker.methods.joint_network import JointNetwork, JointSetting
 from worker.methods.protocol import Epoch, Subject
 from worker.methods.relaxed_costs import AugmentedLagrangian, RelaxedCosts
@@ -55,16 +55,20 @@ class JointStage:
 
     @functools.cached_property
     def _second(self) -> Trainer:
-        """Fine-tuning, of the start with the least loss on calibration rows. Raises NothingLegal."""
+        """Fine-tuning. Raises NothingLegal."""
+        return self._chosen[1]
+
+    @functools.cached_property
+    def _chosen(self) -> tuple[Start, Trainer]:
+        """The start with the least loss on calibration rows, and its training. Raises NothingLegal."""
         quantizers, how = StraightThrough(self._subject.powers), self._method.training
-        found = {
-            start: Trainer(TrainableNetwork(start.network, quantizers), self._task, how, part=self._second_part)
+        found = [
+            (start, Trainer(TrainableNetwork(start.network, quantizers), self._task, how, part=self._second_part))
             for start in starts(self._joint, self._subject)
-        }
+        ]
         if len(found) == 1:
-            return next(iter(found.values()))
-        best = min(found, key=lambda start: found[start].loss(LOOKED_AT) * (1.0 if start.is_trained else UNTRAINED))
-        return found[best]
+            return found[0]
+        return min(found, key=lambda item: item[1].loss(LOOKED_AT) * (1.0 if item[0].is_trained else UNTRAINED))
 
     def _penalty(self, whole: float) -> Tensor:
         share = whole * self._method.training.epochs / self._first_part.last
@@ -97,7 +101,7 @@ class JointStage:
     def fit(self) -> Epoch:
         """Train one epoch. Raises LossNotFinite, NothingLegal."""
         if self._first.done:
-            return self._second.fit()
+            return replace(self._second.fit(), note=self._chosen[0].told)
         self._draw_in(self._share)
         found = self._first.fit()
         self._draw_in(self._share)

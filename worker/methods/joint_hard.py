@@ -44,22 +44,23 @@ def settled(joint: JointNetwork, subject: Subject) -> Hardened:
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """A network to train on, and whether the joint part has trained its weights."""
+    """A network to train on, whether the joint part has trained its weights, and what it is in words."""
 
     network: CompressedNetwork
     is_trained: bool
+    told: str
 
 
 def starts(joint: JointNetwork, subject: Subject) -> list[Start]:
     """Return networks to train on: what was learned, and beside it the subject's own channels and bits where they keep
     every limit, with the joint network's weights and with its own. Raises NothingLegal."""
     found, own = settled(joint, subject), _own(joint, subject)
-    made = [Start(hard_start(joint, found, subject), True)]
+    made = [Start(hard_start(joint, found, subject), True, "from what was learned")]
     if own is None:
         return made
     if own != found:
-        made.append(Start(hard_start(joint, own, subject), True))
-    return [*made, Start(subject.network, False)]
+        made.append(Start(hard_start(joint, own, subject), True, "from the candidate's channels and bits"))
+    return [*made, Start(subject.network, False, "from the candidate as it was")]
 
 
 def _own(joint: JointNetwork, subject: Subject) -> Hardened | None:

@@ -221,9 +221,11 @@ def test_stage_when_the_joint_part_ruined_the_weights_then_it_goes_on_from_the_c
         for weight in stage._joint.weights.values():
             weight.zero_()
     before = item.network.layers["stem"].weight_int
+    assert stage._chosen[0].told == "from the candidate as it was"
     after = stage.finish().layers["stem"].weight_int
     assert before is not None and after is not None
     assert (before == after).all()
+    assert stage.fit().note == "from the candidate as it was"
 
 
 def test_stage_when_a_limit_is_far_below_the_start_then_costs_come_down_to_it() -> None:
