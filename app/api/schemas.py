@@ -233,6 +233,7 @@ class RelaxedQuantizationIn(Strict):
     temperature: Annotated[FiniteFloat, Field(gt=0, le=10)] = RelaxedQuantization.temperature
     noise: Annotated[FiniteFloat, Field(ge=0.05, le=1)] = RelaxedQuantization.noise
     straight: bool = RelaxedQuantization.straight
+    settled: Annotated[FiniteFloat, Field(ge=0, le=1)] = RelaxedQuantization.settled
 
 
 class JointPruningIn(Strict):

@@ -47,16 +47,18 @@ class StraightThrough:
 class RelaxedQuantization:
     """Training through a relaxed, noisy rounding that hardens to the nearest code.
 
-    `temperature` is that of the concrete distribution; `noise` the noise it begins with, in steps; with `straight`
-    codes are drawn hard on the way forward.
+    `temperature` is that of the concrete distribution; `noise` the noise it begins with, in steps, which falls to a
+    twentieth of a step; with `straight` codes are drawn hard on the way forward. The last share `settled` of the
+    training rounds to the nearest code, as the network does that is kept.
     """
 
     name: ClassVar[str] = "relaxed-quantization"
     paper: ClassVar[str] = "Louizos et al. 2019, Relaxed Quantization for Discretized Neural Networks"
     training: Training = Training()
     temperature: float = 1.0
-    noise: float = 1 / 3
+    noise: float = 0.2
     straight: bool = True
+    settled: float = 0.5
 
 
 @dataclass(frozen=True)

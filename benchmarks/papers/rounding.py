@@ -22,12 +22,14 @@ from benchmarks.papers.kind import Found, Kind, Rows
 from benchmarks.papers.subjects import error, prepared, trained, wrong
 from worker.search.evaluate import Evaluator, open_evaluator
 
-CODE = "rq 1"
+CODE = "rq 2"
 ABOUT = """
 LeNet-5 on MNIST, weights and activations of every layer at equal bits, as in table 1 of the paper. It starts from the
 network that a search hands over at these bits without training, and trains on 30,000 pictures for three epochs (the
-paper trains for many more on all 60,000). Controls: straight-through training for as many steps, the search's network
-as it is, the float network, and the float network trained further for as many epochs of 55,000 pictures.
+paper trains for many more on all 60,000). Noise begins at 0.2 of a step and falls; the second half of the training
+rounds to the nearest code (the paper trains from float weights and samples to the end). Controls: straight-through
+training for as many steps, the search's network as it is, the float network, and the float network trained further for
+as many epochs of 55,000 pictures.
 """
 FLOAT = "float"
 STRAIGHT = "straight"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app.domain import methods as domain
 from worker.methods.protocol import Epoch, Subject
-from worker.methods.relaxed import Relaxation, RelaxedQuantization
+from worker.methods.relaxed import Fading, Relaxation, RelaxedQuantization
 from worker.methods.straight import StraightThrough
 from worker.methods.trainable import Quantizers, TrainableNetwork
 from worker.methods.training import Penalty, Task, Trainer
@@ -51,7 +51,7 @@ def relaxed(subject: Subject, method: domain.RelaxedQuantization) -> QuantizedSt
         straight_through=method.straight,
         powers=subject.powers,
     )
-    return QuantizedStage(subject, RelaxedQuantization(how), method.training)
+    return QuantizedStage(subject, RelaxedQuantization(how, Fading(method.settled)), method.training)
 
 
 def straight_through(subject: Subject, method: domain.StraightThrough) -> QuantizedStage:

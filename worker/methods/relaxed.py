@@ -5,13 +5,17 @@ A value x gets logistic noise of standard deviation parameter sigma and falls on
 training a sample is drawn from the concrete relaxation of that categorical (eq 5, Gumbel-softmax) or, straight
 through, its largest category; in evaluation it is nearest rounding (Algorithm 2). Noise is dimensionless here:
 kappa = sigma / scale. Zero is a grid point (beta = 0).
+
+Where training starts from a network that is rounded already, noise that stays wide undoes it: at kappa = 1/3 a third of
+the weights leave their codes in each sample, and a network that lives with that is not the one that is evaluated. So
+what kappa may be falls along the training (`Fading`), and the last part of it samples nothing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +29,8 @@ from worker.quant.layer import QuantizedLayer
 
 KAPPA_RANGE = (0.05, 1.0)
 """Below, gradients die; above, the sample is mostly noise."""
+WIDE_KAPPA = 1 / 3
+"""Wide noise, at which the mean of the categorical follows the value with a slope near 1 inside the grid."""
 MAX_DELTA = 6.0
 CHUNK = 1 << 16
 """Values per step on a processor: what a step needs stays in its cache."""
@@ -63,20 +69,44 @@ class Relaxation:
 
     `delta`: a local grid reaches so many sigma to each side. `temperature`: of the concrete relaxation; higher ones
     pull samples to the middle of the local grid. `kappa`: the noise to begin with, in steps. `straight_through`:
-    samples lie on the grid, gradients are those of the relaxation. `powers`: scales are powers of two.
+    samples lie on the grid, gradients are those of the relaxation. `powers`: scales are powers of two. Where nothing is
+    `drawn`, a sample is nearest rounding, with the gradient of the categorical's mean (temperature 1).
     """
 
     delta: float = 3.0
     temperature: float = 1.0
-    kappa: float = 1 / 3
+    kappa: float = WIDE_KAPPA
     straight_through: bool = False
     powers: bool = False
+    drawn: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.delta <= MAX_DELTA or not self.temperature > 0:
             raise ValueError(f"delta {self.delta} is not in (0, {MAX_DELTA:g}], or temperature {self.temperature} <= 0")
         if not KAPPA_RANGE[0] <= self.kappa <= KAPPA_RANGE[1]:
             raise ValueError(f"kappa {self.kappa} is not in {KAPPA_RANGE}")
+
+
+@dataclass(frozen=True)
+class Fading:
+    """How noise goes over a training, its share running from 0 to 1.
+
+    The most that kappa may be falls on a straight line from where it begins to the floor of `KAPPA_RANGE`; in the last
+    share `settled` nothing is drawn.
+    """
+
+    settled: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.settled <= 1:
+            raise ValueError(f"a share of {self.settled} of the training can't be settled: no noise in what is left")
+
+    def ceiling(self, share: float, kappa: float) -> float | None:
+        """Return the most that the noise may be, `kappa` at first; None: nothing is drawn any more."""
+        noisy = 1 - self.settled
+        if share >= noisy:
+            return None
+        return kappa + (KAPPA_RANGE[0] - kappa) * share / noisy
 
 
 def half_width(kappa: float, delta: float) -> int:
@@ -138,7 +168,7 @@ def sample(
     last = x.dim() > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()  # channels, in memory
     values = x.movedim(1, -1) if last else x.contiguous()
     given = uniform.movedim(2, -1) if last and uniform is not None else uniform
-    noise = _drawn(2 * reach + 1, values) if given is None else _given(given)
+    noise = _given(given) if given is not None else _drawn(2 * reach + 1, values) if how.drawn else None
     sampled: Tensor = _Sample.apply(values, scale, kappa, _Form(grid, how, reach), noise)  # type: ignore[no-untyped-call]
     return sampled.movedim(-1, 1) if last else sampled
 
@@ -154,14 +184,15 @@ class _Sample(torch.autograd.Function):
     """Samples and, in the same pass, their derivatives by value, scale and kappa: three numbers per value to keep."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, kappa: Tensor, form: _Form, noise: Noise) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, kappa: Tensor, form: _Form, noise: Noise | None) -> Tensor:
         column = scale.reshape(-1, *[1] * (x.dim() - 1))
         units = (x / column).reshape(-1)
         value, slope, noisy = (torch.empty_like(units) for _ in range(3))
         size = CHUNK if x.device.type == "cpu" else max(1, len(units))
         for start in range(0, len(units), size):
             part = slice(start, min(start + size, len(units)))
-            value[part], slope[part], noisy[part] = _local(units[part], float(kappa), form, noise(start, part.stop))
+            drawn = None if noise is None else noise(start, part.stop)
+            value[part], slope[part], noisy[part] = _local(units[part], float(kappa), form, drawn)
             # scale * value(x / scale), derived by scale
             units[part].mul_(slope[part]).neg_().add_(value[part])
         ctx.save_for_backward(slope.view_as(x), units.view(len(scale), -1), noisy.view(len(scale), -1), scale)
@@ -216,8 +247,9 @@ def _uniform(stream: np.random.SFC64 | None, shape: tuple[int, int], like: Tenso
     return bits.to(like.dtype).mul_(2.0**-32).add_(0.5).view(shape)
 
 
-def _local(units: Tensor, kappa: float, form: _Form, noise: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return samples of values in steps, and their derivatives by value and by kappa.
+def _local(units: Tensor, kappa: float, form: _Form, noise: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return samples of values in steps, and their derivatives by value and by kappa; without noise nearest rounding
+    and the derivatives of the mean.
 
     The probability of a point at distance d = (k - u) / kappa is proportional to 1 / (cosh(1 / (2 kappa)) + cosh d):
     the form of `log_probabilities`, multiplied out. All points share one exponential, and with 1 / exponential noise in
@@ -229,15 +261,18 @@ def _local(units: Tensor, kappa: float, form: _Form, noise: list[Tensor]) -> tup
     up = gap.exp()
     around = (gap, up, up.reciprocal())
     points = [_point(around, offset, kappa) for offset in range(-form.reach, form.reach + 1)]
-    for offset, (weight, one) in enumerate(zip((point.weight for point in points), noise, strict=True), -form.reach):
-        weight.div_(one)
-        if offset:
-            weight.mul_(_inside(centre, offset, form.grid))
-    hard = _largest(points, form.reach) if form.how.straight_through else None
-    _sharpen(points, form.how.temperature)
+    for index, point in enumerate(points):
+        if noise is not None:
+            point.weight.div_(noise[index])
+        if index != form.reach:
+            point.weight.mul_(_inside(centre, index - form.reach, form.grid))
+    hard = _largest(points, form.reach) if form.how.straight_through and noise is not None else None
+    temperature = form.how.temperature if noise is not None else 1.0
+    _sharpen(points, temperature)
     mean, slope, noisy = _moments(points, form.reach)
-    rate = 1 / (form.how.temperature * kappa)
-    return (mean if hard is None else hard).add_(centre), slope.mul_(rate), noisy.mul_(rate)
+    rate = 1 / (temperature * kappa)
+    value = centre if noise is None else centre.add_(mean if hard is None else hard)
+    return value, slope.mul_(rate), noisy.mul_(rate)
 
 
 @dataclass(frozen=True)
@@ -309,31 +344,45 @@ def _moments(points: list[_Point], reach: int) -> tuple[Tensor, Tensor, Tensor]:
 class RelaxedQuantizer(nn.Module):
     """A quantizer whose scales and noise are learned: samples in training, the hard grid in evaluation.
 
-    `scale` [1], or [out] for one per output channel (the paper has one per tensor), float32, positive.
+    `scale` [1], or [out] for one per output channel (the paper has one per tensor), float32, positive. Noise stays as
+    wide as it is learned until a training tells how much of it is done (`at`).
     """
 
     log_scale: nn.Parameter
     log_kappa: nn.Parameter
 
-    def __init__(self, scale: Tensor, bits: int, grid: IntegerGrid, how: Relaxation = Relaxation()) -> None:
+    def __init__(
+        self,
+        scale: Tensor,
+        bits: int,
+        grid: IntegerGrid,
+        how: Relaxation = Relaxation(),
+        fading: Fading = Fading(),
+    ) -> None:
         super().__init__()
         if grid.high - grid.low >= 2**bits:
             raise ValueError(f"integers from {grid.low} to {grid.high} don't fit into {bits} bits")
         if scale.dim() != 1 or not bool((scale > 0).all()):
             raise ValueError("scales are one dimension of positive numbers")
-        self.bits, self.range, self.how = bits, grid, how
-        self.log_scale = nn.Parameter(scale.detach().float().log())
+        self.bits, self.range, self.how, self._fading = bits, grid, how, fading
+        self._ceiling: float | None = KAPPA_RANGE[1]
+        self._began = scale.detach().float().clone()
+        self.log_scale = nn.Parameter(self._began.log())
         self.log_kappa = nn.Parameter(torch.tensor(math.log(how.kappa)))
 
     @classmethod
-    def of_weights(cls, scale: Tensor, bits: int, how: Relaxation = Relaxation()) -> RelaxedQuantizer:
+    def of_weights(
+        cls, scale: Tensor, bits: int, how: Relaxation = Relaxation(), fading: Fading = Fading()
+    ) -> RelaxedQuantizer:
         """Return a quantizer on the symmetric grid of weights."""
-        return cls(scale, bits, IntegerGrid.of_weights(bits), how)
+        return cls(scale, bits, IntegerGrid.of_weights(bits), how, fading)
 
     @classmethod
-    def of_activations(cls, grid: ActivationGrid, how: Relaxation = Relaxation()) -> RelaxedQuantizer:
+    def of_activations(
+        cls, grid: ActivationGrid, how: Relaxation = Relaxation(), fading: Fading = Fading()
+    ) -> RelaxedQuantizer:
         """Return a quantizer that begins at a calibrated grid."""
-        return cls(torch.tensor([grid.scale]), grid.bits, IntegerGrid.of_activations(grid), how)
+        return cls(torch.tensor([grid.scale]), grid.bits, IntegerGrid.of_activations(grid), how, fading)
 
     @property
     def scale(self) -> Tensor:
@@ -345,12 +394,22 @@ class RelaxedQuantizer(nn.Module):
         """Return the noise in steps."""
         return float(self.log_kappa.detach().exp())
 
+    def at(self, share: float) -> None:
+        """Take the noise to where it is once a share of the training is done."""
+        self._ceiling = self._fading.ceiling(share, self.how.kappa)
+
     def forward(self, x: Tensor) -> Tensor:
-        """Return x relaxed (training: a new sample each time) or rounded (evaluation)."""
+        """Return x relaxed (training: a new sample each time) or rounded (evaluation, and training that has settled).
+
+        Settled, gradients are those of wide noise: of the little that is left there would be next to none.
+        """
         if not self.training:
             return self.hard(x)
+        if self._ceiling is None:
+            wide = self.log_scale.new_tensor(WIDE_KAPPA)
+            return sample(x, self.learned_scale(), wide, self.range, replace(self.how, drawn=False))
         with torch.no_grad():  # kept in range here: a clamp inside the graph would hold it at a limit for good
-            self.log_kappa.clamp_(*(math.log(limit) for limit in KAPPA_RANGE))
+            self.log_kappa.clamp_(math.log(KAPPA_RANGE[0]), math.log(self._ceiling))
         return sample(x, self.learned_scale(), self.log_kappa.exp(), self.range, self.how)
 
     def hard(self, x: Tensor) -> Tensor:
@@ -369,9 +428,12 @@ class RelaxedQuantizer(nn.Module):
         return self.scale.reshape(-1, *[1] * (x.dim() - 1))
 
     def learned_scale(self) -> Tensor:
-        """Return the scales with their gradient; straight through the rounding to powers of two."""
+        """Return the scales with their gradient; straight through the rounding to powers of two.
+
+        Untrained they are to the bit those that were given: the exponential of a logarithm would not be.
+        """
         if not self.how.powers:
-            return self.log_scale.exp()
+            return self._began * (self.log_scale - self._began.log()).exp()
         exact = torch.exp2((self.log_scale.detach() / math.log(2)).round())
         return exact * (self.log_scale - self.log_scale.detach()).exp()
 
@@ -379,13 +441,14 @@ class RelaxedQuantizer(nn.Module):
 class RelaxedQuantization:
     """Makes the quantizers of a network that is trained with relaxed ones."""
 
-    def __init__(self, how: Relaxation = Relaxation()) -> None:
-        self._how = how
+    def __init__(self, how: Relaxation = Relaxation(), fading: Fading = Fading()) -> None:
+        self._how, self._fading = how, fading
 
     def weight(self, layer: QuantizedLayer) -> nn.Module:
         """Return a layer's quantizer, from its stored scales."""
-        return RelaxedQuantizer.of_weights(torch.from_numpy(np.array(layer.weight_scale)), layer.bits, self._how)
+        scale = torch.from_numpy(np.array(layer.weight_scale))
+        return RelaxedQuantizer.of_weights(scale, layer.bits, self._how, self._fading)
 
     def site(self, grid: ActivationGrid) -> nn.Module:
         """Return a site's quantizer, from its grid."""
-        return RelaxedQuantizer.of_activations(grid, self._how)
+        return RelaxedQuantizer.of_activations(grid, self._how, self._fading)

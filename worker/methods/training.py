@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import load, save
@@ -32,6 +32,15 @@ LONGEST = 1.0
 
 Penalty = Callable[[float], Tensor | None]
 """Called for each batch with the share of training that is done; its value is added to the loss."""
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """A module inside a network that changes as training goes on."""
+
+    def at(self, share: float) -> None:
+        """Be as it is once a share of the training is done; called before each batch."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,7 @@ class Trainer:
         self.network, self._task, self._how, self._penalty = network, task, how, penalty
         self._rates, self._part = rates, Part(0, how.epochs) if part is None else part
         self._rows = task.rows.head(how.rows)
+        self._scheduled = [item for item in network.modules() if isinstance(item, Scheduled)]
         self._named = [(name, item) for name, item in network.named_parameters() if item.requires_grad]
         self._optimizer = torch.optim.Adam(self._groups(), lr=how.rate)
         self.epoch = 0
@@ -126,6 +136,8 @@ class Trainer:
         share = at / self._how.epochs
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * 0.5 * (1 + math.cos(math.pi * share))
+        for item in self._scheduled:
+            item.at(share)
         inputs = shifted([item[chosen] for item in self._rows.inputs], self._how.shift, self._how.mirror)
         loss = self._loss(inputs, chosen)
         extra = None if self._penalty is None else self._penalty(share)

@@ -15,10 +15,13 @@ from torch import Tensor
 from worker.methods.relaxed import (
     CHUNK,
     KAPPA_RANGE,
+    WIDE_KAPPA,
+    Fading,
     IntegerGrid,
     Relaxation,
     RelaxedQuantization,
     RelaxedQuantizer,
+    expectation,
     half_width,
     log_probabilities,
     sample,
@@ -190,6 +193,48 @@ def test_kappa_when_pushed_beyond_its_range_then_held_there_and_free_to_return()
         assert float(quantizer.log_kappa.grad) != 0
 
 
+def test_scale_when_untrained_then_the_bits_of_the_one_given() -> None:
+    scale = torch.rand(1000) + 1e-3
+    assert not torch.equal(scale.log().exp(), scale)
+    assert torch.equal(RelaxedQuantizer.of_weights(scale, 4).scale, scale)
+
+
+def test_fading_when_training_goes_on_then_noise_falls_to_the_floor_and_ends() -> None:
+    fading = Fading(settled=0.25)
+    assert [fading.ceiling(share, 0.35) for share in (0.0, 0.375, 0.75, 1.0)] == [0.35, pytest.approx(0.2), None, None]
+    assert fading.ceiling(0.75 - 1e-9, 0.35) == pytest.approx(KAPPA_RANGE[0])
+    assert Fading(settled=0.0).ceiling(0.999, 0.35) == pytest.approx(KAPPA_RANGE[0], abs=1e-3)
+    assert Fading(settled=1.0).ceiling(0.0, 0.35) is None
+
+
+def test_quantizer_when_told_of_training_then_noise_at_most_the_ceiling_and_still_learned() -> None:
+    quantizer = RelaxedQuantizer.of_weights(torch.tensor([0.3]), 4, Relaxation(kappa=0.3), Fading(settled=0.5))
+    quantizer.at(0.25)
+    quantizer(torch.randn(400)).square().sum().backward()
+    assert quantizer.kappa == pytest.approx((0.3 + KAPPA_RANGE[0]) / 2)
+    assert quantizer.log_kappa.grad is not None
+    quantizer.log_kappa.data.fill_(math.log(0.1))
+    quantizer(torch.randn(400))
+    assert quantizer.kappa == pytest.approx(0.1)
+
+
+def test_quantizer_when_settled_then_rounds_as_in_evaluation_with_gradients_of_the_mean() -> None:
+    torch.manual_seed(0)
+    how, kappa = Relaxation(kappa=0.2, straight_through=True), torch.tensor(WIDE_KAPPA, dtype=torch.float64)
+    quantizer = RelaxedQuantizer.of_weights(torch.tensor([0.3, 0.2]), 3, how, Fading(settled=0.5))
+    quantizer.at(0.5)
+    quantizer.log_kappa.data.fill_(math.log(KAPPA_RANGE[0]))
+    x = torch.randn(2, 500, requires_grad=True)
+    found = quantizer(x)
+    assert torch.equal(found, quantizer.hard(x))
+    (slope,) = torch.autograd.grad(found.sum(), x)
+    exact = x.detach().double().requires_grad_()
+    column = torch.tensor([[0.3], [0.2]], dtype=torch.float64)
+    mean = expectation(exact, column, kappa, quantizer.range, half_width(WIDE_KAPPA, how.delta))
+    (wanted,) = torch.autograd.grad(mean.sum(), exact)
+    assert torch.allclose(slope.double(), wanted, atol=1e-4)
+
+
 def test_quantizer_when_trained_on_the_rounding_error_then_scales_suit_the_values() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 4000) * torch.tensor([[1.0], [0.1]])
@@ -226,11 +271,12 @@ def test_quantizers_when_made_for_a_network_then_from_stored_scales_and_grids() 
         lambda: Relaxation(delta=7),
         lambda: Relaxation(temperature=0),
         lambda: Relaxation(kappa=2),
+        lambda: Fading(settled=1.1),
         lambda: RelaxedQuantizer(torch.ones(1), 2, IntegerGrid(-2, 2)),
         lambda: RelaxedQuantizer(torch.zeros(1), 2, IntegerGrid(-1, 1)),
         lambda: RelaxedQuantizer(torch.tensor(1.0), 2, IntegerGrid(-1, 1)),
     ],
 )
 def test_quantizer_when_it_makes_no_sense_then_refused(build: Any) -> None:
-    with pytest.raises(ValueError, match=r"grid|delta|kappa|fit|positive"):
+    with pytest.raises(ValueError, match=r"grid|delta|kappa|settled|fit|positive"):
         build()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from app.domain.graph import Port
 from tests.worker.methods.digit_subject import loss, subject
 from worker.methods.protocol import LossNotFinite
 from worker.methods.quantized import QuantizedStage, straight_through
-from worker.methods.straight import StraightThrough
+from worker.methods.straight import StepGrid, StraightThrough
 from worker.methods.trainable import TrainableNetwork
 from worker.methods.training import Part, Task, Trainer, divergence, shifted
+from worker.quant.grids import ActivationGrid
 
 SHORT = domain.Training(epochs=3, batch=32, shift=0)
 
@@ -84,6 +86,31 @@ def test_loss_when_asked_for_then_the_mean_divergence_on_those_rows_as_they_are(
 def test_fit_when_labels_count_then_another_loss() -> None:
     answers = [stage(replace(SHORT, labels=share)).fit().loss for share in (0.0, 0.5)]
     assert answers[0] != answers[1]
+
+
+class Told(StepGrid):
+    """An activation's quantizer that keeps what it is told of the training."""
+
+    shares: ClassVar[list[float]] = []
+
+    def at(self, share: float) -> None:
+        self.shares.append(share)
+
+
+class TellingQuantizers(StraightThrough):
+    def site(self, grid: ActivationGrid) -> torch.nn.Module:
+        return Told(grid)
+
+
+def test_fit_when_modules_are_scheduled_then_told_the_share_before_each_batch() -> None:
+    item = subject()
+    Told.shares.clear()
+    made = QuantizedStage(item, TellingQuantizers(), replace(SHORT, epochs=2, rows=96))
+    while not made.done:
+        made.fit()
+    sites = len(item.network.grids)
+    assert Told.shares[::sites] == pytest.approx([0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6])
+    assert len(Told.shares) == 6 * sites
 
 
 def test_divergence_when_answers_are_equal_then_nothing_and_else_the_kl() -> None:
