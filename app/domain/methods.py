@@ -74,7 +74,7 @@ class LearnedThresholds:
     paper: ClassVar[str] = "Azarian et al. 2020, Learned Threshold Pruning"
     training: Training = Training()
     density: float = 0.2
-    pruning: float = 0.6
+    pruning: float = 0.4
     outs: int = 1
     ins: int = 1
     keep: int | None = None
