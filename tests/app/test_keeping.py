@@ -216,6 +216,6 @@ def test_commands_when_run_then_backup_doctor_sweep_and_restore_answer_as_json(t
     assert run("restore", str(tmp_path / "backups"), "--data-dir", new)[0] == 0
     assert run("doctor", "--deep", "--data-dir", new)[0] == 0
     assert run("sweep", "--data-dir", new) == (
-        0, {"files": 0, "bytes": 0, "unfinished": 0, "training": 0, "young": 0},
+        0, {"files": 0, "bytes": 0, "unfinished": 0, "training": 0, "young": 0, "old": 0},
     )  # fmt: skip
     assert run("doctor", "--data-dir", str(tmp_path / "nowhere"))[0] == 1

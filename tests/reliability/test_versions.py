@@ -54,7 +54,7 @@ def test_worker_when_it_is_of_another_version_then_it_leaves_jobs_alone_and_one_
     settings = Settings(data_dir=rig.folder, disk_floor_bytes=0)
     service = Service(settings, rig.database, rig.blobs, queue.client(rig.database))
     sha, size = rig.blobs.put_file(files / "digits.npz")
-    row = actions.create_dataset(service, "digits", {**SPEC, "role": "all", "split_seed": 0}, sha, size)
+    row = actions.create_dataset(service, "default", "digits", {**SPEC, "role": "all", "split_seed": 0}, sha, size)
 
     def state() -> str:
         with rig.database.reading() as session:

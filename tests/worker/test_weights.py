@@ -38,7 +38,7 @@ def pushed(rig: Rig, data: bytes) -> str:
     """Record new weights of the rig's network as the service would; return the model's id."""
     settings = Settings(data_dir=rig.folder, database_url=rig.database.url)
     service = actions.Service(settings, rig.database, rig.blobs, queue.client(rig.database))
-    return actions.create_weights(service, rig.model_id, None, rig.blobs.put(data), len(data)).id
+    return actions.create_weights(service, "default", rig.model_id, None, rig.blobs.put(data), len(data)).id
 
 
 def model(rig: Rig, key: str) -> Model:
