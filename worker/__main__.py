@@ -131,8 +131,11 @@ class Watch:
     def give_back(self) -> None:
         """Put this worker's unfinished work back on its queues, as no attempt; a killed worker's is found later."""
         try:
+            running = list(jobs.context().running)
+            for runner in running:  # before others may begin: a trial that is still held would be an attempt of theirs
+                runner.hold()
             moved = queue.adopt(jobs.context().client, [self._executor_id])
-            for runner in list(jobs.context().running):
+            for runner in running:
                 runner.stop()
             with self._database.writing() as session:
                 leave(session, self._executor_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ class Runner:
         self._start: warm.Start | None = None
         self._wishes = Wishes(site.database, search_id)
         self._begun = time.monotonic()
+        self._door = threading.Lock()  # claims go through it one by one; whoever is to leave keeps it shut
 
     def run(self) -> End:
         """Work on the search until it is finished or the slice is over."""
@@ -117,6 +119,13 @@ class Runner:
         with self.crew.site.database.writing() as session:
             rows.halt(session, self.search_id, problem(rows.NO_ROOM, f"the disk is full: {error}"))
         return self._rested()
+
+    def hold(self) -> None:
+        """Give back the trials that this process holds and claim no more, from another thread: it is about to end, and
+        whoever takes its work over begins them as if it had not."""
+        self._door.acquire()
+        with self.crew.site.database.writing() as session:
+            rows.release(session, self.search_id, self.crew.token)
 
     def stop(self) -> None:
         """Give back what this process holds, from another thread: it is about to end, which is no death."""
@@ -328,7 +337,7 @@ class Runner:
         Raises LostTrial where a successor took this runner's slot.
         """
         self.crew.work()
-        with self.site.database.writing() as session:
+        with self._door, self.site.database.writing() as session:
             self.crew.check(session, plan.idx)
             others = self.crew.others(session)
             try:
