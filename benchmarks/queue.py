@@ -28,8 +28,9 @@ from app.store.tables import Runner
 from benchmarks.cells import cell
 from benchmarks.claims import Claim, judged, table
 from benchmarks.live import START_S, _answers, _end, _port, _process, _wait
+from benchmarks.service import pushed
 from tests.app.store.databases import postgres_url
-from tests.worker.digit_files import SPEC, write_files
+from tests.worker.digit_files import write_files
 
 Json = dict[str, Any]
 WORKERS, MOST, LIVE, SLICE_S = 3, 2, 2, 10
@@ -172,11 +173,8 @@ def _started(folder: Path, url: str) -> Iterator[dict[str, Client]]:
 
 def _body(client: Client, files: Path) -> Json:
     """Upload an owner's network and data; return what a search is asked with."""
-    model = client.push_model(files / "net.pt2", name="net")
-    data = client.push_dataset(files / "digits.npz", name="digits", spec=SPEC)
-    for noun, row in (("models", model), ("datasets", data)):
-        client.wait_ready(noun, row["id"])
-    return {"model_id": model["id"], "dataset": {"all": data["id"]}, "device_id": "generic-npu", "export_top": 0,
+    model, data = pushed(client, files)
+    return {"model_id": model, "dataset": {"all": data}, "device_id": "generic-npu", "export_top": 0,
             "polish": False, "search": {"warm_start": False}}  # fmt: skip
 
 

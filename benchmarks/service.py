@@ -126,14 +126,20 @@ def _upload(client: Client, pid: int, folder: Path) -> Json:
             "growth_mib": peak[0] - before}  # fmt: skip
 
 
+def pushed(client: Client, files: Path) -> tuple[str, str]:
+    """Upload the digits' network and data; return their ids once both are ready."""
+    model = client.push_model(files / "net.pt2", name="net")["id"]
+    data = client.push_dataset(files / "digits.npz", name="digits", spec=SPEC)["id"]
+    for noun, key in (("models", model), ("datasets", data)):
+        client.wait_ready(noun, key)
+    return model, data
+
+
 def _under_search(client: Client, files: Path) -> Json:
     """Read at a fixed rate and listen to the events while a search runs; then look at its trials."""
-    model = client.push_model(files / "net.pt2", name="net")
-    data = client.push_dataset(files / "digits.npz", name="digits", spec=SPEC)
-    for noun, row in (("models", model), ("datasets", data)):
-        client.wait_ready(noun, row["id"])
+    model, data = pushed(client, files)
     search = client.create_search(
-        {"name": "s", "model_id": model["id"], "dataset": {"all": data["id"]}, "device_id": "generic-npu",
+        {"name": "s", "model_id": model, "dataset": {"all": data}, "device_id": "generic-npu",
          "limits": [{"metric": "bops", "relative": 0.5}], "search": {"trials": TRIALS, "warm_start": False},
          "export_top": 0, "polish": False}
     )  # fmt: skip

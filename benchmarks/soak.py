@@ -24,7 +24,7 @@ from app.client import ApiProblem, Client
 from benchmarks.cells import RESULTS, cell
 from benchmarks.claims import Claim, judged, table
 from benchmarks.live import _wait
-from benchmarks.service import served
+from benchmarks.service import pushed, served
 from benchmarks.strips import Strip, strips
 from tests.worker.digit_files import SPEC, write_files
 
@@ -174,12 +174,9 @@ def _start(load: Load, client: Client, files: Path) -> list[threading.Thread]:
 
 def _round(client: Client, load: Load, files: Path) -> None:
     """Upload, search, export, download, delete."""
-    model = client.push_model(files / "net.pt2", name="net")
-    data = client.push_dataset(files / "digits.npz", name="digits", spec=SPEC)
-    for noun, row in (("models", model), ("datasets", data)):
-        client.wait_ready(noun, row["id"])
+    model, data = pushed(client, files)
     search = client.create_search(
-        {"name": "s", "model_id": model["id"], "dataset": {"all": data["id"]}, "device_id": "generic-npu",
+        {"name": "s", "model_id": model, "dataset": {"all": data}, "device_id": "generic-npu",
          "limits": [{"metric": "bops", "relative": 0.5}], "export_top": 1, "polish": False,
          "search": {"trials": 8, "warm_start": False, "seed": load.done.get("searches", 0)}}
     )  # fmt: skip
@@ -188,8 +185,8 @@ def _round(client: Client, load: Load, files: Path) -> None:
         for artefact in candidate["artefacts"]:
             client.download(artefact["id"], files / "artefact")
             load.count("downloads")
-    client.delete(f"/v1/models/{model['id']}?cascade=cancel")
-    client.delete(f"/v1/datasets/{data['id']}")
+    client.delete(f"/v1/models/{model}?cascade=cancel")
+    client.delete(f"/v1/datasets/{data}")
     load.count("searches")
 
 

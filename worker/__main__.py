@@ -136,7 +136,7 @@ class Watch:
                 runner.hold()
             moved = queue.adopt(jobs.context().client, [self._executor_id])
             for runner in running:
-                runner.stop()
+                runner.crew.leave()
             with self._database.writing() as session:
                 leave(session, self._executor_id)
             log.info("worker %s leaves %s to others", self._executor_id, moved)

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from app import logs
 from app.domain.candidate import Measurement
 from app.domain.space import Assignment
-from app.store import evaluations, runners, turns
+from app.store import evaluations, turns
 from app.store import runner as rows
 from app.store.tables import Trial
 from worker import predictions, warm
@@ -126,12 +126,6 @@ class Runner:
         self._door.acquire()
         with self.crew.site.database.writing() as session:
             rows.release(session, self.search_id, self.crew.token)
-
-    def stop(self) -> None:
-        """Give back what this process holds, from another thread: it is about to end, which is no death."""
-        with self.crew.site.database.writing() as session:
-            rows.release(session, self.search_id, self.crew.token)
-            runners.leave(session, self.search_id, self.crew.token)
 
     def close(self) -> None:
         """Kill the child, if there is one."""

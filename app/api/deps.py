@@ -39,9 +39,8 @@ def service(request: Request) -> Service:
 
 
 async def _service(request: Request) -> Service:
-    return service(
-        request
-    )  # at once: what is no coroutine goes to another thread and back, each time a wait for its turn
+    # a coroutine: what is none goes to another thread and back, each time a wait for its turn
+    return service(request)
 
 
 def key(request: Request) -> auth.Key:

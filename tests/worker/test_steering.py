@@ -177,14 +177,15 @@ def test_write_when_a_successor_has_the_slot_then_refused_in_every_stage(rig: Ri
     assert tokens == ["successor"]
 
 
-def test_stop_when_a_trial_is_in_flight_then_given_back_as_no_attempt(rig: Rig) -> None:
+def test_hold_when_a_trial_is_in_flight_then_given_back_as_no_attempt(rig: Rig) -> None:
     search = rig.add_search(TRIALS, export_top=0)
     runner = Runner(site(rig), search)
     plan = {"idx": 0, "kind": "baseline", "params": {}, "assignment": {}, "sampler_attrs": {}}
     runner.crew.enter(1)
     with rig.database.writing() as session:
         rows.claim(session, search, plan, runner.crew.token)
-    runner.stop()
+    runner.hold()
+    runner.crew.leave()
     (trial,) = rig.trials(search)
     assert (trial.state, trial.attempt, trial.owner_token) == ("running", 0, None)
     with rig.database.reading() as session:

@@ -26,9 +26,6 @@ class GatedWidths(BitGatedQuantizer):
         """Return the expected width; the range has no part in it."""
         return super().bits()
 
-    def project(self, narrowest: float, widest: float) -> None:
-        """Leave everything as it is: gates leave their bounds nowhere."""
-
     def plain(self) -> LearnedQuantizer:
         """Return a quantizer of the same range, fixed to the width that the gates choose."""
         found = LearnedQuantizer(self.log_top.detach().exp(), self.deploy_bits(), self.below)
