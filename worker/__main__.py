@@ -103,6 +103,7 @@ class Watch:
                 self._keep_house()
             except Exception:  # a database that is away for a while must not end the worker
                 log.exception("heartbeat failed")
+                self._silence = Silence(self._settings.worker_silence_s)  # nor does its absence make others silent
 
     def _beat(self) -> None:
         with self._database.writing() as session:

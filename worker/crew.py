@@ -73,6 +73,12 @@ class Crew:
         with self.site.database.writing() as session:
             runners.leave(session, self.search_id, self.token)
 
+    def regain(self) -> None:
+        """Give back this runner's trials. Raises LostTrial where its slot was taken, as it was not heard of."""
+        with self.site.database.writing() as session:
+            self._check_slot(session)
+            rows.release(session, self.search_id, self.token)
+
     def beat(self) -> None:
         """Tell from time to time that this runner lives. Raises LostTrial where its slot was taken."""
         if self.is_alone or time.monotonic() - self._beaten < BEAT_S:

@@ -10,7 +10,7 @@ from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
 
 from app import queue
 from app.queue import APPLICATION, APPLICATION_VERSION, CONTROL, TRIALS
-from app.store.engine import Database
+from app.store.engine import IDLE_S, Database
 
 POLL_S = 0.3
 SCHEDULER_POLL_S = 5.0
@@ -37,6 +37,7 @@ def launch(database: Database, executor_id: str, concurrency: int = 1, most: int
         run_migrations=False,
         serializer=DBOSPortableJSONSerializer(),  # as in app.queue: nothing is ever unpickled
         log_level="WARNING",
+        sys_db_idle_transaction_timeout_sec=IDLE_S,
     )
     if database.url.startswith("sqlite"):
         config["system_database_engine"] = database.write

@@ -18,10 +18,11 @@ from app.domain.lifecycle import ModelState
 from app.settings import Settings
 from app.store import runner as rows
 from app.store.blobs import Blobs
-from app.store.engine import Database
+from app.store.engine import Database, is_away
 from app.store.tables import Dataset, Model
 from worker.calibration import Calibrator
 from worker.job import GivenUp, LostTrial, Site, problem, weights_file
+from worker.outlast import outlasting
 from worker.room import is_full
 from worker.runner import Runner
 from worker.sandbox import Child, ChildDied, ChildRefused, Limits
@@ -68,6 +69,7 @@ def context() -> Context:
 
 
 @DBOS.workflow(name=queue.INSPECT_MODEL, max_recovery_attempts=MAX_DEATHS)
+@outlasting
 def inspect_model(model_id: str) -> None:
     """Read an uploaded network in a sandboxed child; store its picture or why it was rejected."""
 
@@ -78,6 +80,7 @@ def inspect_model(model_id: str) -> None:
 
 
 @DBOS.workflow(name=queue.INSPECT_DATASET, max_recovery_attempts=MAX_DEATHS)
+@outlasting
 def inspect_dataset(dataset_id: str) -> None:
     """Read an uploaded dataset in a sandboxed child; store its record or why it was rejected."""
 
@@ -121,6 +124,7 @@ def _inspected(site: Site, method: str, params: Json) -> tuple[Json | None, Json
 
 
 @DBOS.workflow(name=queue.RUN_SEARCH)
+@outlasting
 def run_search(search_id: str, slot: str = "0") -> None:
     """Work on a search for one slice, as one of its runners; enqueue the next slice where it is not finished."""
     here = context()
@@ -133,6 +137,8 @@ def run_search(search_id: str, slot: str = "0") -> None:
         log.warning("lease-lost: search %s, %s is another worker's now", search_id, lost)
         return
     except Exception as error:  # the engine does not run a failed workflow again: the search must not seem to run
+        if is_away(error):
+            raise
         if is_full(error):  # not even the pause could be written: mending takes the search up again
             log.error("search %s: no room for anything", search_id)
             return
@@ -151,6 +157,7 @@ def run_search(search_id: str, slot: str = "0") -> None:
 
 
 @DBOS.workflow(name=queue.EXPORT_CANDIDATE, max_recovery_attempts=MAX_DEATHS)
+@outlasting
 def export_one(candidate_id: str, opset: str = "") -> None:
     """Export and verify one candidate on request, at its search's ONNX opset unless another is named."""
     here = context()
@@ -170,17 +177,21 @@ def export_one(candidate_id: str, opset: str = "") -> None:
 
 
 @DBOS.workflow(name=queue.CALIBRATE)
+@outlasting
 def calibrate(calibration_id: str) -> None:
     """Measure a device and store what was learnt as the next revision of its profile."""
     calibrator = Calibrator(context().site, calibration_id)
     try:
         calibrator.run()
     except Exception as error:  # the engine does not run a failed workflow again: it must not seem to run
+        if is_away(error):
+            raise
         log.exception("calibration %s failed", calibration_id)
         calibrator.fail(f"{type(error).__name__}: {error}")
 
 
 @DBOS.workflow(name=queue.FIRE_SCHEDULE)
+@outlasting
 def fire_schedule(at: Any, schedule_id: Any) -> None:
     """Create the search a schedule asks for; a tick is one workflow, so it fires once."""
     actions.fire_schedule(context().service, str(schedule_id))

@@ -16,6 +16,7 @@ from app.domain.candidate import Measurement
 from app.domain.space import Assignment
 from app.store import evaluations, turns
 from app.store import runner as rows
+from app.store.engine import is_away
 from app.store.tables import Trial
 from worker import predictions, warm
 from worker.baseline import baseline_problem, baseline_warnings
@@ -24,6 +25,7 @@ from worker.crew import Crew
 from worker.finish import Finisher, export_candidate
 from worker.job import Cancelled, Ended, GivenUp, Job, LostTrial, Paused, Site, load_job, problem
 from worker.measured import Measured, Timer
+from worker.outlast import outlasting
 from worker.room import DiskFull, check_room, is_full
 from worker.sandbox import OPEN_S, Child, ChildDied, ChildRefused
 from worker.search.loop import SearchLoop
@@ -112,7 +114,10 @@ class Runner:
             return "finished" if self.crew.rest(session) else "again"
 
     def _halted(self, error: Exception) -> End:
-        """Pause a search that a full disk stops; it is resumed once there is room (app.mending)."""
+        """Outlast a database that is away; pause a search that a full disk stops (app.mending resumes it)."""
+        if is_away(error):
+            outlasting(self.crew.regain)()
+            return "again"
         if not isinstance(error, DiskFull) and not is_full(error):
             raise error
         log.warning("search %s pauses: the disk is full: %s", self.search_id, error)

@@ -23,6 +23,10 @@ from sqlalchemy.orm import Session
 from app.store.notices import Noting
 
 _joined: ContextVar[tuple[str, Session] | None] = ContextVar("joined", default=None)
+# A process that is stopped, or whose host is gone, in a transaction loses its locks after so long: the other workers
+# would wait for them as long as its connection lives, which is hours.
+IDLE_S = 10.0
+_AWAY = ("08", "57P", "53300")  # SQLSTATE: connections, the server's shutdown and start, too many connections
 _PRAGMAS = ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
 
 
@@ -91,7 +95,8 @@ def connect(url: str) -> Database:
     """Return the database at `url`. Nothing is opened until the first transaction."""
     if url.startswith("sqlite"):
         return Database(url, _sqlite(url, _PRAGMAS, "BEGIN IMMEDIATE"), _sqlite(url, (*_PRAGMAS, "query_only=ON")))
-    engine = sa.create_engine(_psycopg(url), json_serializer=dumps, pool_pre_ping=True, pool_size=10)
+    idle = {"options": f"-c idle_in_transaction_session_timeout={1000 * IDLE_S:.0f}"}
+    engine = sa.create_engine(_psycopg(url), json_serializer=dumps, pool_pre_ping=True, pool_size=10, connect_args=idle)
     return Database(url, engine, engine.execution_options(postgresql_readonly=True))
 
 
@@ -101,6 +106,16 @@ def is_read_only(error: BaseException) -> bool:
         return error.errno in (errno.EROFS, errno.EACCES)
     told = str(error.orig) if isinstance(error, sa.exc.DBAPIError) else ""
     return "readonly database" in told or "read-only transaction" in told  # SQLite's words, and PostgreSQL's
+
+
+def is_away(error: BaseException) -> bool:
+    """Tell whether an error says that a database can't be spoken to for now: what was asked may be asked again."""
+    if not isinstance(error, sa.exc.DBAPIError):
+        return False
+    if error.connection_invalidated or getattr(error.orig, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+        return True
+    state = getattr(error.orig, "sqlstate", "")  # None: there was no connection to tell one
+    return isinstance(error, sa.exc.OperationalError) and ("08" if state is None else state).startswith(_AWAY)
 
 
 def afterwards(session: Session, act: Callable[[], None]) -> None:
