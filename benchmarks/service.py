@@ -47,7 +47,8 @@ def measure() -> Json:
         with served(folder, workers=0) as (client, pid, ready_s):
             found: Json = {"ready_s": ready_s, "idle_mib": _mib(pid, "VmRSS"), **_upload(client, pid, folder)}
         with served(folder, workers=1) as (client, _, _):
-            return {**found, **_under_search(client, write_files(folder))}
+            model, data = pushed(client, write_files(folder))
+            return {**found, **_under_search(client, model, data), **_per_trial(client, model, data)}
 
 
 def claims(found: Json) -> list[Claim]:
@@ -135,28 +136,40 @@ def pushed(client: Client, files: Path) -> tuple[str, str]:
     return model, data
 
 
-def _under_search(client: Client, files: Path) -> Json:
-    """Read at a fixed rate and listen to the events while a search runs; then look at its trials."""
-    model, data = pushed(client, files)
-    search = client.create_search(
+def _search(client: Client, model: str, data: str) -> str:
+    """Start a search; return its id once its first trial is done."""
+    made = client.create_search(
         {"name": "s", "model_id": model, "dataset": {"all": data}, "device_id": "generic-npu",
          "limits": [{"metric": "bops", "relative": 0.5}], "search": {"trials": TRIALS, "warm_start": False},
          "export_top": 0, "polish": False}
     )  # fmt: skip
+    key: str = made["id"]
+    _wait(lambda: client.get(f"/v1/searches/{key}")["progress"]["done"] > 0, 120, "the first trial")
+    return key
+
+
+def _under_search(client: Client, model: str, data: str) -> Json:
+    """Read at a fixed rate and listen to the events while a search runs."""
+    search = _search(client, model, data)
     waits: list[float] = []
-    listener = threading.Thread(target=_listen, args=(client, search["id"], waits), daemon=True)
-    listener.start()
-    _wait(lambda: client.get(f"/v1/searches/{search['id']}")["progress"]["done"] > 0, 120, "the first trial")
-    times = _reads(client, search["id"])
-    client.wait_search(search["id"])
-    trials = [item for item in client.trials(search["id"]) if item["state"] == "done"]
+    threading.Thread(target=_listen, args=(client, search, waits), daemon=True).start()
+    times = _reads(client, search)
+    client.wait_search(search)
+    p95, p99 = np.percentile(times, [95, 99])
+    return {"reads": len(times), "read_p95_ms": 1e3 * p95, "read_p99_ms": 1e3 * p99,
+            "event_p95_s": float(np.percentile(waits, 95)), "events": len(waits)}  # fmt: skip
+
+
+def _per_trial(client: Client, model: str, data: str) -> Json:
+    """Let a search run with nobody asking; return what a trial takes beside its measurement."""
+    search = _search(client, model, data)
+    time.sleep(READ_S)
+    client.wait_search(search)
+    trials = [item for item in client.trials(search) if item["state"] == "done"]
     ends = sorted(datetime.fromisoformat(item["finished_at"]).timestamp() for item in trials)
     cycle = float(np.median(np.diff(ends[1:])))
     inside = float(np.median([item["seconds"] for item in trials[1:]]))
-    p95, p99 = np.percentile(times, [95, 99])
-    return {"reads": len(times), "read_p95_ms": 1e3 * p95, "read_p99_ms": 1e3 * p99, "trials": len(trials),
-            "event_p95_s": float(np.percentile(waits, 95)), "events": len(waits), "cycle_s": cycle,
-            "trial_s": inside, "bookkeeping_s": cycle - inside}  # fmt: skip
+    return {"trials": len(trials), "cycle_s": cycle, "trial_s": inside, "bookkeeping_s": cycle - inside}
 
 
 def _listen(client: Client, search: str, waits: list[float]) -> None:

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app import agents
 from app.api.agent_schema import EnrolIn, HeartbeatIn, MeasurementIn, PullIn, ResultsIn
+from app.api.answers import add_headers
 from app.api.auth import require
 from app.api.conditional import shown, stored_file
 from app.api.deps import Filter, Json, KeyDep, ListDep, ServiceDep, body, idempotent, paged
@@ -34,6 +35,7 @@ def agent_of(id: str, request: Request) -> Agent:
         raise Problem("unauthenticated", "an agent's token is needed: Authorization: Bearer tfa_...")
     found = agents.identify(service_of(request), header[7:].strip(), id)
     acting.known(found.id, found.owner_id)
+    add_headers(request, request.app.state.rates.take(found.id))
     return found
 
 

@@ -122,6 +122,17 @@ def test_key_when_it_asks_too_fast_then_429_with_the_headers_and_another_key_is_
     assert "ratelimit" not in client.get("/healthz").headers
 
 
+def test_agent_when_it_asks_too_fast_then_429_from_a_bucket_of_its_own(client: TestClient) -> None:
+    who = owner(client, "ant")
+    code = who.ask("POST", "/v1/agents/enrolments").json()["code"]
+    agent = client.post("/v1/agents:enrol", json={"code": code, "name": "board", "host": {}}).json()
+    headers, address = {"authorization": f"Bearer {agent['token']}"}, f"/v1/agents/{agent['id']}/heartbeat"
+    answers = [client.post(address, json={"session": "0123abcd"}, headers=headers) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert answers[3].json()["type"] == "/problems/too-many-requests"
+    assert who.ask("GET", "/v1/models").status_code == 200
+
+
 def test_list_when_it_has_a_next_page_then_both_headers_are_told(client: TestClient) -> None:
     ant = owner(client, "ant")
     for size in range(2):
