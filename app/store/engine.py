@@ -27,7 +27,7 @@ _joined: ContextVar[tuple[str, Session] | None] = ContextVar("joined", default=N
 # would wait for them as long as its connection lives, which is hours.
 IDLE_S = 10.0
 _AWAY = ("08", "57P", "53300")  # SQLSTATE: connections, the server's shutdown and start, too many connections
-_PRAGMAS = ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+_PRAGMAS = ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-1024")
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,8 @@ def _psycopg(url: str) -> sa.URL:
 
 
 def _sqlite(url: str, pragmas: tuple[str, ...], begin: str = "BEGIN") -> sa.Engine:
-    engine = sa.create_engine(url, json_serializer=dumps, pool_size=10, max_overflow=20)
+    # few stay open, the latest used first: each holds two files and pages of the database in a cache of its own
+    engine = sa.create_engine(url, json_serializer=dumps, pool_size=3, max_overflow=27, pool_use_lifo=True)
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: Any) -> None:

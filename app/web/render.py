@@ -57,6 +57,7 @@ def _templates() -> Environment:
         label=label,
         limits=view.limits_of,
         moment=view.moment,
+        of_several=view.of_several,
         pairs=lambda device: pairs_text(device["profile"]).split(),
         percent=percent,
         pretty=lambda value: json.dumps(value, indent=2),

@@ -301,6 +301,11 @@ def _kinds(legal: Mapping[str, set[tuple[int, ...]]], pair: tuple[int, int]) -> 
     return "all" if len(found) == len(KINDS) else ", ".join(found)
 
 
+def of_several(items: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether rows belong to more than one owner: only an administrator sees such, and asks whose they are."""
+    return len({item["owner_id"] for item in items}) > 1
+
+
 def moment(text: str | None, now: datetime | None = None) -> str:
     """Return a timestamp as people say it: "3 min ago", then the date."""
     if not text:

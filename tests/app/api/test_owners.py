@@ -179,6 +179,15 @@ def test_page_when_its_id_is_another_owners_then_404(world: World) -> None:
         assert world.bee.made[noun] in shown and world.ant.made[noun] not in shown
 
 
+@pytest.mark.parametrize("noun", ["models", "datasets", "searches", "fleets", "schedules"])
+def test_list_page_when_rows_are_of_several_owners_then_an_administrator_sees_whose_they_are(
+    world: World, noun: str
+) -> None:
+    told, own = (who.ask("GET", f"/{noun}").text for who in (world.admin, world.bee))
+    assert "<th>Owner</th>" in told and "<td>ant</td>" in told and "<td>bee</td>" in told
+    assert "<th>Owner</th>" not in own and "<td>bee</td>" not in own
+
+
 @pytest.mark.fault(23)
 @pytest.mark.parametrize("noun", ["model_id", "dataset", "device_id"])
 @pytest.mark.parametrize("path", ["searches", "searches/preflight", "fleets", "schedules"])
