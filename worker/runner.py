@@ -31,7 +31,7 @@ from worker.sandbox import OPEN_S, Child, ChildDied, ChildRefused
 from worker.search.loop import SearchLoop
 from worker.search.rows import TrialPlan
 from worker.stages import network_of
-from worker.trials import Failures, plan_json, poisoned, row_of
+from worker.trials import BASELINE_TRIES, Failures, logged, plan_json, poisoned, row_of, tried
 from worker.wishes import Wishes
 
 Json = dict[str, Any]
@@ -321,7 +321,7 @@ class Runner:
                 continue
             with logs.bind(trial=plan.idx):
                 result = self._attempt(job, plan) if attempt <= rows.MAX_ATTEMPTS else poisoned(attempt)
-                _logged(result)
+                logged(result)
             self._finish(job, loop, plan, result)
             self._failures.note((result.get("failure") or {}).get("kind"))
 
@@ -348,7 +348,8 @@ class Runner:
 
     def _attempt(self, job: Job, plan: TrialPlan) -> Json:
         start = time.perf_counter()
-        result = self._attempt_item(job, (plan.assignment, plan.fidelity, plan.repair or REPAIR))
+        item = (plan.assignment, plan.fidelity, plan.repair or REPAIR)
+        result = tried(lambda: self._attempt_item(job, item), BASELINE_TRIES if plan.idx == 0 else 1)
         return {**result, "seconds": time.perf_counter() - start}
 
     def _attempt_item(self, job: Job, item: tuple[Assignment, str, str]) -> Json:
@@ -490,10 +491,3 @@ class Runner:
         self.crew.beat()
         return self._wishes.end_now
 
-
-def _logged(result: Json) -> None:
-    failure, seconds = result.get("failure"), round(result["seconds"], 3)
-    if failure is None:
-        log.info("trial done", extra={"seconds": seconds})
-    else:
-        log.warning("trial failed", extra={"seconds": seconds, "class": failure["kind"]})

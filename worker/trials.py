@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,10 @@ from worker.search.rows import TrialPlan, TrialRow
 
 Json = dict[str, Any]
 MAX_SAME_FAILURES = 3
+BASELINE_TRIES = 3
+_KILLED = ("crashed", "out-of-memory")
+
+log = logging.getLogger("tightfit.worker")
 
 
 @dataclass
@@ -28,6 +34,28 @@ class Failures:
         if self.count >= MAX_SAME_FAILURES:
             detail = f"{self.count} trials in a row ended as {kind!r}"
             raise GivenUp(problem("trials-keep-failing", detail))
+
+
+def tried(attempt: Callable[[], Json], times: int) -> Json:
+    """Return what an attempt gives, repeated up to so many times where its process was killed.
+
+    For the float network: a search ends without it, and what killed the process may have been the machine.
+    """
+    for _ in range(times - 1):
+        result = attempt()
+        if (result.get("failure") or {}).get("kind") not in _KILLED:
+            return result
+        log.warning("killed, and tried again", extra={"class": result["failure"]["kind"]})
+    return attempt()
+
+
+def logged(result: Json) -> None:
+    """Log how a trial ended."""
+    failure, seconds = result.get("failure"), round(result["seconds"], 3)
+    if failure is None:
+        log.info("trial done", extra={"seconds": seconds})
+    else:
+        log.warning("trial failed", extra={"seconds": seconds, "class": failure["kind"]})
 
 
 def poisoned(attempt: int) -> Json:

@@ -126,7 +126,8 @@ class Campaign:
         end = time.monotonic() + within_s
         while (left := self._left(wanted)) and time.monotonic() < end:
             self._submit()
-            time.sleep(self.random.uniform(0.05, 0.6))
+            # long enough that trials get done between two kills, short enough that most kills meet one under way
+            time.sleep(self.random.choice((self.random.uniform(0.05, 0.6), self.random.uniform(1.0, 6.0))))
             self._kill(self.random.choices(list(left), weights=list(left.values()))[0])
         return not self._left(wanted)
 
@@ -281,7 +282,9 @@ def main() -> int:
             print(json.dumps({"kills": dict(campaign.journal.kills())}))
             return 2
         campaign.settle()
-        print(json.dumps(campaign.verdict()))
+        found = campaign.verdict()
+        print(json.dumps(found))
+        assert found["searches"].get("completed"), "no search completed: the campaign left no time for one"
         return 0
     finally:
         campaign.stop()
