@@ -136,6 +136,7 @@ def server_of(application: FastAPI, settings: Settings) -> uvicorn.Server:
 
 def serve(settings: Settings, workers: int = 1) -> int:
     """Run the service until a signal stops it; return the exit code."""
+    gc.disable()  # what is built from here on lives on: looking through it again and again is a quarter of the start
     from app import logs
     from app.main import create_app
 
@@ -162,6 +163,7 @@ def _settle() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
     sys.setswitchinterval(SWITCH_S)
     with suppress(AttributeError, OSError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)

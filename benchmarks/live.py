@@ -8,13 +8,13 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import sqlalchemy as sa
 
 from app.client import Client
@@ -97,8 +97,8 @@ def _process(folder: Path, name: str, arguments: list[str], database: str = "") 
 
 
 def _answers(url: str) -> bool:
-    with suppress(httpx.TransportError):
-        return httpx.get(f"{url}/readyz").is_success
+    with suppress(OSError), urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
+        return int(answer.status) == 200
     return False
 
 

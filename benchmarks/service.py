@@ -48,7 +48,11 @@ def measure() -> Json:
             found: Json = {"ready_s": ready_s, "idle_mib": _mib(pid, "VmRSS"), **_upload(client, pid, folder)}
         with served(folder, workers=1) as (client, _, _):
             model, data = pushed(client, write_files(folder))
-            return {**found, **_under_search(client, model, data), **_per_trial(client, model, data)}
+            return {
+                **found,
+                **_under_search(client, model, data),
+                **_per_trial(client, model, data, folder / "service.log"),
+            }
 
 
 def claims(found: Json) -> list[Claim]:
@@ -65,7 +69,8 @@ def claims(found: Json) -> list[Claim]:
               found["read_p95_ms"] <= 30 and found["read_p99_ms"] <= 80, reads),
         Claim("event to client p95 <= 1 s", found["event_p95_s"] <= 1, f"{found['event_p95_s']:.2f} s"),
         Claim("engine and bookkeeping <= 0.1 s per trial", found["bookkeeping_s"] <= 0.1,
-              f"{share:.0f} ms of {1e3 * found['cycle_s']:.0f} ms between trials' ends"),
+              f"{share:.0f} ms of {1e3 * found['cycle_s']:.0f} ms between trials' ends; choosing the network "
+              f"{1e3 * found['planned_s']:.0f} ms, measuring it {1e3 * found['trial_s']:.0f} ms"),
     ]  # fmt: skip
 
 
@@ -136,11 +141,11 @@ def pushed(client: Client, files: Path) -> tuple[str, str]:
     return model, data
 
 
-def _search(client: Client, model: str, data: str) -> str:
+def _search(client: Client, model: str, data: str, bops: float) -> str:
     """Start a search; return its id once its first trial is done."""
     made = client.create_search(
         {"name": "s", "model_id": model, "dataset": {"all": data}, "device_id": "generic-npu",
-         "limits": [{"metric": "bops", "relative": 0.5}], "search": {"trials": TRIALS, "warm_start": False},
+         "limits": [{"metric": "bops", "relative": bops}], "search": {"trials": TRIALS, "warm_start": False},
          "export_top": 0, "polish": False}
     )  # fmt: skip
     key: str = made["id"]
@@ -150,7 +155,7 @@ def _search(client: Client, model: str, data: str) -> str:
 
 def _under_search(client: Client, model: str, data: str) -> Json:
     """Read at a fixed rate and listen to the events while a search runs."""
-    search = _search(client, model, data)
+    search = _search(client, model, data, 0.5)
     waits: list[float] = []
     threading.Thread(target=_listen, args=(client, search, waits), daemon=True).start()
     times = _reads(client, search)
@@ -160,16 +165,19 @@ def _under_search(client: Client, model: str, data: str) -> Json:
             "event_p95_s": float(np.percentile(waits, 95)), "events": len(waits)}  # fmt: skip
 
 
-def _per_trial(client: Client, model: str, data: str) -> Json:
-    """Let a search run with nobody asking; return what a trial takes beside its measurement."""
-    search = _search(client, model, data)
+def _per_trial(client: Client, model: str, data: str, log: Path) -> Json:
+    """Let a search run with nobody asking; return what a trial takes beside choosing and measuring its network."""
+    search = _search(client, model, data, 0.3)
     time.sleep(READ_S)
     client.wait_search(search)
     trials = [item for item in client.trials(search) if item["state"] == "done"]
     ends = sorted(datetime.fromisoformat(item["finished_at"]).timestamp() for item in trials)
     cycle = float(np.median(np.diff(ends[1:])))
     inside = float(np.median([item["seconds"] for item in trials[1:]]))
-    return {"trials": len(trials), "cycle_s": cycle, "trial_s": inside, "bookkeeping_s": cycle - inside}
+    told = [line for line in log.read_text().splitlines() if search in line and "trial done" in line]
+    planned = float(np.median([float(line.partition("planned_s=")[2].split()[0]) for line in told[1:]]))
+    return {"trials": len(trials), "cycle_s": cycle, "trial_s": inside, "planned_s": planned,
+            "bookkeeping_s": cycle - inside - planned}  # fmt: skip
 
 
 def _listen(client: Client, search: str, waits: list[float]) -> None:

@@ -28,7 +28,7 @@ from worker import jobs
 from worker.engine import default_executor_id, launch
 
 BEAT_S = 5.0
-NICE = 5
+NICE = 10
 """How far a worker and its trials give way to the service that they run beside: requests are answered first."""
 MEND_S, SWEEP_S, FIRST_SWEEP_S = 60.0, 3600.0, 300.0
 INFO = {"jobs": queue.APPLICATION_VERSION}

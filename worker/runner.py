@@ -218,8 +218,9 @@ class Runner:
         while not loop.is_done and not self._out_of_time(job):
             self._refresh(loop)
             self._check_baseline(loop)
+            begun = time.perf_counter()
             if plans := loop.next_trials(1):
-                self._run_trials(job, loop, plans)
+                self._run_trials(job, loop, plans, time.perf_counter() - begun)
             elif self.crew.is_alone:
                 break
             elif not loop.is_done:
@@ -312,7 +313,7 @@ class Runner:
             loop.tell_probe(probe.key, None if found is None else found["metrics"].get("kl"))
         self._tell(job, loop, "sensitivity")
 
-    def _run_trials(self, job: Job, loop: SearchLoop, plans: Sequence[TrialPlan]) -> None:
+    def _run_trials(self, job: Job, loop: SearchLoop, plans: Sequence[TrialPlan], planned_s: float = 0.0) -> None:
         for plan in plans:
             self._go_on()
             attempt = self._claim(plan)
@@ -321,7 +322,7 @@ class Runner:
                 continue
             with logs.bind(trial=plan.idx):
                 result = self._attempt(job, plan) if attempt <= rows.MAX_ATTEMPTS else poisoned(attempt)
-                logged(result)
+                logged(result, planned_s)
             self._finish(job, loop, plan, result)
             self._failures.note((result.get("failure") or {}).get("kind"))
 
@@ -490,4 +491,3 @@ class Runner:
     def _is_cancelled(self) -> bool:
         self.crew.beat()
         return self._wishes.end_now
-

@@ -49,13 +49,13 @@ def tried(attempt: Callable[[], Json], times: int) -> Json:
     return attempt()
 
 
-def logged(result: Json) -> None:
-    """Log how a trial ended."""
-    failure, seconds = result.get("failure"), round(result["seconds"], 3)
+def logged(result: Json, planned_s: float) -> None:
+    """Log how a trial ended, how long it was measured, and how long it took to choose what to measure."""
+    failure, times = result.get("failure"), {"seconds": round(result["seconds"], 3), "planned_s": round(planned_s, 3)}
     if failure is None:
-        log.info("trial done", extra={"seconds": seconds})
+        log.info("trial done", extra=times)
     else:
-        log.warning("trial failed", extra={"seconds": seconds, "class": failure["kind"]})
+        log.warning("trial failed", extra={**times, "class": failure["kind"]})
 
 
 def poisoned(attempt: int) -> Json:
