@@ -29,7 +29,7 @@ serve: $(STAMP) ## service, dashboard and one worker for daily use (Ctrl-C stops
 	$(BIN)/tightfit serve
 
 test: $(STAMP) ## the test suite in two processes (WORKERS=4: in four); PostgreSQL and reference data are used where present
-	$(THREADS) $(BIN)/python -m pytest -m "not e2e" -n $(WORKERS) --durations=10
+	$(THREADS) $(BIN)/python -m pytest -m "not e2e" -n $(WORKERS) --dist loadfile --durations=10
 
 check: $(STAMP) ## ruff, mypy --strict, import rules
 	$(BIN)/ruff check .
