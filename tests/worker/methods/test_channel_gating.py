@@ -18,8 +18,8 @@ from tests.worker.quant.digits import device, evaluator, trained
 from worker.export.checkpoint import CheckpointRefused, load, read_checkpoint, write_checkpoint
 from worker.export.export import ExportRequest, export_all
 from worker.export.onnx_qdq import write_qdq
-from worker.export.saturation import guards_pairs
 from worker.export.recount import recount
+from worker.export.saturation import guards_pairs
 from worker.export.verify import run_onnx
 from worker.methods import registry
 from worker.methods.gated_costs import GatedCosts, limited, running, spread_of, spreads
