@@ -7,7 +7,8 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -148,3 +149,12 @@ def show_problem(problem: Any, as_json: bool) -> None:
     refusal(console, problem.to_json())
     for key, value in problem.extra.items():
         console.print(Text(f"  {key}: {json.dumps(value)}", style="dim"))
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """Turn a ValueError about what was typed into the command line's own error (exit code 2)."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.commands.base import Session, verb
+from app.commands.base import Session, usage, verb
 from app.commands.models import FileArgument
 from app.commands.show import listing, upload_bar
 from app.domain.words import amount
@@ -82,14 +82,12 @@ def make(
     """Write one dataset file from a picture folder (a sub-folder per class) or from arrays."""
     from app.commands import datamake
 
-    try:
+    with usage():
         if source.is_dir():
             dataset = datamake.from_folder(source, datamake.parse_size(size), gray)
         else:
             dataset = datamake.from_arrays(source, labels)
         summary = datamake.write(dataset, out)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     session.answer(summary, lambda console: console.print(datamake.describe(summary)))
 
 

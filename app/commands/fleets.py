@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.commands.base import Session, verb
+from app.commands.base import Session, usage, verb
 from app.commands.devices import read_record
 from app.commands.limits import parse_limit, parse_methods
 from app.commands.show import listing, progress_line, table
@@ -122,21 +122,17 @@ def merged(body: Mapping[str, Any], request: Request) -> dict[str, Any]:
 
 
 def _methods(texts: Iterable[str]) -> list[dict[str, Any]]:
-    try:
+    with usage():
         return parse_methods(texts)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 def parse_member(item: Any) -> dict[str, Any]:
     """Return a member from 'device: limit, limit', or from a mapping whose limits may be texts."""
-    try:
+    with usage():
         if isinstance(item, str):
             device, _, limits = item.partition(":")
             return {"device": device.strip(), "limits": [parse_limit(text.strip()) for text in limits.split(",")]}
         told = [parse_limit(limit) if isinstance(limit, str) else limit for limit in item.get("limits", [])]
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     return {**item, "limits": told}
 
 

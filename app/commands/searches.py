@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.commands import steering
-from app.commands.base import Session, verb
+from app.commands.base import Session, usage, verb
 from app.commands.devices import read_record
 from app.commands.limits import parse_bits, parse_figure, parse_limit, parse_limits, parse_methods, parse_ratios
 from app.commands.show import best_line, listing, progress_line, search_bar, search_summary, whatif_table
@@ -179,10 +179,8 @@ def whatif(
 
     Leaves with 0 when a measured trial keeps every limit, else 3.
     """
-    try:
+    with usage():
         limits = parse_limits(limit)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     found = session.client.whatif(session.client.find("searches", search)["id"], limits)
     session.answer(found, lambda console: whatif_table(console, found))
     raise typer.Exit(0 if found["measured"] else 3)
@@ -228,10 +226,8 @@ def read_request(request: Request) -> _Names:
     for option, value in (("--model", model), ("--data", data), ("--device", device)):
         if not value:
             raise typer.BadParameter(f"{option} is missing; name it as an option or in the file")
-    try:
+    with usage():
         rest = merged(body, request)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     if not rest.get("limits"):
         raise typer.BadParameter("--limit is missing: say at least one, such as --limit 'bops<=1/16'")
     return _Names(str(model), data, str(device), rest)
