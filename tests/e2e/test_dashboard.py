@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.e2e.forms import opened, refused, started
+
 pytestmark = pytest.mark.e2e
 
 
@@ -146,23 +148,14 @@ def test_pages_when_the_screen_is_narrow_then_never_scroll_sideways(watched: Any
 def test_new_search_when_the_budget_is_out_of_reach_then_says_so_before_queueing(
     watched: Any, search: Any, service: Any
 ) -> None:
-    page = watched.page
-    page.goto(f"{service.url}/searches/new")
-    page.locator(".limits input").first.fill("1/100000")
-    page.get_by_role("button", name="Start the search").click()
-    page.locator("#problem").wait_for()
-    assert "reachable" in page.locator("#problem").inner_text()
-    # The browser itself logs the refused request.
-    watched.complaints[:] = [text for text in watched.complaints if "422" not in text]
+    opened(watched.page, service, "1/100000")
+    assert "reachable" in refused(watched)
 
 
 def test_new_search_when_started_then_the_page_follows_it_to_the_end(watched: Any, search: Any, service: Any) -> None:
     page = watched.page
-    page.goto(f"{service.url}/searches/new")
+    opened(page, service, trials=6)
     page.get_by_label("Device").select_option("generic-npu")
-    page.get_by_label("Trials").fill("6")
-    page.locator(".limits input").first.fill("1/4")
-    page.get_by_role("button", name="Start the search").click()
-    page.wait_for_url("**/searches/srh_*")
+    started(page)
     page.locator(".verdict").wait_for(timeout=120_000)
     assert "Inside the budget" in page.locator(".verdict").inner_text()

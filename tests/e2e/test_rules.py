@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.forms import opened, refused, started
 from tests.e2e.test_dashboard import shoot
 
 pytestmark = pytest.mark.e2e
@@ -39,10 +40,8 @@ def test_new_search_when_layers_have_rules_then_asked_for_kept_and_shown_again(
     page = watched.page
     layers = service.client.get(f"/v1/models/{search['model_id']}")["graph"]["layers"]
     first, last = layers[0]["name"], layers[-1]["name"]
-    page.goto(f"{service.url}/searches/new")
+    opened(page, service, trials=4)
     page.locator("#names option").nth(len(layers) - 1).wait_for(state="attached")
-    page.get_by_label("Trials").fill("4")
-    page.locator(".limits input").first.fill("1/4")
     add_rule(page, first, "keep all channels")
     add_rule(page, "*", "only these weight bits", "4, 8")
     add_rule(page, "*", "only these activation bits", "8")
@@ -50,9 +49,7 @@ def test_new_search_when_layers_have_rules_then_asked_for_kept_and_shown_again(
     add_rule(page, "*", "keep at least this share", "0.25")
     page.get_by_label("First and last layer").select_option("8")
     shoot(page, "rules")
-    page.get_by_role("button", name="Start the search").click()
-    page.wait_for_url("**/searches/srh_*")
-    made = service.client.get(f"/v1/searches/{page.url.rpartition('/')[2].partition('?')[0]}")
+    made = service.client.get(f"/v1/searches/{started(page)}")
     space = made["request"]["space"]
     assert space["freeze"] == [first]
     assert space["bits"] == {"*": {"weight": [4, 8], "activation": [8]}}
@@ -70,10 +67,6 @@ def test_new_search_when_layers_have_rules_then_asked_for_kept_and_shown_again(
 
 def test_new_search_when_a_rule_fits_no_layer_then_the_form_says_which(watched: Any, search: Any, service: Any) -> None:
     page = watched.page
-    page.goto(f"{service.url}/searches/new")
-    page.locator(".limits input").first.fill("1/4")
+    opened(page, service)
     add_rule(page, "no_such_layer", "keep all channels")
-    page.get_by_role("button", name="Start the search").click()
-    page.locator("#problem").wait_for()
-    assert "'no_such_layer' fits no layer" in page.locator("#problem").inner_text()
-    watched.complaints[:] = [text for text in watched.complaints if "422" not in text]
+    assert "'no_such_layer' fits no layer" in refused(watched)
