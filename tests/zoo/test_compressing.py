@@ -17,6 +17,7 @@ from app.domain.device import DeviceProfile, MemoryPool, Throughput
 from app.domain.graph import ModelGraph
 from app.domain.space import Assignment, SpaceSpec, build_space
 from tests.worker.export.reading import read_by_the_document, with_weights
+from tests.worker.export.written import written
 from tests.zoo import ZOO
 from tests.zoo.running import difference, outputs
 from tests.zoo.sources import Source, exported
@@ -24,7 +25,6 @@ from worker.data import RoleData
 from worker.export.agreement import sqnr_db
 from worker.export.audit import differences
 from worker.export.checkpoint import dequantized, read_checkpoint, write_checkpoint
-from worker.export.onnx_qdq import write_qdq
 from worker.export.recount import recount
 from worker.export.verify import Outputs, run_onnx, simulate
 from worker.quant.compressor import Repair
@@ -79,7 +79,7 @@ def made(name: str, kind: str) -> Made:
     owner = evaluator(name)
     network = owner.compress(assignment(owner.graph, name, kind))
     simulated = simulate(network, ZOO[name].inputs(CHECKED, seed=5))
-    return Made(owner.graph, network, write_qdq(network), write_checkpoint(network, {}), simulated)
+    return Made(owner.graph, network, written(network), write_checkpoint(network, {}), simulated)
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
@@ -98,7 +98,7 @@ def test_network_when_activations_have_16_bits_then_onnxruntime_does_not_narrow_
     plan = assignment(owner.graph, name, "random")
     wide = {site: min(16, 2 * bits) for site, bits in plan.activation_bits.items()}
     network = owner.compress(replace(plan, activation_bits=wide))
-    ran = run_onnx(write_qdq(network), inputs)
+    ran = run_onnx(written(network), inputs)
     assert min(sqnr_db(*pair) for pair in zip(simulate(network, inputs), ran, strict=True)) >= 80.0
 
 
@@ -158,6 +158,6 @@ def test_network_when_its_file_names_the_inputs_then_the_export_keeps_the_names(
     network = open_network(exported("two_in_two_out", Source("script", 17)), "onnx")
     data = RoleData(ZOO["two_in_two_out"].inputs(16))
     owner = open_evaluator(network, {"calibration": data, "evaluation": data, "holdout": data}, DEVICE)
-    graph = onnx.load_from_string(write_qdq(owner.compress(assignment(owner.graph, "names", "random")))).graph
+    graph = onnx.load_from_string(written(owner.compress(assignment(owner.graph, "names", "random")))).graph
     assert [item.name for item in graph.input] == ["in0", "in1"] == [port.label for port in owner.graph.inputs]
     assert len(graph.output) == 2

@@ -17,10 +17,10 @@ from app.domain.cost import count
 from app.domain.device import DeviceProfile, MemoryPool, Throughput
 from app.domain.graph import ModelGraph
 from app.domain.space import Assignment
+from tests.worker.export.written import written
 from worker.data import Role, RoleData
 from worker.export.checkpoint import write_checkpoint
 from worker.export.export import ExportRequest
-from worker.export.onnx_qdq import write_qdq
 from worker.export.pruned import write_pruned
 from worker.export.verify import Files, Subject
 from worker.graph.write_onnx import write_float
@@ -165,7 +165,7 @@ class Lab:
     def files(self, net: CompressedNetwork) -> Files:
         float_onnx = write_float(self.evaluator.folded)
         pruned = write_pruned(net, self.evaluator.pruned(net.assignment))
-        return Files(write_qdq(net), write_checkpoint(net, {}), float_onnx, pruned)
+        return Files(written(net), write_checkpoint(net, {}), float_onnx, pruned)
 
 
 @pytest.fixture(scope="session")

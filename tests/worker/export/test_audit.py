@@ -12,10 +12,10 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from tests.worker.export.written import written
 from tests.worker.quant.digits import random_evaluator
 from worker.export.agreement import sqnr_db
 from worker.export.audit import Deviation, differences, fused_ops, site_deviations, site_sqnr
-from worker.export.onnx_qdq import write_qdq
 from worker.export.verify import run_onnx, simulate
 from worker.quant.grids import ActivationGrid
 from worker.quant.integer import integer_kernels
@@ -64,7 +64,7 @@ def test_site_deviations_when_linear_layers_read_tokens_in_bytes_then_no_code_di
     weights: int, activations: int
 ) -> None:
     net = compressed(weights, activations)
-    found = site_deviations(write_qdq(net), net, inputs())
+    found = site_deviations(written(net), net, inputs())
     assert set(integer_kernels(net, net.module.graph.nodes)) == {"first", "second", "third"}
     assert {site: found[site] for site in ("relu", "second", "relu_1")} == dict.fromkeys(
         ("relu", "second", "relu_1"), Deviation(0.0, 0)
@@ -79,13 +79,13 @@ def test_site_deviations_when_many_sums_lie_halfway_then_tokens_are_rounded_as_t
     for channel in range(6):
         grid = ActivationGrid(float(np.float32(steps) * weight[channel] * np.float32(6)), 0, 8)
         halved = replace(net, grids={**net.grids, "relu": grid})
-        assert site_deviations(write_qdq(halved), halved, inputs())["relu"] == Deviation(0.0, 0)
+        assert site_deviations(written(halved), halved, inputs())["relu"] == Deviation(0.0, 0)
 
 
 @pytest.mark.parametrize("weights", [8, 4, 2])
 def test_write_qdq_when_tokens_are_wider_than_bytes_then_they_are_not_narrowed(weights: int) -> None:
     net = compressed(weights, 16)
-    model = write_qdq(net)
+    model = written(net)
     assert fused_ops(model).keys().isdisjoint({"MatMulNBits", "DynamicQuantizeMatMul"})
     assert differences(model, net) == []
     assert min(site_sqnr(model, net, inputs()).values()) > 90
@@ -94,20 +94,20 @@ def test_write_qdq_when_tokens_are_wider_than_bytes_then_they_are_not_narrowed(w
 
 def test_write_qdq_when_a_softmax_lies_between_codes_then_it_is_computed_in_float() -> None:
     for activations in (8, 4, 16):
-        assert "QLinearSoftmax" not in fused_ops(write_qdq(compressed(8, activations)))
+        assert "QLinearSoftmax" not in fused_ops(written(compressed(8, activations)))
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_write_qdq_when_a_softmax_has_a_scale_of_no_whole_part_then_it_counts_in_full(bits: int) -> None:
     net, scale = compressed(8, 8), float(np.float32(1 / (2**bits - 1.9)))
     fine = replace(net, grids={**net.grids, "softmax": ActivationGrid(scale, 0, bits)})
-    found = site_deviations(write_qdq(fine), fine, inputs())["softmax"]
+    found = site_deviations(written(fine), fine, inputs())["softmax"]
     assert found.steps <= 1 and found.share < 1e-3
 
 
 def test_site_deviations_when_one_kernel_differs_then_that_site_alone() -> None:
     net = compressed(8, 8)
-    proto = onnx.load_from_string(write_qdq(net))
+    proto = onnx.load_from_string(written(net))
     held = next(item for item in proto.graph.initializer if item.name == "first.w")
     altered = numpy_helper.to_array(held).copy()
     altered[:, 3] = 0

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from app.domain.space import widest
 from tests.worker.digit_files import DEVICE
+from tests.worker.export.written import written
 from worker.data import RoleData
 from worker.export.agreement import sqnr_db
 from worker.export.audit import differences
 from worker.export.checkpoint import read_checkpoint, write_checkpoint
-from worker.export.onnx_qdq import write_qdq
 from worker.export.verify import run_onnx, simulate
 from worker.quant.network import CompressedNetwork
 from worker.search.evaluate import open_evaluator, open_network
@@ -75,7 +75,7 @@ def compressed(kind: str) -> tuple[CompressedNetwork, tuple[Tensor, ...]]:
 @pytest.mark.parametrize("kind", NETS)
 def test_layer_when_exported_then_onnxruntime_follows_the_simulation(kind: str) -> None:
     network, inputs = compressed(kind)
-    model = write_qdq(network)
+    model = written(network)
     assert differences(model, network) == []
     (simulated,), (ran,) = simulate(network, inputs), run_onnx(model, inputs)
     assert sqnr_db(simulated, ran) >= MIN_SQNR_DB
@@ -91,7 +91,7 @@ def test_layer_when_stored_and_loaded_then_equal_outputs(kind: str) -> None:
 @pytest.mark.parametrize("kind", NETS)
 def test_differences_when_one_stored_weight_is_another_then_the_layer_is_named(kind: str) -> None:
     network, _ = compressed(kind)
-    proto = onnx.load_from_string(write_qdq(network))
+    proto = onnx.load_from_string(written(network))
     name = next(iter(network.layers))
     held = next(item for item in proto.graph.initializer if item.name == f"{name}.w")
     codes = numpy_helper.to_array(held).copy()

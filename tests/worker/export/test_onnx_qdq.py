@@ -9,6 +9,7 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
+from tests.worker.export.written import written
 from worker.export.agreement import accuracy, agreement
 from worker.export.audit import differences, fused_ops
 from worker.export.onnx_qdq import QdqWriter, code_of, write_qdq
@@ -41,7 +42,7 @@ def test_write_qdq_when_run_then_answers_are_the_simulations(
 ) -> None:
     net, pictures = lab.compress(keep, weights, acts), lab.data["evaluation"]
     (simulated,) = simulate(net, pictures.inputs)
-    (exported,) = run_onnx(write_qdq(net), pictures.inputs)
+    (exported,) = run_onnx(written(net), pictures.inputs)
     found = agreement(simulated, exported)
     assert found.pictures == 1100
     assert found.top1 >= 0.995
@@ -56,13 +57,13 @@ def test_write_qdq_when_read_tensor_by_tensor_then_nothing_differs(
     lab: Lab, keep: float, weights: list[int], acts: list[int], sqnr: float
 ) -> None:
     net = lab.compress(keep, weights, acts)
-    assert differences(write_qdq(net), net) == []
+    assert differences(written(net), net) == []
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("acts", [[8], [4]])
 def test_write_qdq_when_optimized_then_every_layer_is_an_integer_kernel(lab: Lab, bits: int, acts: list[int]) -> None:
-    found = fused_ops(write_qdq(lab.compress(1.0, [bits], acts)))
+    found = fused_ops(written(lab.compress(1.0, [bits], acts)))
     assert found["QLinearConv"] == 7
     assert found["QLinearAdd"] == 2
     assert found["QGemm"] == 1
@@ -167,7 +168,7 @@ def test_write_qdq_when_ops_are_varied_then_answers_are_the_simulations(weights:
     noise = RoleData((torch.randn(512, 3, 8, 8),))
     evaluator = open_evaluator(network, {"calibration": noise, "evaluation": noise, "holdout": noise}, host_device())
     net = Lab(evaluator, {}).compress(1.0, weights, acts)
-    model = write_qdq(net)
+    model = written(net)
     assert differences(model, net) == []
     found = agreement(simulate(net, noise.inputs)[0], run_onnx(model, noise.inputs)[0])
     assert found.top1 >= 0.99

@@ -12,9 +12,10 @@ import pytest
 from onnx import helper
 
 from app.domain.opsets import DEFAULT, LOWEST, OpsetTooLow
+from tests.worker.export.written import written
 from worker.export.audit import differences, fused_ops, opset_of, oversized
 from worker.export.export import export_all
-from worker.export.onnx_qdq import UNPACKER_BYTES, QdqWriter, write_qdq
+from worker.export.onnx_qdq import UNPACKER_BYTES, QdqWriter
 from worker.export.pruned import write_pruned
 from worker.export.verify import run_onnx
 from worker.quant.network import CompressedNetwork
@@ -28,7 +29,7 @@ OPSETS = range(LOWEST, DEFAULT)
 def test_write_qdq_when_of_a_lower_opset_then_answers_kernels_and_tensors_are_the_defaults(
     lab: Lab, mixed: CompressedNetwork, opset: int
 ) -> None:
-    data, usual = write_qdq(mixed, opset=opset), write_qdq(mixed)
+    data, usual = written(mixed, opset=opset), written(mixed)
     onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
     assert (opset_of(data), opset_of(usual)) == (opset, DEFAULT)
     pictures = lab.evaluator.pictures("full").inputs
@@ -44,7 +45,7 @@ def test_write_qdq_when_all_layers_have_the_same_width_then_packed_and_folded_be
     lab: Lab, bits: int, opset: int
 ) -> None:
     net = lab.compress(1.0, [bits], [8])
-    data, usual = write_qdq(net, opset=opset), write_qdq(net)
+    data, usual = written(net, opset=opset), written(net)
     pictures = lab.evaluator.pictures("full").head(64).inputs
     np.testing.assert_array_equal(run_onnx(data, pictures)[0], run_onnx(usual, pictures)[0])
     found = fused_ops(data)
@@ -55,7 +56,7 @@ def test_write_qdq_when_all_layers_have_the_same_width_then_packed_and_folded_be
     assert len(packed) == 4
     if bits == 4:  # INT4 is younger: the bit stream and its unpacking nodes take its place
         assert 0 < len(data) - len(usual) < 8 * (UNPACKER_BYTES + 150)
-        assert len(data) < len(write_qdq(lab.compress(1.0, [8], [8]), opset=opset))
+        assert len(data) < len(written(lab.compress(1.0, [8], [8]), opset=opset))
     else:
         assert len(data) == len(usual)
 
@@ -64,9 +65,9 @@ def test_write_qdq_when_numbers_have_16_bits_then_lower_opsets_are_refused_with_
     net = lab.compress(1.0, [8], [16])
     for opset in OPSETS:
         with pytest.raises(OpsetTooLow, match="16-bit numbers; the lowest that can is 21") as error:
-            write_qdq(net, opset=opset)
+            written(net, opset=opset)
         assert (error.value.opset, error.value.lowest) == (opset, DEFAULT)
-    assert opset_of(write_qdq(net, opset=DEFAULT)) == DEFAULT
+    assert opset_of(written(net, opset=DEFAULT)) == DEFAULT
 
 
 @pytest.mark.parametrize("opset", [LOWEST, 17])

@@ -18,9 +18,9 @@ from app.domain.budget import Budget
 from app.domain.cost import count
 from app.domain.device import MemoryPool
 from app.domain.latency import LatencyTable
+from tests.worker.export.written import written
 from worker.export.archive import read_archive, write_archive
 from worker.export.checkpoint import dequantized, write_checkpoint
-from worker.export.onnx_qdq import write_qdq
 from worker.export.recount import recount
 from worker.export.verify import Files, VerificationReport, verify
 from worker.graph.read import read_network
@@ -136,7 +136,7 @@ def _missing_clip(files: Files) -> Files:
 
 def _swapped_channels(files: Files) -> Files:
     def change(codes: Any) -> Any:
-        assert codes.dtype == np.int8 and codes.ndim == 4, "a layer of plain 8-bit codes"
+        assert codes.dtype in (np.int8, np.uint8) and codes.ndim == 4, "a layer of plain 8-bit codes"
         return codes[[1, 0, *range(2, len(codes))]]
 
     return edited(files, "stem.w", change)
@@ -260,7 +260,7 @@ def test_verify_when_the_onnx_weights_are_not_packed_then_failed_by_size_alone(
     lab: Lab, mixed: CompressedNetwork
 ) -> None:
     wide = {name: replace(layer, bits=8) for name, layer in mixed.layers.items()}
-    files = replace(lab.files(mixed), onnx=write_qdq(replace(mixed, layers=wide)))
+    files = replace(lab.files(mixed), onnx=written(replace(mixed, layers=wide)))
     report = verify(lab.subject(mixed), files)
     assert {failure["code"] for failure in report.failures} == {"size"}
     assert any("bits take" in failure["detail"] for failure in report.failures)

@@ -13,13 +13,12 @@ import torch
 from app.domain import methods as domain
 from app.domain.budget import Budget
 from app.domain.cost import count
+from tests.worker.export.written import written
 from tests.worker.methods.digit_subject import rows, subject
 from tests.worker.quant.digits import device, evaluator, trained
 from worker.export.checkpoint import CheckpointRefused, load, read_checkpoint, write_checkpoint
 from worker.export.export import ExportRequest, export_all
-from worker.export.onnx_qdq import write_qdq
 from worker.export.recount import recount
-from worker.export.saturation import guards_pairs
 from worker.export.verify import run_onnx
 from worker.methods import registry
 from worker.methods.gated_costs import GatedCosts, limited, running, spread_of, spreads
@@ -119,7 +118,7 @@ def test_onnx_when_gated_then_the_simulation_s_answers(always: bool) -> None:
     if always:
         gates = {site: replace(gate, owner=(-1, -1, *gate.owner[2:-2], 0, 0)) for site, gate in network.gates.items()}
         network = replace(network, gates=gates)
-    (found,) = run_onnx(write_qdq(network, guards_pairs(subject(1.0, 8).device)), [pictures()])
+    (found,) = run_onnx(written(network), [pictures()])
     wanted = network.forward(pictures()).numpy()
     assert np.abs(found - wanted).max() < 1e-3 * np.abs(wanted).max()
     assert np.abs(found - replace(network, gates={}).forward(pictures()).numpy()).max() > 0.1
@@ -128,7 +127,7 @@ def test_onnx_when_gated_then_the_simulation_s_answers(always: bool) -> None:
 def test_onnx_when_gated_and_float_then_the_simulation_s_answers() -> None:
     network = evaluator().compress(subject(1.0, 8).network.assignment)
     network = replace(network, grids={}, gates=gated().gates)
-    (found,) = run_onnx(write_qdq(network), [pictures()])
+    (found,) = run_onnx(written(network), [pictures()])
     np.testing.assert_allclose(found, network.forward(pictures()).numpy(), rtol=1e-3, atol=1e-3)
 
 

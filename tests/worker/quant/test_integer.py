@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from app.domain.space import Assignment
+from tests.worker.export.written import written
 from tests.worker.quant.digits import assignment, data, evaluator, random_evaluator, trained
 from worker.export.agreement import agreement
 from worker.export.audit import site_sqnr
-from worker.export.onnx_qdq import write_qdq
 from worker.export.verify import run_onnx, simulate
 from worker.hardware import host
 from worker.quant.grids import ActivationGrid
@@ -45,7 +45,7 @@ def test_network_when_run_in_onnxruntime_then_every_code_is_the_simulations(
     needs_fused_multiplication()
     net = compressed(assignment(trained().graph, keep, weights, activations))
     inputs = data()["evaluation"].inputs
-    model = write_qdq(net)
+    model = written(net)
     found = site_sqnr(model, net, [item[:200] for item in inputs])
     exact = {site: value for site, value in found.items() if site != "mean"}  # a mean is no integer kernel
     assert set(exact) == {"x", "relu", "relu_1", "right", "relu_2", "relu6", "relu_3"}
@@ -78,11 +78,11 @@ def test_network_when_it_is_deep_then_the_simulation_does_not_drift_from_the_run
     owner = random_evaluator(Deep(), (3, 10, 10))
     net = owner.compress(assignment(owner.graph, 1.0, 8, 8), "fast")
     x = [torch.randn(64, 3, 10, 10, generator=torch.Generator().manual_seed(3))]
-    sites = site_sqnr(write_qdq(net), net, x)
+    sites = site_sqnr(written(net), net, x)
     assert min(value for name, value in sites.items() if name != "mean") >= EXACT_DB
     drifted = CompressedNetwork(net.module, {}, net.grids, net.input_shape, net.assignment)  # computes in float
-    assert min(site_sqnr(write_qdq(net), drifted, x).values()) < 60
-    assert agreement(simulate(net, x)[0], run_onnx(write_qdq(net), x)[0]).sqnr_db > 60
+    assert min(site_sqnr(written(net), drifted, x).values()) < 60
+    assert agreement(simulate(net, x)[0], run_onnx(written(net), x)[0]).sqnr_db > 60
 
 
 def test_kernels_when_an_operand_is_wide_or_float_then_absent() -> None:
