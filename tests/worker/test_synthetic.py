@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -55,15 +56,17 @@ def test_synthetic_when_drawn_again_then_the_same_and_by_another_seed_others() -
 
 def test_calibration_when_on_drawn_inputs_then_nearer_to_real_pictures_than_on_noise() -> None:
     network = trained()
-    noise = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    kinds = {"drawn": synthetic.synthetic(network.folded)["calibration"], "noise": RoleData((noise,))}
-    found = {}
-    for name, rows in kinds.items():
+
+    def measured(rows: RoleData) -> Mapping[str, float]:
         roles: dict[Role, RoleData] = {**data(), "calibration": rows}
         owner = evaluator_of(network, roles, device(), EvaluatorOptions(), CPU)
-        found[name] = owner.evaluate(assignment(network.graph, 1.0, 4, 4), "holdout").metrics
-    assert found["drawn"]["kl"] < 0.75 * found["noise"]["kl"]
-    assert found["drawn"]["accuracy"] > 0.93
+        return owner.evaluate(assignment(network.graph, 1.0, 4, 4), "holdout").metrics
+
+    drawn = measured(synthetic.synthetic(network.folded)["calibration"])
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(5)]  # one alone lies up to a third off their mean
+    noise = [measured(RoleData((torch.randn(64, 1, 8, 8, generator=seed),)))["kl"] for seed in seeds]
+    assert drawn["kl"] < 0.75 * sum(noise) / len(noise)
+    assert drawn["accuracy"] > 0.93
 
 
 def test_synthetic_when_there_are_no_batchnorms_then_noise_of_unit_deviation() -> None:
