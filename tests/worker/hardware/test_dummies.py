@@ -15,6 +15,7 @@ from app.domain.graph import ModelGraph
 from app.domain.kernels import kernels
 from app.domain.space import Assignment, widest
 from tests.zoo.sources import Source, exported
+from worker.hardware import host
 from worker.hardware.dummies import dummy_bench
 from worker.hardware.measuring import Bench
 from worker.search.evaluate import Opened, open_network
@@ -65,6 +66,8 @@ def run_by_the_runtime(bench: Bench, folder: Path) -> Counter[str]:
 def test_kernels_when_counted_in_the_runtimes_profile_then_the_same(
     name: str, bits: tuple[int, int], tmp_path: Path
 ) -> None:
+    if bits == (32, 32) and not any(item.startswith("avx512") for item in host.describe()["features"]):
+        pytest.skip("float convolutions run on blocks of 8 channels here; the list is that of blocks of 16 (AVX-512)")
     network = opened(name)
     chosen = assignment(network.graph, *bits)
     listed = Counter(SAME.get(work.op, work.op) for work in kernels(network.graph, chosen) if work.op != "fused_add")
