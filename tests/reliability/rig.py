@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from app import queue
 from app.domain import ids
 from app.domain.budget import Limit, resolve
 from app.domain.device import DeviceProfile
@@ -88,6 +89,13 @@ class Rig:
         with self.database.writing() as session:
             session.add(row)
         return row.id
+
+    def enqueue(self, search_id: str, runners: int = 1) -> None:
+        """Put the first slice of each of a search's runners on the queue."""
+        client = queue.client(self.database)
+        with self.database.writing() as session:
+            for slot in range(runners):
+                queue.enqueue_slice(client, session, search_id, slot)
 
     def search(self, search_id: str) -> Search:
         """Return the search's row."""

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app import queue
-from tests.app.store.databases import postgres_url
 from tests.reliability.rig import Rig, build, wait
 
 TRIALS = 24
-
-
-@pytest.fixture
-def postgres() -> Iterator[str]:
-    """The URL of a database of this test's own; skips where no server answers."""
-    with postgres_url() as url:
-        yield url
-
-
-def enqueue(rig: Rig, search_id: str) -> None:
-    with rig.database.writing() as session:
-        queue.enqueue_slice(queue.client(rig.database), session, search_id)
 
 
 def finished(rig: Rig, search_id: str) -> bool:
@@ -50,7 +35,7 @@ def test_search_when_its_worker_is_killed_and_restarted_then_finished_with_every
 ) -> None:
     rig = build(f"sqlite:///{tmp_path / 'app.db'}", tmp_path, files, picture)
     search = rig.add_search(TRIALS)
-    enqueue(rig, search)
+    rig.enqueue(search)
     worker = rig.start_worker("w0")
     try:
         wait(lambda: rig.done(search) >= 8, 60, "8 trials done")
@@ -73,12 +58,9 @@ def test_search_when_its_worker_is_killed_and_restarted_then_finished_with_every
 @pytest.mark.fault(73)
 @pytest.mark.slow
 @pytest.mark.postgres
-def test_search_when_its_worker_is_killed_for_good_then_another_worker_finishes_it(
-    tmp_path: Path, files: Path, picture: dict[str, Any], postgres: str
-) -> None:
-    rig = build(postgres, tmp_path, files, picture)
+def test_search_when_its_worker_is_killed_for_good_then_another_worker_finishes_it(rig: Rig) -> None:
     search = rig.add_search(TRIALS)
-    enqueue(rig, search)
+    rig.enqueue(search)
     settings = {"TIGHTFIT_WORKER_SILENCE_S": "6"}
     workers = {"w0": rig.start_worker("w0", **settings)}
     try:
@@ -96,4 +78,3 @@ def test_search_when_its_worker_is_killed_for_good_then_another_worker_finishes_
             with suppress(ProcessLookupError):
                 worker.kill()
             worker.wait()
-        rig.database.dispose()

@@ -6,32 +6,19 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from app import queue
-from tests.app.store.databases import postgres_url
-from tests.reliability.rig import Rig, build, wait
+from tests.reliability.rig import Rig, wait
 
 TRIALS = 24
 SETTINGS = {"TIGHTFIT_WORKER_SILENCE_S": "6"}
 
 
-@pytest.fixture
-def rig(tmp_path: Path, files: Path, picture: dict[str, Any]) -> Iterator[Rig]:
-    with postgres_url() as url:
-        made = build(url, tmp_path, files, picture)
-        yield made
-        made.database.dispose()
-
-
 @contextmanager
 def two_workers(rig: Rig, search_id: str) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     """Let w0 begin the search and w1 stand by."""
-    with rig.database.writing() as session:
-        queue.enqueue_slice(queue.client(rig.database), session, search_id)
+    rig.enqueue(search_id)
     workers = {"w0": rig.start_worker("w0", **SETTINGS)}
     try:
         wait(lambda: rig.done(search_id) >= 5, 60, "5 trials done")

@@ -5,29 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 
-from app import queue
 from app.store.engine import is_away
 from app.store.runner import locked
-from tests.app.store.databases import SERVER, postgres_url
-from tests.reliability.rig import Rig, build, wait
+from tests.app.store.databases import SERVER
+from tests.reliability.rig import Rig, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgres]
 TRIALS = 14
-
-
-@pytest.fixture
-def rig(tmp_path: Path, files: Path, picture: dict[str, Any]) -> Iterator[Rig]:
-    with postgres_url() as url:
-        made = build(url, tmp_path, files, picture)
-        yield made
-        made.database.dispose()
 
 
 @contextmanager
@@ -43,17 +32,12 @@ def away(rig: Rig) -> Iterator[None]:
             server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
 
-def enqueue(rig: Rig, search_id: str) -> None:
-    with rig.database.writing() as session:
-        queue.enqueue_slice(queue.client(rig.database), session, search_id)
-
-
 @pytest.mark.fault(80)
 def test_search_when_its_database_goes_away_twice_then_it_goes_on_and_every_trial_is_there_once(
     rig: Rig,
 ) -> None:
     search = rig.add_search(TRIALS)
-    enqueue(rig, search)
+    rig.enqueue(search)
     worker = rig.start_worker("w0")
     try:
         wait(lambda: rig.done(search) >= 5, 60, "5 trials done")
@@ -79,7 +63,7 @@ def test_search_when_its_database_goes_away_twice_then_it_goes_on_and_every_tria
 @pytest.mark.fault(74)
 def test_lock_when_its_holder_says_nothing_for_long_then_the_server_gives_it_up_and_others_go_on(rig: Rig) -> None:
     search = rig.add_search(TRIALS)
-    enqueue(rig, search)
+    rig.enqueue(search)
     with pytest.raises(sa.exc.DBAPIError) as told, rig.database.writing() as session:
         locked(session, search)  # as a worker does that is stopped, or whose host is gone, in a transaction
         worker = rig.start_worker("w0")

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from app import queue
 from tests.app.store.databases import postgres_url
 from tests.reliability.rig import Rig, build, wait
 from worker.job import Site
@@ -41,13 +40,6 @@ def unkilled(
     made.database.dispose()
 
 
-def enqueue(rig: Rig, search_id: str) -> None:
-    client = queue.client(rig.database)
-    with rig.database.writing() as session:
-        for slot in (0, 1):
-            queue.enqueue_slice(client, session, search_id, slot)
-
-
 def story(rig: Rig, search_id: str) -> list[tuple[Any, ...]]:
     return [(t.idx, t.kind, t.assignment, t.state, t.metrics) for t in rig.trials(search_id)]
 
@@ -62,7 +54,7 @@ def test_search_when_one_of_two_runners_is_killed_then_the_trials_of_an_unkilled
     rig: Rig, unkilled: list[tuple[Any, ...]]
 ) -> None:
     search = rig.add_search(TRIALS, runners=2)
-    enqueue(rig, search)
+    rig.enqueue(search, runners=2)
     workers = {name: rig.start_worker(name, **SETTINGS) for name in ("w0", "w1")}
     try:
         wait(lambda: rig.done(search) >= 4 and owners(rig, search) == {"0", "1"}, 90, "4 trials by both")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from app import queue
 from app.domain.budget import Limit
 from app.store import events
 from app.store.tables import Search
@@ -23,8 +22,7 @@ def asked(rig: Rig) -> str:
     with rig.database.writing() as session:
         row = session.get_one(Search, search)
         row.spec = {**row.spec, "methods": [{"name": "straight-through", "training": training}]}
-    with rig.database.writing() as session:
-        queue.enqueue_slice(queue.client(rig.database), session, search)
+    rig.enqueue(search)
     return search
 
 

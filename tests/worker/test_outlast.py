@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from app.store.engine import connect, is_away
 from worker import outlast
 from worker.outlast import outlasting
 
@@ -53,16 +52,3 @@ def test_call_when_the_database_says_no_then_raised_at_once() -> None:
     with pytest.raises(sa.exc.OperationalError, match="no such table"):
         ask()
     assert calls == [1]
-
-
-def test_is_away_when_nobody_listens_then_true() -> None:
-    database = connect("postgresql://nobody@127.0.0.1:1/none")
-    with pytest.raises(sa.exc.OperationalError) as told, database.reading() as session:
-        session.execute(sa.text("SELECT 1"))
-    assert is_away(told.value)
-    database.dispose()
-
-
-@pytest.mark.parametrize("error", [OSError("no such file"), sa.exc.IntegrityError("INSERT", {}, Exception("twice"))])
-def test_is_away_when_another_error_then_false(error: Exception) -> None:
-    assert not is_away(error)

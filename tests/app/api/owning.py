@@ -62,10 +62,16 @@ def fill(who: Owner, profile: Json) -> None:
         who.made[noun] = who.made.get(noun) or answer.json()["id"]
     told = {**TUS, "Upload-Length": "9"}
     who.made["uploads"] = who.ask("POST", "/v1/uploads", headers=told).headers["location"].rsplit("/", 1)[1]
-    code = who.ask("POST", "/v1/agents/enrolments").json()["code"]
-    agent = who.http.post("/v1/agents:enrol", json={"code": code, "name": "board", "host": {}}).json()
+    agent = enrolled(who)
     who.made.update(agents=agent["id"], token=agent["token"])
     _rows(service, who)
+
+
+def enrolled(who: Owner) -> Json:
+    """Return an agent of an owner's, its token in it."""
+    code = who.ask("POST", "/v1/agents/enrolments").json()["code"]
+    made: Json = who.http.post("/v1/agents:enrol", json={"code": code, "name": "board", "host": {}}).json()
+    return made
 
 
 def request(who: Owner) -> Json:

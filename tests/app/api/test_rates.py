@@ -17,7 +17,7 @@ from app.client import ApiProblem, Client
 from app.main import create_app
 from app.problems import Problem
 from app.settings import Settings
-from tests.app.api.owning import owner
+from tests.app.api.owning import enrolled, owner
 
 
 class Clock:
@@ -124,8 +124,7 @@ def test_key_when_it_asks_too_fast_then_429_with_the_headers_and_another_key_is_
 
 def test_agent_when_it_asks_too_fast_then_429_from_a_bucket_of_its_own(client: TestClient) -> None:
     who = owner(client, "ant")
-    code = who.ask("POST", "/v1/agents/enrolments").json()["code"]
-    agent = client.post("/v1/agents:enrol", json={"code": code, "name": "board", "host": {}}).json()
+    agent = enrolled(who)
     headers, address = {"authorization": f"Bearer {agent['token']}"}, f"/v1/agents/{agent['id']}/heartbeat"
     answers = [client.post(address, json={"session": "0123abcd"}, headers=headers) for _ in range(8)]
     told = [answer.status_code for answer in answers]

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.store.engine import Database, afterwards, connect, dumps, finite
+from app.store.engine import Database, afterwards, connect, dumps, finite, is_away
 from app.store.tables import Blob, Event, Search, now
 
 
@@ -118,3 +118,16 @@ def test_joined_transaction_when_it_ends_then_every_part_is_kept_and_told_once(d
     assert told == ["committed"]
     with database.writing() as alone:
         assert alone is not outer
+
+
+def test_is_away_when_nobody_listens_then_true() -> None:
+    database = connect("postgresql://nobody@127.0.0.1:1/none")
+    with pytest.raises(sa.exc.OperationalError) as told, database.reading() as session:
+        session.execute(sa.text("SELECT 1"))
+    assert is_away(told.value)
+    database.dispose()
+
+
+@pytest.mark.parametrize("error", [OSError("no such file"), sa.exc.IntegrityError("INSERT", {}, Exception("twice"))])
+def test_is_away_when_another_error_then_false(error: Exception) -> None:
+    assert not is_away(error)
