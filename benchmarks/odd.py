@@ -23,8 +23,8 @@ from app.domain.latency import LatencyTable
 from app.domain.space import Assignment, build_space, multiple_violations, widest
 from benchmarks.cells import cell
 from benchmarks.latency_networks import calibration, odd, opened
+from tests.worker.export.written import written
 from worker.data import RoleData
-from worker.export.onnx_qdq import write_qdq
 from worker.hardware.calibrate import QUICK, calibrate
 from worker.hardware.measuring import Bench, LocalMeasurer
 from worker.search.evaluate import Evaluator, Opened, open_evaluator
@@ -150,4 +150,4 @@ def _pictures(network: Opened) -> dict[Any, RoleData]:
 
 def _bench(evaluator: Evaluator, id: str, assignment: Assignment) -> Bench:
     shape = (1, *evaluator.graph.inputs[0].shape)
-    return Bench(id, write_qdq(evaluator.compress(assignment, "fast")), ((shape, "float32"),))
+    return Bench(id, written(evaluator.compress(assignment, "fast")), ((shape, "float32"),))

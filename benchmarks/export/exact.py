@@ -10,8 +10,8 @@ from app.domain.space import Assignment, widest
 from benchmarks.budgets import DEVICE, same_everywhere
 from benchmarks.networks import network, pictures
 from benchmarks.search.store import stored
+from tests.worker.export.written import written
 from worker.export.agreement import accuracy, agreement
-from worker.export.onnx_qdq import write_qdq
 from worker.export.verify import run_onnx, simulate
 from worker.search.evaluate import Evaluator, open_evaluator
 
@@ -40,7 +40,7 @@ def compared(evaluator: Evaluator, name: str, assignment: Assignment, repair: st
     """Return both accuracies on the hold-out, top-1 agreement and SQNR."""
     holdout = pictures(name)["holdout"]
     net = evaluator.compress(assignment, repair)
-    (simulated,), (exported,) = simulate(net, holdout.inputs), run_onnx(write_qdq(net), holdout.inputs)
+    (simulated,), (exported,) = simulate(net, holdout.inputs), run_onnx(written(net), holdout.inputs)
     assert holdout.labels is not None
     labels, found = holdout.labels.numpy(), agreement(simulated, exported)
     return {

@@ -24,7 +24,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from app.domain.space import widest
 from benchmarks.budgets import DEVICE
 from benchmarks.networks import network, pictures
-from worker.export.onnx_qdq import write_qdq
+from tests.worker.export.written import written
 from worker.graph.write_onnx import write_float
 from worker.search.evaluate import open_evaluator
 
@@ -49,7 +49,7 @@ def measure(name: str) -> dict[str, Any]:
     opened = network(name)
     evaluator = open_evaluator(opened, pictures(name), DEVICE)
     float_file = write_float(opened.folded)
-    ours = write_qdq(evaluator.compress(widest(opened.graph, 8), "fast"))
+    ours = written(evaluator.compress(widest(opened.graph, 8), "fast"))
     rows = pictures(name)["calibration"].inputs[0][:ROWS].numpy()
     theirs = quantized_by_onnxruntime(float_file, rows)
     weights = sum(4 * math.prod(layer.weight_shape) for layer in opened.graph.layers)

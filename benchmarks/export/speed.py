@@ -15,10 +15,10 @@ from app.domain.device import DeviceProfile, MemoryPool, Throughput
 from benchmarks import latency_networks
 from benchmarks.budgets import same_everywhere
 from benchmarks.networks import pictures
+from tests.worker.export.written import written
 from worker.data import RoleData
 from worker.export.audit import fused_ops
 from worker.export.checkpoint import dequantized
-from worker.export.onnx_qdq import write_qdq
 from worker.export.packing import packed_bytes
 from worker.export.verify import run_onnx
 from worker.graph.write_onnx import write_float
@@ -60,8 +60,8 @@ def measure() -> dict[str, Any]:
         name: evaluator.compress(same_everywhere(network.graph, weight, 8, keep), "fast")
         for name, (weight, keep) in VARIANTS.items()
     }
-    files = {"float": write_float(network.folded)} | {name: write_qdq(net) for name, net in nets.items()}
-    wide = {name: write_qdq(_in_8_bits(nets[name])) for name in PACKED}
+    files = {"float": write_float(network.folded)} | {name: written(net) for name, net in nets.items()}
+    wide = {name: written(_in_8_bits(nets[name])) for name in PACKED}
     few = [data["holdout"].inputs[0][:64]]
     times = measure_latency(files, [np.zeros((1, *network.graph.input_shape), np.float32)], ROUNDS, 300.0)
     base, kernels = times["float"].min_ms, {name: fused_ops(file) for name, file in files.items()}

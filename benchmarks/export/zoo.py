@@ -15,11 +15,11 @@ import torch
 from app.client import export_module
 from app.domain.device import DeviceProfile, MemoryPool, Throughput
 from app.domain.space import Assignment, SearchSpace, build_space
+from tests.worker.export.written import written
 from tests.zoo import ZOO, Entry
 from worker.data import Role, RoleData
 from worker.export.agreement import agreement
 from worker.export.audit import Deviation, site_deviations
-from worker.export.onnx_qdq import write_qdq
 from worker.export.verify import run_onnx, simulate
 from worker.graph.ops import op_of
 from worker.graph.sites import quantizer_sites
@@ -84,7 +84,7 @@ def _drawn(evaluator: Evaluator, space: SearchSpace, rng: random.Random) -> Assi
 
 def _compared(evaluator: Evaluator, assignment: Assignment, rows: tuple[torch.Tensor, ...]) -> dict[str, Any]:
     net = evaluator.compress(assignment, "fast")
-    file, ports = write_qdq(net), evaluator.graph.outputs
+    file, ports = written(net), evaluator.graph.outputs
     pairs = zip(ports, simulate(net, rows), run_onnx(file, rows), strict=True)
     found = [agreement(one, other, port.axis) for port, one, other in pairs]
     worst = {"sqnr_db": min(item.sqnr_db for item in found), "top1": min(item.top1 for item in found)}

@@ -18,7 +18,7 @@ from benchmarks.cells import Measure
 from benchmarks.claims import Claim
 from benchmarks.papers.kind import Found, Kind, Rows
 from benchmarks.papers.subjects import error, prepared, trained, training_rows
-from worker.export.onnx_qdq import write_qdq
+from tests.worker.export.written import SATURATING, written
 from worker.export.onnx_skip import write_skipping
 from worker.graph.write_onnx import write_float
 from worker.hardware.measure import measure as timed
@@ -82,8 +82,8 @@ def _spread(owner: Evaluator, network: CompressedNetwork) -> dict[str, Any]:
 
 def _latencies(owner: Evaluator, network: CompressedNetwork) -> dict[str, float]:
     row = [item.numpy() for item in owner.pictures("holdout").head(1).inputs]
-    files = {"masked": write_qdq(network), "ungated": write_qdq(replace(network, gates={}))}
-    files |= {"skipping": write_skipping(network)} if network.gates else {}
+    files = {"masked": written(network), "ungated": written(replace(network, gates={}))}
+    files |= {"skipping": write_skipping(network, SATURATING)} if network.gates else {}
     files["float"] = write_float(owner.original)
     return {name: found.min_ms for name, found in timed(files, row).items()}
 

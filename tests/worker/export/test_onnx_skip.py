@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from app.domain.budget import Budget
 from app.domain.opsets import DEFAULT, LOWEST
 from app.domain.space import build_space
+from tests.worker.export.written import SATURATING
 from tests.worker.methods.digit_subject import subject
 from tests.worker.methods.test_channel_gating import gated, pictures
 from tests.worker.quant.digits import assignment, device, evaluator, exported
@@ -90,8 +91,9 @@ def test_skipping_when_run_then_the_masked_file_s_answers_bit_for_bit(case: str,
     (wanted,) = run_onnx(write_qdq(network, saturating, opset), [rows])
     (found,) = run_onnx(write_skipping(network, saturating, opset), [rows], 1)
     np.testing.assert_array_equal(found, wanted)
-    simulated = network.forward(rows).numpy()
-    assert np.abs(found - simulated).max() < 1e-3 * np.abs(simulated).max()
+    if saturating or not SATURATING:  # else the file is for other processors: here its sums of pairs saturate
+        simulated = network.forward(rows).numpy()
+        assert np.abs(found - simulated).max() < 1e-3 * np.abs(simulated).max()
     plain = replace(network, gates={}).forward(rows).numpy()
     assert np.abs(found - plain).max() > 0.01 * np.abs(plain).max()
 
@@ -117,7 +119,7 @@ def made_of(model: bytes, row: Tensor) -> Mapping[str, NDArray[np.uint8]]:
 
 def test_skipping_when_run_then_layers_make_the_filters_that_are_on_alone() -> None:
     network, rows = chain()
-    model, counts = write_skipping(network), set()
+    model, counts = write_skipping(network, SATURATING), set()
     for row in rows[:6].split(1):
         masks = network.masks(row)
         made = made_of(model, row)
