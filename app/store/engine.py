@@ -156,7 +156,7 @@ def _psycopg(url: str) -> sa.URL:
 
 def _sqlite(url: str, pragmas: tuple[str, ...], begin: str = "BEGIN") -> sa.Engine:
     # few stay open, the latest used first: each holds two files and pages of the database in a cache of its own
-    engine = sa.create_engine(url, json_serializer=dumps, pool_size=3, max_overflow=27, pool_use_lifo=True)
+    engine = sa.create_engine(url, json_serializer=dumps, pool_size=2, max_overflow=28, pool_use_lifo=True)
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: Any) -> None:
