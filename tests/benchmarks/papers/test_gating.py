@@ -20,9 +20,21 @@ def test_claims_when_nothing_is_measured_then_open() -> None:
 
 
 def test_claims_when_measured_then_judged_by_error_at_equal_macs_and_by_spread() -> None:
-    good = {"gated": found(25.0, 0.6, 0.2), "static": found(25.5, 0.6), "unshaped": found(26.0, 0.6, 0.1)}
-    assert [claim.holds for claim in gating.claims(good)] == [True, True]
-    bad = {**good, "gated": found(25.0, 0.65, 0.05)}
+    errors = {"gated": (25.0, 26.0, 25.5), "static": (25.5, 25.4, 26.2)}
+    good = {f"gated-{seed}": found(errors["gated"][seed], 0.6, 0.2) for seed in range(3)}
+    good |= {f"static-{seed}": found(errors["static"][seed], 0.6) for seed in range(3)}
+    good["unshaped"] = found(26.0, 0.6, 0.1)
+    claims = gating.claims(good)
+    assert [claim.holds for claim in claims] == [True, True]
+    assert claims[0].figures == "+0.20 points (+0.50, -0.60, +0.70), +0.0 % MACs"
+    bad = {**good, "gated-1": found(27.0, 0.6, -0.2), "gated-2": found(25.5, 0.6, 0.1)}
     assert [claim.holds for claim in gating.claims(bad)] == [False, False]
-    assert gating.rows(good)[1] == ["gated", "25.00 %", "60.0 %", "60.0 %", "4", "0.200", "2.000, -, 1.500, 3.000"]
-    assert gating.rows(good)[2][4:] == ["-", "-", "-"]
+    wide = {**good, "gated-1": found(26.0, 0.65, 0.2)}
+    assert [claim.holds for claim in gating.claims(wide)] == [False, True]
+    assert gating.rows(good)[1] == ["gated-0", "25.00 %", "60.0 %", "60.0 %", "4", "0.200", "2.000, -, 1.500, 3.000"]
+    assert gating.rows(good)[4][4:] == ["-", "-", "-"]
+
+
+def test_claims_when_a_seed_is_missing_then_open() -> None:
+    some = {"gated-0": found(25.0, 0.6, 0.2), "static-0": found(25.5, 0.6), "unshaped": found(26.0, 0.6, 0.1)}
+    assert [claim.holds for claim in gating.claims(some)] == [None, None]
