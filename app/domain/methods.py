@@ -133,7 +133,7 @@ class ChannelGating:
     macs: float = 0.6
     p95: float | None = None
     block: int = 1
-    gamma: float = 2.0
+    gamma: float = 0.75
     alone: float = 0.0
     settled: float = 1.0
     gate_rate: float = 2e-3

@@ -35,12 +35,13 @@ ABOUT = """
 ResNet-8 on CIFAR-10 at 8 bits, gates at its three inner groups, steered to 59 % of the MACs in the mean (the paper
 gates ResNets of 20 layers and more, for hundreds of epochs; it has no figures for this network). Static: the same
 groups narrowed evenly by the search's compressor, trained for as many steps. Control: trained for as many steps,
-nothing gated or pruned. Gated: the product's defaults, chosen on validation pictures by trainings of two epochs of
-7,500 pictures; training begins at a pruned network too, narrowed where its answers bear it best, so what it has over
-the static one is both that and its gates. Unshaped: the same without the batch-shaping loss. MACs of gated networks are
-those over the test pictures, the gates' own among them. Times, one picture: `masked` is model.onnx, which computes
-every filter and puts zeros where one is off, `skipping` is gated.onnx, which does not compute them; taken in the same
-rounds beside other work on the machine, so that they compare with each other only.
+nothing gated or pruned. Gated: the product's defaults, chosen on validation pictures (`gamma`, 0.75 as in the paper,
+by a whole training with seed 0, the others by trainings of two epochs of 7,500 pictures); training begins at a pruned
+network too, narrowed where its answers bear it best, so what it has over the static one is both that and its gates.
+Three seeds each. Unshaped: the same without the batch-shaping loss. MACs of gated networks are those over the test
+pictures, the gates' own among them. Times, one picture: `masked` is model.onnx, which computes every filter and puts
+zeros where one is off, `skipping` is gated.onnx, which does not compute them; taken in the same rounds beside other
+work on the machine, so that they compare with each other only.
 """
 NAME, BITS = "resnet8_cifar10", 8
 SHARE, STATIC = 0.588, 0.57
