@@ -32,7 +32,7 @@ from tests.worker.digit_files import SPEC, write_files
 from worker.sandbox import Child
 
 Json = dict[str, Any]
-LIVE, TRIALS, END_S = 2, 4, 600.0
+LIVE, TRIALS, END_S, CHILD_S = 2, 4, 600.0, 5.0
 CAMPAIGN = {"worker": 20, "api": 20, "child": 200}
 
 
@@ -138,16 +138,23 @@ class Campaign:
     def _kill(self, kind: str) -> None:
         name = {"api": "api", "worker": self.random.choice(["w0", "w1"])}.get(kind)
         if name is None:
-            children = self._children()
-            if children:
-                with suppress(ProcessLookupError):
-                    os.kill(self.random.choice(children), signal.SIGKILL)
-                    self.journal.note(kill=kind)
+            self._kill_child()
             return
         self.processes[name].kill()
         self.processes[name].wait()
         self.journal.note(kill=kind)
         self.processes[name] = self._start(name)
+
+    def _kill_child(self) -> None:
+        """Kill one of the workers' children, once there is one: they come and go with a search's trials."""
+        end = time.monotonic() + CHILD_S
+        while not (children := self._children()) and time.monotonic() < end:
+            time.sleep(0.02)
+        time.sleep(self.random.uniform(0.0, 0.5))
+        if children := self._children():
+            with suppress(ProcessLookupError):
+                os.kill(self.random.choice(children), signal.SIGKILL)
+                self.journal.note(kill="child")
 
     def _children(self) -> list[int]:
         """Return the process ids of the workers' children."""
@@ -180,9 +187,10 @@ class Campaign:
 
     def _ask(self, key: str) -> str | None:
         """Send the request of a key; return the search, or None where no answer came."""
+        part = round(random.Random(key).uniform(0.3, 0.7), 4)  # equal trials would be known: no child
         body = {
             "name": key, "model_id": self.rig.model_id, "dataset": {"all": self.rig.dataset_id},
-            "device_id": "generic-npu", "limits": [{"metric": "bops", "relative": 0.5}], "polish": False,
+            "device_id": "generic-npu", "limits": [{"metric": "bops", "relative": part}], "polish": False,
             "search": {"trials": TRIALS, "seed": int(key[2:]), "warm_start": False}, "export_top": 0,
         }  # fmt: skip
         answer = self._post("/v1/searches", body, key)
