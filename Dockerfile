@@ -3,7 +3,7 @@
 #   docker build --target worker -t tightfit-worker .
 FROM python:3.11-slim AS base
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    TIGHTFIT_DATA_DIR=/data TIGHTFIT_HOST=0.0.0.0 TIGHTFIT_PORT=8765
+    MALLOC_ARENA_MAX=2 TIGHTFIT_DATA_DIR=/data TIGHTFIT_HOST=0.0.0.0 TIGHTFIT_PORT=8765
 RUN useradd --system --uid 10001 --create-home tightfit && install -d -o tightfit -g tightfit /data
 WORKDIR /srv/tightfit
 COPY pyproject.toml constraints.txt README.md LICENSE ./
