@@ -26,7 +26,7 @@ import sqlalchemy as sa
 
 from app.domain.lifecycle import SearchState
 from app.settings import Settings
-from app.store.tables import Dataset, Event, Search, Trial
+from app.store.tables import Dataset, Evaluation, Event, Search, Trial
 from tests.reliability.rig import ROOT, Rig, build, wait
 from tests.worker.digit_files import SPEC, write_files
 from worker.sandbox import Child
@@ -176,6 +176,8 @@ class Campaign:
         if not keys and len(live) < LIVE:
             keys = [f"k-{len(self.journal.lines)}"]
             self.journal.note(asked=keys[0])
+        if keys:
+            self._forget()
         for key in keys:
             if (search := self._ask(key)) is not None:
                 self.journal.note(key=key, search=search)
@@ -185,12 +187,16 @@ class Campaign:
             if answer is not None and answer.status_code == 200:
                 self.journal.note(of=search, priority=priority)
 
+    def _forget(self) -> None:
+        """Drop stored measurements: searches on one network and one dataset would soon need no child for a trial."""
+        with suppress(sa.exc.OperationalError), self.rig.database.writing() as session:
+            session.execute(sa.delete(Evaluation))
+
     def _ask(self, key: str) -> str | None:
         """Send the request of a key; return the search, or None where no answer came."""
-        part = round(random.Random(key).uniform(0.3, 0.7), 4)  # equal trials would be known: no child
         body = {
             "name": key, "model_id": self.rig.model_id, "dataset": {"all": self.rig.dataset_id},
-            "device_id": "generic-npu", "limits": [{"metric": "bops", "relative": part}], "polish": False,
+            "device_id": "generic-npu", "limits": [{"metric": "bops", "relative": 0.5}], "polish": False,
             "search": {"trials": TRIALS, "seed": int(key[2:]), "warm_start": False}, "export_top": 0,
         }  # fmt: skip
         answer = self._post("/v1/searches", body, key)
