@@ -27,7 +27,7 @@ def test_claims_when_measured_then_judged_by_error_at_equal_macs_and_by_spread()
     claims = gating.claims(good)
     assert [claim.holds for claim in claims] == [True, True]
     assert claims[0].figures == "+0.20 points (+0.50, -0.60, +0.70), +0.0 % MACs"
-    bad = {**good, "gated-1": found(27.0, 0.6, -0.2), "gated-2": found(25.5, 0.6, 0.1)}
+    bad = {**good, "gated-1": found(27.0, 0.6, 0.2), "gated-0": found(25.0, 0.6, 0.1)}
     assert [claim.holds for claim in gating.claims(bad)] == [False, False]
     wide = {**good, "gated-1": found(26.0, 0.65, 0.2)}
     assert [claim.holds for claim in gating.claims(wide)] == [False, True]
@@ -35,6 +35,8 @@ def test_claims_when_measured_then_judged_by_error_at_equal_macs_and_by_spread()
     assert gating.rows(good)[4][4:] == ["-", "-", "-"]
 
 
-def test_claims_when_a_seed_is_missing_then_open() -> None:
-    some = {"gated-0": found(25.0, 0.6, 0.2), "static-0": found(25.5, 0.6), "unshaped": found(26.0, 0.6, 0.1)}
-    assert [claim.holds for claim in gating.claims(some)] == [None, None]
+def test_claims_when_seeds_are_missing_then_of_those_that_both_have() -> None:
+    some = {"gated-0": found(25.0, 0.6, 0.2), "static-0": found(25.5, 0.6), "gated-1": found(27.0, 0.6, 0.2)}
+    accurate, shaped = gating.claims(some)
+    assert (accurate.holds, accurate.figures) == (True, "+0.50 points (+0.50), +0.0 % MACs")
+    assert shaped.holds is None
