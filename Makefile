@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export ORT_DISABLE_TELEMETRY := 1
 THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
-# processes that share the test suite: one more than cores, for many tests wait
-WORKERS ?= 3
+# processes that share the test suite
+WORKERS ?= 2
 
 .PHONY: help install demo serve test check e2e bench docs format chaos fuzz schema clean
 .DEFAULT_GOAL := help
@@ -28,7 +28,7 @@ demo: $(STAMP) ## the whole journey on real data: train, upload, search, downloa
 serve: $(STAMP) ## service, dashboard and one worker for daily use (Ctrl-C stops them)
 	$(BIN)/tightfit serve
 
-test: $(STAMP) ## the test suite in three processes (WORKERS=2: in two); PostgreSQL and reference data are used where present
+test: $(STAMP) ## the test suite in two processes (WORKERS=4: in four); PostgreSQL and reference data are used where present
 	$(THREADS) $(BIN)/python -m pytest -m "not e2e" -n $(WORKERS) --dist loadfile --durations=10
 
 check: $(STAMP) ## ruff, mypy --strict, import rules
