@@ -3,7 +3,7 @@
 #   docker build --target worker -t tightfit-worker .
 FROM python:3.11-slim AS base
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    MALLOC_ARENA_MAX=2 TIGHTFIT_DATA_DIR=/data TIGHTFIT_HOST=0.0.0.0 TIGHTFIT_PORT=8765
+    TIGHTFIT_DATA_DIR=/data TIGHTFIT_HOST=0.0.0.0 TIGHTFIT_PORT=8765
 RUN useradd --system --uid 10001 --create-home tightfit && install -d -o tightfit -g tightfit /data
 WORKDIR /srv/tightfit
 COPY pyproject.toml constraints.txt README.md LICENSE ./
@@ -22,6 +22,8 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
 CMD ["tightfit", "serve", "--workers", "0"]
 
 FROM base AS worker
+# as app/supervisor.py starts workers
+ENV MALLOC_ARENA_MAX=2
 # torch 2.13.0 is pinned in constraints.txt. Where your package index serves a CUDA build under that version and a
 # CPU build is wanted, name your CPU index in PIP_EXTRA_INDEX_URL at build time.
 ARG PIP_EXTRA_INDEX_URL=""

@@ -57,11 +57,11 @@ class Workers:
 
     def __init__(self, settings: Settings, count: int) -> None:
         self._environment = {
+            # glibc gives threads heaps of their own, each as large as its largest search was: two are enough
+            "MALLOC_ARENA_MAX": "2",
             **os.environ,
             "TIGHTFIT_DATA_DIR": str(settings.data_dir),
             "TIGHTFIT_DATABASE_URL": settings.database_url,
-            # glibc gives threads heaps of their own, each as large as its largest search was: two are enough
-            "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2"),
         }
         self._slots = [_Slot(f"w{number}") for number in range(count)]
         self._stopping = threading.Event()
