@@ -11,8 +11,8 @@ import torch
 from app.domain.opsets import DEFAULT, LOWEST
 from benchmarks.budgets import DEVICE, same_everywhere
 from benchmarks.networks import network, pictures
+from tests.worker.export.written import written
 from worker.export.audit import fused_ops
-from worker.export.onnx_qdq import write_qdq
 from worker.export.verify import run_onnx
 from worker.hardware.measure import open_session
 from worker.search.evaluate import open_evaluator
@@ -32,7 +32,7 @@ def measure(name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for bits in WIDTHS:
         net = evaluator.compress(same_everywhere(opened.graph, bits, 8))
-        files = {opset: write_qdq(net, opset=opset) for opset in OPSETS}
+        files = {opset: written(net, opset) for opset in OPSETS}
         usual, kernels = run_onnx(files[DEFAULT], shown)[0], fused_ops(files[DEFAULT])
         found[f"w{bits}a8"] = {
             str(opset): {

@@ -10,8 +10,8 @@ import torch
 from app.domain.space import Assignment, widest
 from benchmarks.budgets import DEVICE, same_everywhere
 from benchmarks.networks import network, pictures
+from tests.worker.export.written import written
 from worker.export.agreement import accuracy, agreement
-from worker.export.onnx_qdq import write_qdq
 from worker.export.second_opinion import run_openvino
 from worker.export.verify import run_onnx, simulate
 from worker.search.evaluate import open_evaluator
@@ -37,7 +37,7 @@ def measure(name: str) -> dict[str, Any]:
     labels, found = holdout.labels.numpy(), {}
     for label, assignment in chosen.items():
         net = evaluator.compress(assignment)
-        data = write_qdq(net)
+        data = written(net)
         (simulated,), (first,) = simulate(net, holdout.inputs), run_onnx(data, holdout.inputs)
         (second,) = run_openvino(data, [item.numpy() for item in holdout.inputs])
         found[label] = {
