@@ -49,8 +49,6 @@ SHARE, STATIC = 0.588, 0.57
 TIMES = ("masked", "skipping", "ungated", "float")
 HOW = methods.Training(epochs=5, rows=15_000, batch=64, rate=3e-3, labels=0.3, shift=3, mirror=True)
 GATES = methods.ChannelGating(HOW, macs=SHARE)
-
-
 SEEDS = (0, 1, 2)
 
 
@@ -105,9 +103,8 @@ def plain(keep: float, seed: int = 0) -> dict[str, Any]:
     asked, channels = same_everywhere(owner.graph, BITS, BITS), owner.graph.group
     inner = {group: round(keep * channels[group].channels) for group in gateable(owner.graph)}
     network = owner.compress(replace(asked, keep={**asked.keep, **inner}))
-    made = trained(
-        replace(subject, network=network), methods.StraightThrough(replace(HOW, seed=seed)), f"{NAME} {keep}"
-    )
+    method = methods.StraightThrough(replace(HOW, seed=seed))
+    made = trained(replace(subject, network=network), method, f"{NAME} {keep}")
     share = GatedCosts.of(owner.graph, made).dense / whole
     return {
         "error": error(owner, made),
@@ -139,13 +136,10 @@ def claims(found: Found) -> list[Claim]:
     """Return what is claimed, measured or not: of the means over the seeds that both sides were measured with."""
     accurate = "Gating: at most the static network's error at no more MACs in the mean"
     shaped = "Gating: gates differ by input more with batch-shaping than without"
-    pairs = [(found[one], found[other]) for one, other in _pairs() if one in found and other in found]
+    both = [(found.get(f"gated-{seed}"), found.get(f"static-{seed}")) for seed in SEEDS]
+    pairs = [(gated, static) for gated, static in both if gated is not None and static is not None]
     own, bare = found.get(f"gated-{HOW.seed}"), found.get("unshaped")
     return [_accurate(accurate, pairs), _shaped(shaped, own, bare)]
-
-
-def _pairs() -> list[tuple[str, str]]:
-    return [(f"gated-{seed}", f"static-{seed}") for seed in SEEDS]
 
 
 def _accurate(text: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Claim:

@@ -19,8 +19,9 @@ from benchmarks.cells import Measure
 from benchmarks.claims import Claim
 from benchmarks.papers import lenet
 from benchmarks.papers.kind import Found, Kind, Rows
-from benchmarks.papers.subjects import error, fitted, prepared, trained, training_rows
-from worker.methods.protocol import Subject
+from benchmarks.papers.subjects import error, fitted, prepared, training_rows
+from worker.methods import registry
+from worker.methods.protocol import Stage, Subject
 from worker.methods.threshold import multiplier_for_density
 from worker.methods.thresholded import ThresholdStage
 from worker.quant.network import CompressedNetwork
@@ -56,7 +57,7 @@ def parts() -> dict[str, Measure]:
 def measure(name: str, way: str) -> dict[str, Any]:
     """Return the test errors in per cent of one way and of the float network, and how many times fewer weights live."""
     owner, subject, asked = _task(name)
-    made = WAYS[way](subject, asked, f"{name} {way}")
+    made = fitted(WAYS[way](subject, asked), f"{name} {way} {asked}")
     return {
         "name": name,
         "error": error(owner, made),
@@ -96,29 +97,21 @@ class GradualMagnitude(ThresholdStage):
             layer.threshold.freeze(layer.weight, factor)
 
 
-def _learned(subject: Subject, asked: methods.LearnedThresholds, name: str) -> CompressedNetwork:
-    return trained(subject, asked, name)
-
-
-def _at_once(subject: Subject, asked: methods.LearnedThresholds, name: str) -> CompressedNetwork:
-    """Prune by magnitude at once, then train what is left for all the epochs."""
+def _at_once(subject: Subject, asked: methods.LearnedThresholds) -> Stage:
+    """Return what trains a network that is pruned by magnitude from the start."""
     stage = ThresholdStage(subject, replace(asked, pruning=1 / asked.training.epochs / 2))
     stage.freeze()
-    return fitted(stage, f"{name} {asked}")
+    return stage
 
 
-def _gradual(subject: Subject, asked: methods.LearnedThresholds, name: str) -> CompressedNetwork:
-    return fitted(GradualMagnitude(subject, asked), f"{name} {asked}")
+def _unpruned(subject: Subject, asked: methods.LearnedThresholds) -> Stage:
+    return registry.prepare(subject, methods.StraightThrough(asked.training))
 
 
-def _unpruned(subject: Subject, asked: methods.LearnedThresholds, name: str) -> CompressedNetwork:
-    return trained(subject, methods.StraightThrough(asked.training), name)
-
-
-WAYS: Mapping[str, Callable[[Subject, methods.LearnedThresholds, str], CompressedNetwork]] = {
-    "learned": _learned,
+WAYS: Mapping[str, Callable[[Subject, methods.LearnedThresholds], Stage]] = {
+    "learned": registry.prepare,
     "magnitude": _at_once,
-    "gradual": _gradual,
+    "gradual": GradualMagnitude,
     "control": _unpruned,
 }
 
@@ -137,13 +130,13 @@ def rows(found: Found) -> Rows:
     for name in PARTS:
         ways = {way: found[f"{name}-{way}"] for way in WAYS if f"{name}-{way}" in found}
         if "learned" in ways:
-            own, errors = ways["learned"], [_percent(ways.get(way), "error") for way in WAYS]
-            table.append([name, f"{own['fewer']:.1f}", *errors, _percent(own, "float")])
+            own, errors = ways["learned"], [_percent(ways.get(way)) for way in WAYS]
+            table.append([name, f"{own['fewer']:.1f}", *errors, f"{own['float']:.2f} %"])
     return table
 
 
-def _percent(item: Mapping[str, Any] | None, key: str) -> str:
-    return "-" if item is None else f"{item[key]:.2f} %"
+def _percent(item: Mapping[str, Any] | None) -> str:
+    return "-" if item is None else f"{item['error']:.2f} %"
 
 
 def claims(found: Found) -> list[Claim]:

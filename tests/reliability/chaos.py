@@ -136,10 +136,10 @@ class Campaign:
         return {kind: count - kills[kind] for kind, count in wanted.items() if count > kills[kind]}
 
     def _kill(self, kind: str) -> None:
-        name = {"api": "api", "worker": self.random.choice(["w0", "w1"])}.get(kind)
-        if name is None:
+        if kind == "child":
             self._kill_child()
             return
+        name = "api" if kind == "api" else self.random.choice(["w0", "w1"])
         self.processes[name].kill()
         self.processes[name].wait()
         self.journal.note(kill=kind)
