@@ -43,8 +43,8 @@ e2e: $(STAMP) ## the dashboard in a real headless Chromium
 bench: $(STAMP) ## benchmarks; one JSON result per cell under benchmarks/results
 	$(BIN)/python -m benchmarks
 
-chaos: $(STAMP) ## kill workers, service and trial children at random (minutes; goes on where it was stopped)
-	$(THREADS) $(BIN)/python -m tests.reliability.chaos $(CHAOS)
+chaos: $(STAMP) ## kill workers, service and trial children at random, 200 of each on both databases (goes on where it was stopped)
+	$(THREADS) $(BIN)/python -m tests.reliability $(CHAOS)
 
 fuzz: $(STAMP) ## 10,000 mutated files per reader, and a tally of the problems they end in
 	$(THREADS) $(BIN)/python -m tests.fuzz $(FUZZ)

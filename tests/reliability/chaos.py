@@ -1,12 +1,11 @@
 """Random kill -9 of workers, of the service and of trial children, watched by an oracle outside of all of them.
 
-`make chaos`, or `python -m tests.reliability.chaos --folder F --database URL`. What was acknowledged is written to a
-journal before anything else happens, so that a campaign that is stopped goes on where it was: same folder, same counts.
+What was acknowledged is written to a journal before anything else happens, so that a campaign that is stopped goes on
+where it was: same folder, same counts.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -14,8 +13,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,6 @@ from worker.sandbox import Child
 
 Json = dict[str, Any]
 LIVE, TRIALS, END_S, CHILD_S = 2, 4, 600.0, 5.0
-CAMPAIGN = {"worker": 20, "api": 20, "child": 200}
 
 
 @dataclass
@@ -81,6 +81,7 @@ class Campaign:
         self.folder, self.url = folder, url
         self.journal = Journal(folder / "journal.jsonl")
         self.random = random.Random(seed + len(self.journal.lines))
+        self.left = threading.Event()
         self.rig = self._rig()
         self.port = _free_port()
         self.processes = {name: self._start(name) for name in ("api", "w0", "w1")}
@@ -121,17 +122,21 @@ class Campaign:
                 [sys.executable, *words], cwd=ROOT, env={**os.environ, **settings}, stdout=log, stderr=log
             )
 
-    def run(self, wanted: Json, within_s: float) -> bool:
-        """Kill until everything wanted was killed; return False where the time was over first."""
+    def run(self, wanted: Mapping[str, int], within_s: float, tell: Callable[[int], object] = lambda _: None) -> bool:
+        """Kill until everything wanted was killed; return False where the time was over, or `left` set, first.
+
+        `tell` hears how many were killed.
+        """
         end = time.monotonic() + within_s
-        while (left := self._left(wanted)) and time.monotonic() < end:
+        while (missing := self._missing(wanted)) and time.monotonic() < end and not self.left.is_set():
+            tell(self.journal.kills().total())
             self._submit()
             # long enough that trials get done between two kills, short enough that most kills meet one under way
-            time.sleep(self.random.choice((self.random.uniform(0.05, 0.6), self.random.uniform(1.0, 6.0))))
-            self._kill(self.random.choices(list(left), weights=list(left.values()))[0])
-        return not self._left(wanted)
+            self.left.wait(self.random.choice((self.random.uniform(0.05, 0.6), self.random.uniform(1.0, 4.0))))
+            self._kill(self.random.choices(list(missing), weights=list(missing.values()))[0])
+        return not self._missing(wanted)
 
-    def _left(self, wanted: Json) -> dict[str, int]:
+    def _missing(self, wanted: Mapping[str, int]) -> dict[str, int]:
         kills = self.journal.kills()
         return {kind: count - kills[kind] for kind, count in wanted.items() if count > kills[kind]}
 
@@ -278,31 +283,3 @@ def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
-
-
-def main() -> int:
-    """Run a campaign, or go on with one; print the verdict as JSON. Leaves with 2 where the time was over first."""
-    parser = argparse.ArgumentParser(prog="python -m tests.reliability.chaos")
-    parser.add_argument("--folder", type=Path, default=ROOT / ".data" / "chaos")
-    parser.add_argument("--database", help="URL; SQLite in the folder where there is none")
-    parser.add_argument("--seconds", type=float, default=3600.0)
-    for kind, count in CAMPAIGN.items():
-        parser.add_argument(f"--{kind}", type=int, default=count)
-    options = parser.parse_args()
-    folder = options.folder.absolute()
-    campaign = Campaign(folder, options.database or f"sqlite:///{folder / 'app.db'}")
-    try:
-        if not campaign.run({kind: getattr(options, kind) for kind in CAMPAIGN}, options.seconds):
-            print(json.dumps({"kills": dict(campaign.journal.kills())}))
-            return 2
-        campaign.settle()
-        found = campaign.verdict()
-        print(json.dumps(found))
-        assert found["searches"].get("completed"), "no search completed: the campaign left no time for one"
-        return 0
-    finally:
-        campaign.stop()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
