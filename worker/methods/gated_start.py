@@ -18,13 +18,15 @@ from worker.methods.gated_costs import GatedCosts
 from worker.methods.gated_network import GatedNetwork
 from worker.methods.protocol import LossNotFinite, Subject
 from worker.methods.untrained import loss_behind
-from worker.quant.compressor import Repair
 from worker.quant.network import CompressedNetwork
 
 BEGIN = 1.0
 """Where the logit of a gate begins that is on, or with the other sign off: near enough to 0 to change its mind."""
-ROWS = 256
-"""On so many rows it is measured what narrowing a group does to the answers."""
+CALM = 0.1
+"""What is left of the random weights that gates begin with: at first the input turns no gate, so that training starts
+at the pruned network itself, and gates learn what is worth a look."""
+ROWS, BATCH = 1024, 256
+"""On so many rows, in batches, it is measured what narrowing a group does to the answers."""
 LEVELS = (0.25, 0.5, 0.75, 1.0)
 STEP = 1 / 32
 
@@ -38,9 +40,10 @@ def begin(network: GatedNetwork, subject: Subject, share: float) -> None:
     parts = parts_left(network.costs, filters_of(network), losses_of(network, subject), share)
     chosen = {site: _chosen(network, subject, site, part) for site, part in parts.items()}
     for site, on in chosen.items():
-        bias = network.gate(site).excite.bias
-        bias.fill_(-BEGIN)
-        bias[on] = BEGIN
+        excite = network.gate(site).excite
+        excite.weight *= CALM
+        excite.bias.fill_(-BEGIN)
+        excite.bias[on] = BEGIN
     _take_over(network, subject, _pruned(network, subject, chosen))
 
 
@@ -52,7 +55,7 @@ def filters_of(network: GatedNetwork) -> dict[str, tuple[str, int]]:
 def losses_of(network: GatedNetwork, subject: Subject) -> dict[str, tuple[float, ...]]:
     """Return by gated site how far answers go from the float network's when it alone is narrowed to each of `LEVELS`,
     in nats over the whole one's; a narrower one is taken to lose no less."""
-    inputs = [subject.rows.head(ROWS).inputs]
+    inputs = list(subject.rows.head(ROWS).batches(BATCH))
     try:
         whole = loss_behind(subject, network.origin, inputs)
     except LossNotFinite as error:
@@ -61,7 +64,7 @@ def losses_of(network: GatedNetwork, subject: Subject) -> dict[str, tuple[float,
     for site in network.places:
         lost = [0.0]
         for level in LEVELS[-2::-1]:
-            small = _pruned(network, subject, {site: _chosen(network, subject, site, level)}, "fast")
+            small = _pruned(network, subject, {site: _chosen(network, subject, site, level)})
             lost.append(max(lost[-1], loss_behind(subject, small, inputs) - whole))
         found[site] = tuple(lost[::-1])
     return found
@@ -110,9 +113,7 @@ def _own(network: GatedNetwork, site: str) -> tuple[int, ...]:
     return found
 
 
-def _pruned(
-    network: GatedNetwork, subject: Subject, chosen: Mapping[str, torch.Tensor], repair: Repair = "sequential"
-) -> CompressedNetwork:
+def _pruned(network: GatedNetwork, subject: Subject, chosen: Mapping[str, torch.Tensor]) -> CompressedNetwork:
     """Return the network of the filters whose gates begin on, its layers refitted one after the other."""
     kept = dict(network.origin.kept)
     for site, on in chosen.items():
@@ -122,7 +123,7 @@ def _pruned(
         )
     assignment, groups = network.origin.assignment, [network.places[site].group for site in chosen]
     keep = {**assignment.keep, **{group: len(kept[group]) for group in groups}}
-    return subject.compressor.compress(replace(assignment, keep=keep), repair, kept)
+    return subject.compressor.compress(replace(assignment, keep=keep), "sequential", kept)
 
 
 def _take_over(network: GatedNetwork, subject: Subject, small: CompressedNetwork) -> None:

@@ -55,6 +55,13 @@ def test_begin_when_gates_do_not_look_at_the_input_then_the_pruned_network_s_ans
     assert losses[0] < 0.7 * losses[1]
 
 
+def test_begin_when_pictures_differ_then_the_same_filters_run_for_each_though_gates_see_them() -> None:
+    network = begun()
+    for mask in network.hard().masks(rows().inputs[0][:256]).values():
+        assert bool((mask == mask[0]).all()) and 0 < int(mask[0].sum()) < mask.shape[1]
+    assert all(bool((network.gate(site).excite.weight != 0).all()) for site in network.places)
+
+
 def test_begin_when_filters_share_gates_then_whole_blocks_are_on_or_off() -> None:
     made = begun(block=4).hard()
     assert {len(gate.excite_bias) for gate in made.gates.values()} == {4, 6}
