@@ -73,6 +73,20 @@ def test_claims_of_sparsity_when_measured_then_against_control_and_magnitude() -
     ]
 
 
+def test_claims_of_sparsity_when_seeds_are_measured_then_of_those_that_both_have() -> None:
+    more = {
+        "resnet8_cifar10-learned-1": {"error": 25.0, "float": 24.0, "fewer": 5.0},
+        "resnet8_cifar10-control-1": {"error": 24.0, "float": 24.0},
+        "resnet8_cifar10-control-2": {"error": 20.0, "float": 24.0},
+    }
+    claim = sparsity.claims({**LTP, **more})[3]
+    assert (claim.holds, claim.figures) == (True, "5.0 times, +1.50 points (+2.00, +1.00)")
+    dense = {**more, "resnet8_cifar10-learned-1": {"error": 25.0, "float": 24.0, "fewer": 4.9}}
+    assert sparsity.claims({**LTP, **dense})[3].holds is False
+    row = sparsity.rows({**LTP, **more})[2]
+    assert row[2:6] == ["26.00 % ± 1.41", "26.00 %", "-", "23.00 % ± 2.65"]
+
+
 def test_results_when_measured_here_or_published_then_both_and_of_this_code_alone(folder: Path) -> None:
     kind, calls = rounding.KIND, []
 
