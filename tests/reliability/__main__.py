@@ -96,10 +96,10 @@ def conduct(campaign: Campaign, wanted: Mapping[str, int], seconds: float, tell:
     Raises AssertionError for anything lost, doubled or inconsistent, or where no search was left time to complete.
     """
     try:
-        if not campaign.run(wanted, seconds, tell):
-            return {"kills": dict(campaign.journal.kills())}
-        campaign.settle()
+        ended = campaign.run(wanted, seconds, tell) and campaign.settle()
         tell(campaign.journal.kills().total())
+        if not ended:
+            return {"kills": dict(campaign.journal.kills())}
         found = campaign.verdict()
         assert found["searches"].get("completed"), "no search completed: the campaign left no time for one"
         return found

@@ -219,16 +219,23 @@ class Campaign:
             return self.http.post(path, json=body, headers=headers | ({"Idempotency-Key": key} if key else {}))
         return None
 
-    def settle(self) -> None:
-        """Wait until everything that was asked is answered and every search has ended."""
+    def settle(self) -> bool:
+        """Wait until everything that was asked is answered and every search has ended; False once `left` is set."""
         known = self.rig
-        wait(self._is_answered, 120, "every request answered")
+        wait(lambda: self.left.is_set() or self._is_answered(), 120, "every request answered")
+        wait(lambda: self.left.is_set() or self._is_up(), 120, "a service behind the last kill")
 
         def ended() -> bool:
             with known.database.reading() as session:
                 return session.scalar(sa.select(sa.func.count()).where(Search.finished_at.is_(None))) == 0
 
-        wait(ended, END_S, "every search ended")
+        wait(lambda: self.left.is_set() or ended(), END_S, "every search ended")
+        return not self.left.is_set()
+
+    def _is_up(self) -> bool:
+        with suppress(httpx.HTTPError):
+            return self.http.get("/readyz").status_code == 200
+        return False
 
     def _is_answered(self) -> bool:
         for key in self.journal.unanswered():
