@@ -18,7 +18,7 @@ from app.domain import methods
 from benchmarks.budgets import same_everywhere
 from benchmarks.cells import Measure
 from benchmarks.claims import Claim
-from benchmarks.papers.kind import Found, Kind, Rows
+from benchmarks.papers.kind import Found, Kind, Pair, Rows, pairs
 from benchmarks.papers.subjects import error, prepared, trained, training_rows
 from tests.worker.export.written import SATURATING, written
 from worker.export.onnx_skip import write_skipping
@@ -139,17 +139,16 @@ def claims(found: Found) -> list[Claim]:
     """Return what is claimed, measured or not: of the means over the seeds that both sides were measured with."""
     accurate = "Gating: at most the static network's error at no more MACs in the mean"
     shaped = "Gating: gates differ by input more with batch-shaping than without"
-    both = [(found.get(f"gated-{seed}"), found.get(f"static-{seed}")) for seed in SEEDS]
-    pairs = [(gated, static) for gated, static in both if gated is not None and static is not None]
+    both = pairs(found, [(f"gated-{seed}", f"static-{seed}") for seed in SEEDS])
     own, bare = found.get(f"gated-{HOW.seed}"), found.get("unshaped")
-    return [_accurate(accurate, pairs), _shaped(shaped, own, bare)]
+    return [_accurate(accurate, both), _shaped(shaped, own, bare)]
 
 
-def _accurate(text: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Claim:
-    if not pairs:
+def _accurate(text: str, both: Sequence[Pair]) -> Claim:
+    if not both:
         return Claim(text, None, "-")
-    each = [static["error"] - own["error"] for own, static in pairs]
-    ahead, more = fmean(each), fmean(own["macs"]["mean"] - static["macs"]["mean"] for own, static in pairs)
+    each = [static["error"] - own["error"] for own, static in both]
+    ahead, more = fmean(each), fmean(own["macs"]["mean"] - static["macs"]["mean"] for own, static in both)
     by_seed = ", ".join(f"{item:+.2f}" for item in each)
     return Claim(text, ahead >= 0 and more <= 0.005, f"{ahead:+.2f} points ({by_seed}), {100 * more:+.1f} % MACs")
 

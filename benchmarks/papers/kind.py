@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,12 @@ from benchmarks.claims import Claim
 Found = Mapping[str, Mapping[str, Any]]
 """Results by part, as a kind names its parts; parts that were not measured are missing."""
 Rows = list[list[str]]
+Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
+
+
+def pairs(found: Found, names: Iterable[tuple[str, str]]) -> list[Pair]:
+    """Return the results of those pairs of parts of which both were measured."""
+    return [(found[own], found[other]) for own, other in names if own in found and other in found]
 
 
 def no_plots(found: Found) -> Mapping[str, str]:

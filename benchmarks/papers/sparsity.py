@@ -20,7 +20,7 @@ from app.domain import methods
 from benchmarks.cells import Measure
 from benchmarks.claims import Claim
 from benchmarks.papers import lenet
-from benchmarks.papers.kind import Found, Kind, Rows
+from benchmarks.papers.kind import Found, Kind, Pair, Rows, pairs
 from benchmarks.papers.subjects import error, fitted, prepared, training_rows
 from worker.methods import registry
 from worker.methods.protocol import Stage, Subject
@@ -176,9 +176,9 @@ def claims(found: Found) -> list[Claim]:
     return said
 
 
-def _pairs(found: Found, name: str) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    both = [tuple(found.get(_part(name, way, seed)) for way in PAIRED) for seed in SEEDS[name]]
-    return [(own, control) for own, control in both if own is not None and control is not None]
+def _pairs(found: Found, name: str) -> list[Pair]:
+    own, control = ([_part(name, way, seed) for seed in SEEDS[name]] for way in PAIRED)
+    return pairs(found, zip(own, control, strict=True))
 
 
 def _points(own: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> float | None:
@@ -186,11 +186,11 @@ def _points(own: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> f
     return None if own is None or other is None else float(own["error"] - other["error"])
 
 
-def _kept(text: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], most: float, times: float) -> Claim:
-    if not pairs:
+def _kept(text: str, both: Sequence[Pair], most: float, times: float) -> Claim:
+    if not both:
         return Claim(text, None, "-")
-    each = [float(own["error"] - control["error"]) for own, control in pairs]
-    fewer, worse = min(own["fewer"] for own, _ in pairs), fmean(each)
+    each = [float(own["error"] - control["error"]) for own, control in both]
+    fewer, worse = min(own["fewer"] for own, _ in both), fmean(each)
     by_seed = f" ({', '.join(f'{item:+.2f}' for item in each)})" if len(each) > 1 else ""
     return Claim(text, fewer >= times and worse <= most + 1e-9, f"{fewer:.1f} times, {worse:+.2f} points{by_seed}")
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tests.app.store.databases import SERVER
+from tests.app.store.databases import server, url_of
 from tests.reliability.chaos import Campaign
 from tests.reliability.rig import ROOT
 
@@ -48,25 +48,22 @@ class Postgres:
 
     def __init__(self, folder: Path) -> None:
         self.name = f"tightfit_chaos_{sha256(str(folder).encode()).hexdigest()[:12]}"
-        self.url = f"postgresql+psycopg://{SERVER.removeprefix('postgresql://')}/{self.name}"
+        self.url = url_of(self.name)
 
     def make(self) -> bool:
         """Create the database unless it is there; return False where no server answers."""
         try:
-            with self._server() as server:
-                if not server.execute("SELECT 1 FROM pg_database WHERE datname = %s", [self.name]).fetchall():
-                    server.execute(f"CREATE DATABASE {self.name}")
+            with server() as connection:
+                if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [self.name]).fetchall():
+                    connection.execute(f"CREATE DATABASE {self.name}")
         except psycopg.OperationalError:
             return False
         return True
 
     def drop(self) -> None:
         """Remove the database."""
-        with self._server() as server:
-            server.execute(f"DROP DATABASE {self.name} WITH (FORCE)")
-
-    def _server(self) -> psycopg.Connection[Any]:
-        return psycopg.connect(f"{SERVER}/test", autocommit=True, connect_timeout=3)
+        with server() as connection:
+            connection.execute(f"DROP DATABASE {self.name} WITH (FORCE)")
 
 
 def campaigns(folder: Path, only: str | None, console: Console) -> dict[str, Campaign]:

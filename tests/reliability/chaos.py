@@ -222,15 +222,18 @@ class Campaign:
     def settle(self) -> bool:
         """Wait until everything that was asked is answered and every search has ended; False once `left` is set."""
         known = self.rig
-        wait(lambda: self.left.is_set() or self._is_answered(), 120, "every request answered")
-        wait(lambda: self.left.is_set() or self._is_up(), 120, "a service behind the last kill")
+        self._wait(self._is_answered, 120, "every request answered")
+        self._wait(self._is_up, 120, "a service behind the last kill")
 
         def ended() -> bool:
             with known.database.reading() as session:
                 return session.scalar(sa.select(sa.func.count()).where(Search.finished_at.is_(None))) == 0
 
-        wait(lambda: self.left.is_set() or ended(), END_S, "every search ended")
+        self._wait(ended, END_S, "every search ended")
         return not self.left.is_set()
+
+    def _wait(self, condition: Callable[[], bool], within_s: float, what: str) -> None:
+        wait(lambda: self.left.is_set() or condition(), within_s, what)
 
     def _is_up(self) -> bool:
         with suppress(httpx.HTTPError):
